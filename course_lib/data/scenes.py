@@ -1,0 +1,182 @@
+"""Scenes: photographs of objects pasted onto photographs of backgrounds, with exact masks and boxes.
+
+The same seed gives the same bytes. Photographs and backgrounds are split between train and validation before anything is
+composed, so that no object and no background of a validation scene was ever seen in training.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from course_lib.data import creatures
+from course_lib.data.fetch import Photographs, manifest
+from course_lib.data.images import open_image
+
+VERSION = 1                          # part of every fingerprint: raise it when the same seed gives other pixels
+SCALES = ((0.4, 0.9), (0.4, 0.7), (0.3, 0.5))   # longest side of an object over the image's shorter side, for 1, 2, 3 objects
+ANGLE = 15.0                         # degrees, either way
+ENLARGE = 2.0                        # a cut-out is never drawn larger than this times its own size: blur would give it away
+OVERLAP = 0.15                       # share of an object that later ones may cover
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One composed picture and everything that is known about it."""
+
+    image: np.ndarray                # h w 3, uint8, RGB
+    mask: np.ndarray                 # h w, uint8: 0 = background, c + 1 = class c of the world
+    instances: np.ndarray            # h w, uint8: 0 = background, 1..n
+    labels: tuple[int, ...]          # class of each instance
+    boxes: np.ndarray                # n 4, int: x0 y0 x1 y1 of the visible pixels, inclusive
+
+
+@dataclass(frozen=True)
+class World:
+    """A source of scenes: named classes, and for each split the items that may be drawn."""
+
+    source: str                                             # "photographs" or "creatures"
+    classes: dict[str, str]                                 # id -> name, in label order
+    items: dict[str, tuple[tuple[int, object], ...]]        # split -> (label, item) pairs
+    grounds: dict[str, tuple[object, ...]]                  # split -> backgrounds
+    draw: Callable[[object, np.random.Generator], Image.Image]          # item -> RGBA cut-out
+    draw_ground: Callable[[object, np.random.Generator], Image.Image]   # background -> RGB
+    fingerprint: str
+
+
+def photo_world(photographs: Photographs, labels: str = "kind", seed: int = 0) -> World:
+    """The world of photo cut-outs.
+
+    Args:
+        labels: "kind" (40 coarse classes; photographs split 60:40 within each), "group" (12 broad ones, likewise), or "wnid"
+            (ImageNet classes, one to three photographs each: for validation of pretrained networks only, nothing to train on).
+        seed: of the split of photographs and backgrounds.
+    """
+    members = sorted((p for p in photographs.cutouts if getattr(p, labels)), key=lambda p: p.file)
+    names = {getattr(p, labels) for p in members}
+    classes = {about["id"]: kind for kind, about in manifest()["kinds"].items() if kind in names} if labels == "kind" \
+        else {name: name for name in sorted(names)}
+    items = {"train": [], "val": []}
+    for number, name in enumerate(classes.values()):
+        own = [photograph for photograph in members if getattr(photograph, labels) == name]
+        train, val = ([], own) if labels == "wnid" else _split(own, f"{seed} {name}")
+        items["train"] += [(number, photograph) for photograph in train]
+        items["val"] += [(number, photograph) for photograph in val]
+    train, val = _split(sorted(photographs.backgrounds, key=lambda p: p.file), f"{seed} backgrounds")
+    return World(
+        "photographs", classes, {k: tuple(v) for k, v in items.items()},
+        {"train": tuple(train), "val": tuple(val)},
+        draw=lambda p, rng: _brighten(_read(photographs.path(p), "RGBA"), rng),
+        draw_ground=lambda p, rng: _brighten(_read(photographs.path(p), "RGB"), rng),
+        fingerprint=_fingerprint(photographs.fingerprint, labels, seed))
+
+
+def creature_world() -> World:
+    """The procedural world: six classes told apart by the texture of the head; every creature and every ground is new."""
+    items = tuple((label, texture) for label, texture in enumerate(creatures.TEXTURES))
+    return World(
+        "creatures", dict(creatures.CLASSES), {"train": items, "val": items}, {"train": ("ground",), "val": ("ground",)},
+        draw=lambda texture, rng: creatures.creature(texture, 160, rng),
+        draw_ground=lambda _, rng: creatures.ground(224, rng),
+        fingerprint=_fingerprint("creatures"))
+
+
+def sample(world: World, split: str, size: tuple[int, int], seed: int) -> Scene:
+    """A scene of one to three random objects (with probabilities .5, .4, .1) of a split, `size` = (width, height)."""
+    rng = np.random.default_rng(seed)
+    count = rng.choice((1, 2, 3), p=(0.5, 0.4, 0.1))
+    picks = [world.items[split][i] for i in rng.choice(len(world.items[split]), count, replace=False)]
+    return compose(world, split, picks, size, rng)
+
+
+def compose(world: World, split: str, picks: Sequence[tuple[int, object]], size: tuple[int, int],
+            rng: np.random.Generator) -> Scene:
+    """A scene with the given (label, item) pairs on a random background of the split.
+
+    The first object is always drawn; a later one is left out if it finds no place in six tries where it hides at most 15%
+    of any other.
+
+    Args:
+        size: (width, height) in pixels.
+    """
+    width, height = size
+    picture = _crop(world.draw_ground(world.grounds[split][rng.integers(len(world.grounds[split]))], rng), size, rng)
+    instances, labels = np.zeros((height, width), np.uint8), []
+    areas = np.zeros(len(picks) + 1)
+    low, high = SCALES[len(picks) - 1]
+    for label, item in picks:
+        cutout = _turn(world.draw(item, rng), rng.uniform(low, high) * min(size), size, rng)
+        for _ in range(6):
+            left, top = rng.integers(width - cutout.width + 1), rng.integers(height - cutout.height + 1)
+            window = np.s_[top:top + cutout.height, left:left + cutout.width]
+            opaque = np.asarray(cutout.getchannel("A")) > 127
+            hidden = np.bincount(instances[window][opaque], minlength=len(areas))
+            if (hidden[1:] <= OVERLAP * areas[1:]).all():
+                break
+        else:
+            continue
+        picture.paste(cutout, (int(left), int(top)), cutout)
+        labels.append(label)
+        instances[window][opaque] = len(labels)
+        areas[len(labels)] = opaque.sum()
+    lookup = np.array([0, *(label + 1 for label in labels)], np.uint8)
+    return Scene(np.asarray(picture), lookup[instances], instances, tuple(labels),
+                 np.array([_box(instances == i + 1) for i in range(len(labels))]))
+
+
+def _split(members: list, key: str) -> tuple[list, list]:
+    """60:40, at least one on each side where there are two; which ones is decided by the key alone."""
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+    order = rng.permutation(len(members))
+    cut = min(max(round(0.6 * len(members)), 1), len(members) - 1)
+    return [members[i] for i in sorted(order[:cut])], [members[i] for i in sorted(order[cut:])]
+
+
+@functools.lru_cache(maxsize=512)
+def _read(path: Path, mode: str) -> Image.Image:
+    """A photograph, at most 1000 pixels long: nothing is ever drawn larger."""
+    image = open_image(path, mode)
+    image.thumbnail((1000, 1000), Image.Resampling.LANCZOS)
+    return image
+
+
+def _brighten(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    gain = rng.uniform(0.8, 1.2)
+    table = [min(255, round(gain * value)) for value in range(256)] * 3
+    return image.point(table + list(range(256)) if image.mode == "RGBA" else table)
+
+
+def _crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A random part of a background, with the aspect ratio of `size`, flipped half of the time."""
+    zoom = rng.uniform(0.5, 1.0) * min(image.width / size[0], image.height / size[1])
+    width, height = size[0] * zoom, size[1] * zoom
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    image = image.resize(size, Image.Resampling.LANCZOS, (left, top, left + width, top + height))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def _turn(cutout: Image.Image, length: float, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """The cut-out flipped half of the time, turned a little, cropped to its visible part and scaled."""
+    if rng.random() < 0.5:
+        cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    cutout = cutout.crop(cutout.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
+    native = max(cutout.size)
+    cutout = cutout.rotate(rng.uniform(-ANGLE, ANGLE), Image.Resampling.BICUBIC, expand=True)
+    cutout = cutout.crop(cutout.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
+    scale = min(length / max(cutout.size), ENLARGE * native / max(cutout.size),
+                size[0] / cutout.width, size[1] / cutout.height)
+    shape = tuple(max(2, min(limit, round(side * scale))) for side, limit in zip(cutout.size, size, strict=True))
+    return cutout.resize(shape, Image.Resampling.LANCZOS)
+
+
+def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def _fingerprint(*parts: object) -> str:
+    return hashlib.sha256(repr((VERSION, *parts)).encode()).hexdigest()[:12]

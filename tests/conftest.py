@@ -1,0 +1,21 @@
+"""Shapes are checked while the tests run: every annotated function of course_lib is wrapped by jaxtyping and beartype."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("course_lib", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """The real photographs, fetched once into the data folder of the checkout."""
+    from course_lib.data.fetch import photographs
+
+    return photographs()
