@@ -54,14 +54,6 @@ class Photographs:
         """Where the file lies."""
         return self.folder / photograph.source / photograph.file
 
-    def example(self, name: str) -> Path:
-        """Path of an example photograph by its stem, such as "chelsea" (a cat), "coffee" or "china"."""
-        for photograph in self.examples:
-            if Path(photograph.file).stem == name:
-                return self.path(photograph)
-        raise KeyError(f"There is no example photograph {name!r}; there are: "
-                       f"{', '.join(Path(p.file).stem for p in self.examples)}.")
-
     def __str__(self) -> str:
         lines = [f"photographs {self.fingerprint} in {self.folder}",
                  f"  cut-outs     {len(self.cutouts):4}  in {len({p.kind for p in self.cutouts} - {None})} kinds, "
@@ -106,6 +98,26 @@ def photographs(root: str | Path = "", *, fetch: bool = True) -> Photographs:
     missing = tuple(p for p in everything if p.sha256 not in there)
     return Photographs(folder, **found, missing=missing,
                        fingerprint=hashlib.sha256("".join(sorted(there)).encode()).hexdigest()[:12])
+
+
+def example(name: str, root: str | Path = "") -> Path:
+    """Path of one example photograph: they come with Python packages of the course and are there at once.
+
+    Args:
+        name: "chelsea" (a cat), "coffee", "rocket", "motorcycle_left", "astronaut", "flower" or "china".
+        root: the data folder; "" for the default one.
+    """
+    folder = paths.data_root(root) / "photographs"
+    known = {Path(entry["file"]).stem: Photograph(**entry) for entry in manifest()["examples"]}
+    if name not in known:
+        raise KeyError(f"There is no example photograph {name!r}; there are: {', '.join(known)}.")
+    photograph = known[name]
+    if not _verified(folder, photograph):
+        _take_installed("wheel", {photograph.file: photograph}, folder)
+    if not _verified(folder, photograph):
+        raise FileNotFoundError(f"The photograph {name!r} comes with {photograph.source}, which is missing or of another version "
+                                f"here: `pip install -U {photograph.source}`.")
+    return folder / photograph.source / photograph.file
 
 
 def _verified(folder: Path, photograph: Photograph) -> bool:

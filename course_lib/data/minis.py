@@ -46,7 +46,8 @@ def mini_ilsvrc(root: str | Path = "", labels: str = "wnid", source: str = "phot
     suffix = ("" if labels == "wnid" else f"-{labels}") if source == "photographs" else f"-{source}"
     folder = root / f"mini-ilsvrc{suffix}{f'-seed{seed}' if seed else ''}"
     world = scenes.creature_world() if source == "creatures" else scenes.photo_world(photographs(root), labels, seed)
-    about = {"source": source, "labels": labels, "seed": seed, "per_item": PER_ITEM[source], "world": world.fingerprint}
+    about = {"source": source, "labels": labels, "seed": seed, "per_item": PER_ITEM[source], "sizes": [list(size) for size in SIZES],
+             "world": world.fingerprint}
     return _once(folder, about, lambda scratch: _write_ilsvrc(scratch, world, PER_ITEM[source], seed))
 
 
