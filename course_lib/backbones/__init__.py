@@ -1,0 +1,213 @@
+"""Backbones: any network that ends in global average pooling and one linear layer, in the two parts that maps need.
+
+    model = backbones.create("tf_efficientnet_lite0")              # real ImageNet weights, no download
+    features = model.features(model.normalise(photographs))        # b 1280 h w
+    heat = maps.cam(features, model.classifier.weight)             # b 1000 h w
+
+Networks come from timm; `split_classifier` also takes apart networks of torchvision. Nothing is hooked: the parts are
+called one after another, and one batch proves that they are the network:  linear(GAP(features(x))) == model(x).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torchvision.models import DenseNet
+
+from course_lib.backbones.weights import LITE0, imagenet_classes, lite0_weights, read_checkpoint
+
+__all__ = ["Backbone", "create", "feature_map", "imagenet_classes", "split_classifier"]
+
+
+class Backbone(nn.Module):
+    """A network as class activation maps see it: a feature map, global average pooling, one linear layer."""
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        _, self.classifier = split_classifier(network)
+        network.reset_classifier(0)                                       # its parameters have moved to self.classifier
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def normalise(
+        self, images: UInt8[Tensor, "*batch 3 h w"] | Float[Tensor, "*batch 3 h w"]
+    ) -> Float[Tensor, "*batch 3 h w"]:
+        """Images as this network wants them: (image - mean) / std for each colour.
+
+        Args:
+            images: RGB, of any size; uint8 in 0..255 or float in 0..1.
+        Raises:
+            ValueError: floats outside 0..1 (looked at on the CPU only: on a GPU the look would stall a training step).
+        """
+        if images.dtype == torch.uint8:
+            images = images / 255
+        elif images.device.type == "cpu" and not torch.compiler.is_compiling() and images.numel():
+            low, high = images.aminmax()
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"Float images are expected in 0..1, but values from {low:.3g} to {high:.3g} came. Pass "
+                                 "uint8 or divide by 255; images that are normalised already go straight into the model.")
+        return (images - self.mean) / self.std
+
+    def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:
+        """The last feature map, the one that global average pooling sees."""
+        return feature_map(self.network, images)
+
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
+        """Logits: the linear layer on the mean of the feature map."""
+        return self.classifier(self.features(images).mean((-2, -1)))
+
+
+def create(
+    name: str, pretrained: bool | str | Path = True, num_classes: int | None = None, output_stride: int = 32
+) -> Backbone:
+    """A network of timm in evaluation mode, with `.features(x)`, `.classifier` and `.normalise(images)`.
+
+    Args:
+        name: as in `timm.list_models()`. `tf_efficientnet_lite0` has its ImageNet weights in a Python package and needs no
+            network; other weights are downloaded once. torchvision's weights carry a tag, as in "resnet50.tv_in1k".
+        pretrained: True for ImageNet weights, False for random ones, or the path of a .safetensors or .pth checkpoint
+            that fits `num_classes`: timm's names, or the state_dict of a module that `create` returned.
+        num_classes: rows of a new, random classifier; None keeps the 1000 classes of ImageNet.
+        output_stride: image pixels for each feature pixel. 16 gives maps of twice the side with the same weights (the last
+            stride becomes a dilation). ResNet, EfficientNet, MobileNet and RegNet know it; others refuse with a TypeError.
+    Raises:
+        ValueError: an unknown name, or a network without GAP and one linear layer at its end.
+        RuntimeError: weights that could not be downloaded or do not fit.
+    """
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
+        raise ValueError(f"timm knows no network called {name!r}. " + (f"Did you mean {' or '.join(near)}?" if near else
+                         "Print timm.list_models() for all names."))
+    options = {} if output_stride == 32 else {"output_stride": output_stride}
+    if pretrained is True and name != LITE0:
+        try:
+            network = timm.create_model(name, pretrained=True, **options)
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"The pretrained weights of {name} were looked for on this machine and on the Hugging Face Hub, without "
+                f'success: {error} Check the connection and the name, or work offline: "{LITE0}" brings its ImageNet weights '
+                "along, and pretrained=False starts from random ones.") from error
+    else:
+        network = timm.create_model(name, **options)
+        if pretrained is True:
+            lite0_weights(network)
+    if num_classes is not None:
+        network.reset_classifier(num_classes)
+
+    mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
+    if name == LITE0:                                                     # its authors trained on (image - 127) / 128
+        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    model = Backbone(network, mean, std).eval()
+    if not isinstance(pretrained, bool):
+        read_checkpoint(model, Path(pretrained))
+    return model
+
+
+def feature_map(model: nn.Module, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:
+    """What global average pooling sees in a network of timm or torchvision.
+
+    timm says where that is. In torchvision it is the output of the parts in front of the pooling, called in their order.
+    """
+    if hasattr(model, "forward_features"):
+        features = model.forward_features(images)
+        if features.ndim == 4 and getattr(model, "output_fmt", None) == "NHWC":      # Swin
+            features = features.permute(0, 3, 1, 2)
+    else:
+        *parts, _ = model.children()                                      # the last one classifies
+        features = images
+        for part in parts:
+            if isinstance(part, (nn.AdaptiveAvgPool2d, nn.Dropout)):
+                break
+            features = part(features)
+        if isinstance(model, DenseNet):
+            features = features.relu()                                    # hidden in its forward: no module of its own
+    if features.ndim != 4:
+        raise ValueError(f"{_name(model)} has no feature map: its features are tokens of shape {tuple(features.shape)}, while "
+                         f"(b, k, h, w) was expected. {_ADVICE}")
+    return features
+
+
+def split_classifier(
+    model: nn.Module, images: Float[Tensor, "b 3 H W"] | None = None
+) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
+    """The two parts of a network, (features, linear), proved equal to it:  linear(GAP(features(x))) == model(x).
+
+    The proof runs without gradients and leaves parameters, training flags and random numbers as they were.
+
+    Args:
+        model: a network of timm or torchvision that ends in global average pooling and one linear layer.
+        images: a batch to prove it on; by default two images of noise.
+    Raises:
+        ValueError: for networks that end otherwise (VGG, MobileNetV3, ConvNeXt, ViT, ...), naming the reason.
+    """
+    linear = _linear(model)
+    if images is None:
+        side = 96                                                         # enough for every stride, and quick
+        if getattr(model, "pretrained_cfg", {}).get("fixed_input_size"):
+            side = model.pretrained_cfg["input_size"][-1]
+        images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(linear.weight)
+    with _evaluation(model), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        try:
+            features = feature_map(model, images)
+        except RuntimeError as error:                                     # as with the side heads of GoogLeNet
+            raise ValueError(f"The parts of {_name(model)} cannot be called one after another up to the pooling: {error}. "
+                             f"{_ADVICE}") from error
+        if features.shape[1] != linear.in_features:
+            raise ValueError(f"{_name(model)} has a hidden layer between pooling and classifier: the feature map has "
+                             f"{features.shape[1]} channels, the linear layer takes {linear.in_features}. {_ADVICE}")
+        expected, logits = model(images).float(), linear(features.mean((-2, -1))).float()
+    tolerance = 1e-4 if linear.weight.dtype in (torch.float32, torch.float64) else 3e-2
+    error, scale = (logits - expected).abs().max().item(), expected.abs().max().item()
+    if not error <= tolerance * scale:
+        raise ValueError(f"{_name(model)} is not GAP and one linear layer on its feature map: the logits differ by "
+                         f"{error:.2g}, where they reach {scale:.2g}. {_between(model, linear)} {_ADVICE}")
+    return partial(feature_map, model), linear
+
+
+_ADVICE = ("Class activation maps are exact only for global average pooling and one linear layer: take such a network "
+           '(tf_efficientnet_lite0, resnet50, densenet161, ...), or put a new head on the feature map.')
+
+
+def _name(model: nn.Module) -> str:
+    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
+
+
+def _linear(model: nn.Module) -> nn.Linear:
+    """The one linear layer at the end of the network."""
+    if hasattr(model, "class_token"):                                     # torchvision's ViT
+        raise ValueError(f"{_name(model)} has no feature map: its features are tokens. {_ADVICE}")
+    head = [model.get_classifier()] if hasattr(model, "get_classifier") else list(model.children())[-1:]
+    linears = [layer for part in head for layer in part.modules() if isinstance(layer, nn.Linear)]
+    if len(linears) != 1:
+        raise ValueError(f"One linear layer was expected at the end of {_name(model)}, but its head holds {len(linears)}: "
+                         f"{'hidden layers come before the logits' if linears else 'nothing there classifies'}. {_ADVICE}")
+    return linears[0]
+
+
+def _between(model: nn.Module, linear: nn.Linear) -> str:
+    """The likely reason why the parts are not the network."""
+    head = next(part for part in model.modules() if linear in part.children())
+    norms = [type(part).__name__ for part in head.children() if "Norm" in type(part).__name__]
+    if norms and head is not model:
+        return f"Its head has a normalisation ({norms[0]}) after the pooling."
+    return "Something lies between: an activation, a normalisation, or a pooling that is not the mean."
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule gets its own flag back, also after an error."""
+    flags = [(part, part.training) for part in model.modules()]
+    for part, _ in flags:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, flag in flags:
+            part.training = flag

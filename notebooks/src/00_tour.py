@@ -188,7 +188,7 @@ cat = features[0]                                                         # 1280
 best = cat.mean((1, 2)).topk(3).indices
 heat = maps.heatmap(cat[best], 224).cpu()
 plots.show(plots.grid([squares[0]] * 3, [f"channel {channel}" for channel in best.tolist()], heatmaps=heat, columns=3,
-                      title="Three of 1280 channels: each fires somewhere else"),
+                      title="Three of 1280 channels: each fires in places of its own"),
            alt="The photograph of the cat three times, overlaid with the activation of one channel each; the bright regions "
                "differ from channel to channel.")
 

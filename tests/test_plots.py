@@ -1,0 +1,191 @@
+"""Figures: every one is described, none leaks, and what is drawn is where it belongs."""
+
+import base64
+import io
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from PIL import Image
+from skimage import data
+
+from course_lib.show import plots
+
+PHOTO = data.chelsea()[:224, 100:324]                                     # 224 224 3
+
+
+def pixels(tag: str) -> np.ndarray:
+    """The picture that an <img> holds."""
+    file = io.BytesIO(base64.b64decode(re.search(r'base64,([^"]+)"', tag)[1]))
+    return np.asarray(Image.open(file).convert("RGB")).astype(int)
+
+
+@pytest.fixture(autouse=True)
+def no_figure_leaks():
+    assert not plt.get_fignums()
+    yield
+    assert not plt.get_fignums()
+
+
+def test_show_gives_the_description_to_pages_and_logs(monkeypatch):
+    shown = []
+    monkeypatch.setattr(plots, "display", lambda bundle, raw: shown.append(bundle))
+    plots.show(plots.grid([PHOTO]), alt='A cat & its "eyes"')
+    assert 'alt="A cat &amp; its &quot;eyes&quot;"' in shown[0]["text/html"]
+    assert shown[0]["text/plain"] == '[figure] A cat & its "eyes"'
+
+
+@pytest.mark.parametrize("alt", ["", "  \n"])
+def test_a_figure_without_description_is_refused(alt):
+    with pytest.raises(ValueError, match="alternative text"):
+        plots.show(plots.grid([PHOTO]), alt=alt)
+
+
+def test_pyplot_figures_are_closed_and_not_cut_off():
+    figure, axes = plt.subplots(figsize=(2, 1))
+    axes.set_ylabel("a label that would stick out", fontsize=5)
+    tag = plots.image_tag(figure, "a plot")
+    assert pixels(tag).shape == (100, 200, 3)
+    assert (pixels(tag)[:, 0] == 255).all()                               # the margin is white: nothing was clipped there
+
+
+def test_pictures_are_small_and_lines_are_lossless():
+    photo = plots.image_tag(plots.grid([PHOTO] * 8, title="Eight cats"), "cats")
+    assert len(photo) < 150_000
+    flat = Figure((2, 2))
+    flat.subplots().plot([0, 1], color="black")
+    canvas = pixels(plots.image_tag(flat, "a line"))
+    again = np.asarray(flat.canvas.buffer_rgba())[..., :3]
+    assert np.array_equal(canvas, again)
+
+
+def test_theme_sets_a_uniform_map_and_a_safe_palette():
+    with plt.rc_context():
+        plots.theme()
+        assert plt.rcParams["image.cmap"] == "cividis"
+        assert plt.rcParams["axes.prop_cycle"].by_key()["color"][0] == plots.PALETTE[0]
+
+
+# overlay -----------------------------------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 6), st.integers(4, 6), st.floats(0, 1), st.integers(0, 99))
+def test_overlay_blends_grey_and_colour_pixel_by_pixel(h, w, alpha, seed):
+    random = np.random.default_rng(seed)
+    image, heat = random.integers(0, 256, (h, w, 3), dtype=np.uint8), random.random((h, w), dtype=np.float32)
+    found = plots.overlay(image, heat, alpha)
+    assert found.dtype == np.uint8 and found.shape == (h, w, 3)
+    for y in range(h):
+        for x in range(w):
+            r, g, b = image[y, x].astype(float)
+            grey, colour = 0.299 * r + 0.587 * g + 0.114 * b, 255 * np.array(colormaps["inferno"](heat[y, x])[:3])
+            np.testing.assert_allclose(found[y, x], (1 - alpha) * grey + alpha * colour, atol=0.51)
+
+
+def test_images_come_in_any_usual_form():
+    heat = np.linspace(0, 1, 224 * 224, dtype=np.float32).reshape(224, 224)
+    tensor = torch.from_numpy(PHOTO.copy()).permute(2, 0, 1)
+    expected = plots.overlay(PHOTO, heat)
+    floats = tensor / 255
+    for image in (tensor, tensor.permute(1, 2, 0), floats, floats.double().numpy(), floats.clone().requires_grad_()):
+        assert np.array_equal(plots.overlay(image, torch.from_numpy(heat)), expected)
+
+
+@pytest.mark.parametrize("image, sentence", [
+    (np.zeros((4, 5)), "RGB image"),
+    (np.zeros((1, 3, 4, 5)), "Pick one image of a batch"),
+    (np.zeros((4, 5, 4), np.uint8), "RGB image"),
+    (np.full((4, 5, 3), 2.0), "floats in 0..1"),
+    (np.full((4, 5, 3), np.nan), "floats in 0..1"),
+    (np.zeros((4, 5, 3), np.int64), "int64"),
+])
+def test_other_images_are_refused_with_a_sentence(image, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        plots.grid([image])
+
+
+def test_heatmaps_of_another_size_or_range_are_refused():
+    with pytest.raises(ValueError, match=r"maps.heatmap\(map, size=\(224, 224\)\)"):
+        plots.overlay(PHOTO, np.zeros((7, 7)))
+    with pytest.raises(ValueError, match="Raw maps go through maps.heatmap"):
+        plots.overlay(PHOTO, np.full((224, 224), -1.0))
+
+
+# grid --------------------------------------------------------------------------------------------------------------------
+
+def test_boxes_lie_around_their_pixels_and_differ_without_colour():
+    figure = plots.grid([PHOTO], boxes=[torch.tensor([10, 20, 30, 60])],
+                        predicted=torch.tensor([[[0, 0, 0, 0], [5, 6, 7, 8]]]))
+    truth, predicted = figure.axes[0].patches                             # the box of zeros is not drawn
+    assert truth.get_bbox().bounds == (9.5, 19.5, 20, 40)
+    assert predicted.get_bbox().bounds == (4.5, 5.5, 2, 2)
+    assert truth.get_linestyle() == "-" and predicted.get_linestyle() != "-"
+    assert [text.get_text() for text in figure.legends[0].texts] == ["ground truth", "predicted"]
+
+
+def test_a_grid_holds_each_image_once_and_leaves_the_rest_blank():
+    images = torch.rand(5, 3, 8, 6)
+    figure = plots.grid(images, [f"image {i}" for i in range(5)], columns=3, title="Five")
+    assert [axes.get_title() for axes in figure.axes] == [f"image {i}" for i in range(5)] + [""]
+    assert [len(axes.images) for axes in figure.axes] == [1] * 5 + [0]
+    assert not figure.legends
+
+
+def test_masks_tint_their_pixels_only_and_name_the_classes_that_occur():
+    mask = np.zeros((224, 224), np.uint8)
+    mask[:50], mask[50:60] = 2, 255
+    figure = plots.grid([PHOTO, PHOTO], masks=[mask, None], classes=["background", "dog", "cat"])
+    tinted, plain = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
+    assert np.array_equal(plain, PHOTO) and np.array_equal(tinted[60:], PHOTO[60:])
+    np.testing.assert_allclose(tinted[0, 0], 0.35 * PHOTO[0, 0] + 0.65 * 255 * np.array(plots.PALETTE[1]), atol=0.51)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["cat", "ignored"]
+    with pytest.raises(ValueError, match="mask of the image's size"):
+        plots.grid([PHOTO], masks=[mask[:9]])
+
+
+@pytest.mark.parametrize("name", ["titles", "heatmaps", "boxes", "predicted", "masks"])
+def test_a_list_of_another_length_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name} has 1 entries for 2 images"):
+        plots.grid([PHOTO, PHOTO], **{name: ["a"] if name == "titles" else [None]})
+
+
+def test_titles_and_legends_stay_inside_the_figure():
+    figure = plots.grid([PHOTO] * 3, ["a", "b", "c"], boxes=[[1, 1, 9, 9]] * 3, predicted=[[2, 2, 8, 8]] * 3,
+                        title="A finding that needs more than one line, since it says what is to be seen and also why it is so")
+    plots.image_tag(figure, "cats")
+    renderer, whole = figure.canvas.get_renderer(), figure.bbox
+    for part in (*figure.legends, figure._suptitle, *(axes.title for axes in figure.axes)):
+        box = part.get_window_extent(renderer)
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1 + 1
+
+
+# curve, bars -------------------------------------------------------------------------------------------------------------
+
+def test_curves_differ_without_colour_and_mark_their_best_point():
+    figure = plots.curve([0, 1, 2, 3], {"CAM": [1, 5, 2, float("nan")], "Dist-CAM": torch.tensor([1, 2, 3, 4])}, "threshold",
+                         "accuracy (%)", "Better", best=True, baselines={"centre box": 2.5})
+    first, second, baseline = figure.axes[0].lines
+    assert first.get_linestyle() != second.get_linestyle()
+    assert first.get_markevery() == [1] and second.get_markevery() == [3]
+    assert [text.get_text() for text in figure.axes[0].get_legend().texts] == ["CAM: 5 at 1", "Dist-CAM: 4 at 3"]
+    assert set(baseline.get_ydata()) == {2.5}
+    assert figure.axes[0].texts[0].get_text() == "centre box 2.5"
+
+
+def test_a_curve_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="'CAM' has 2 values for 3"):
+        plots.curve([0, 1, 2], {"CAM": [1, 2]}, "x", "y", "title")
+
+
+def test_bars_show_values_and_baselines():
+    figure = plots.bars({"CAM": 55.31, "Dist-CAM": 61.0}, "accuracy (%)", "Better", baselines={"centre box": 40})
+    axes = figure.axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [55.31, 61.0, 40]
+    assert [text.get_text() for text in axes.texts] == ["55.3", "61", "40"]
+    assert axes.patches[2].get_facecolor() != axes.patches[0].get_facecolor()
