@@ -187,6 +187,9 @@ def test_real_manifest_is_sound():
 def test_real_photographs(photos):
     """What this machine has: most of the manifest, each file verified, and the examples that the lessons name."""
     assert len(photos.cutouts) >= 200 and len(photos.backgrounds) >= 12
-    assert photos.example("chelsea").is_file() and photos.example("coffee").is_file()
-    with pytest.raises(KeyError, match="chelsea"):
-        photos.example("no such picture")
+
+
+def test_examples_are_there_at_once(tmp_path):
+    assert fetch.example("chelsea", tmp_path).is_file() and files_below(tmp_path) == ["photographs/scikit-image/skimage/data/chelsea.png"]
+    with pytest.raises(KeyError, match="there are: chelsea"):
+        fetch.example("no such picture", tmp_path)
