@@ -173,11 +173,11 @@ wanted = {"tiger": "tiger.png", "violin": "violin.png"}
 by_file = {photo.file.split("/")[-1]: (index, photo) for index, photo in world.items["val"]}
 scene = scenes.compose(world, "val", [by_file[file] for file in wanted.values()], (224, 224), np.random.default_rng(1))
 picture = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)
-features, logits = look(picture[None])
-print("top 5:", ", ".join(names[i] for i in logits[0].topk(5).indices))
+scene_features, scene_logits = look(picture[None])
+print("top 5:", ", ".join(names[i] for i in scene_logits[0].topk(5).indices))
 shown = ["tiger", "violin", "teapot"]
 rows = [next(i for i, name in enumerate(names) if name == want) for want in shown]
-heat = maps.heatmap(maps.cam(features, weight[rows]), 224)[0].cpu()
+heat = maps.heatmap(maps.cam(scene_features, weight[rows]), 224)[0].cpu()
 plots.show(plots.grid([picture, *[plots.overlay(picture, h) for h in heat]], ["the scene", *shown], columns=4,
                       title="Same features, other weights: each class finds its own object; an absent class finds something, too"),
            alt="A scene with a tiger and a violin, and three heatmaps: that of tiger is bright on the tiger, that of violin "
@@ -188,13 +188,13 @@ plots.show(plots.grid([picture, *[plots.overlay(picture, h) for h in heat]], ["t
 # until its maximum is 1. **A heatmap shows where, never whether.** The raw maps know better:
 
 # %%
-raw = maps.cam(features, weight[rows])[0]                                 # 3 7 7
+raw = maps.cam(scene_features, weight[rows])[0]                           # 3 7 7
 for name, m, row in zip(shown, raw, rows):
-    print(f"{name:8} logit {logits[0, row]:6.2f}   raw map from {m.min():6.2f} to {m.max():6.2f}")
+    print(f"{name:8} logit {scene_logits[0, row]:6.2f}   raw map from {m.min():6.2f} to {m.max():6.2f}")
 inside = torch.stack([maps.heatmap(raw, 224).cpu()[i][torch.from_numpy(scene.instances == i + 1)].mean() for i in range(2)])
 across = torch.stack([maps.heatmap(raw, 224).cpu()[i][torch.from_numpy(scene.instances == 2 - i)].mean() for i in range(2)])
 print(f"mean heat on the own object {inside.tolist()}, on the other one {across.tolist()}")
-assert (inside > across).all() and logits[0, rows[2]] < logits[0, rows[:2]].min()
+assert (inside > across).all() and scene_logits[0, rows[2]] < scene_logits[0, rows[:2]].min()
 
 # %% [markdown]
 # ## From a map to a heatmap
@@ -255,7 +255,7 @@ assert torch.equal(scaled(torch.zeros(1, 2, 3, 3)), torch.zeros(1, 2, 3, 3))
 # threshold (this figure needs no kernel):
 
 # %%
-heat = maps.heatmap(maps.cam(features, weight[rows[:1]]), 224)[0, 0].cpu()
+heat = maps.heatmap(maps.cam(scene_features, weight[rows[:1]]), 224)[0, 0].cpu()
 truth = scene.boxes[0]
 
 def at(threshold):
@@ -322,11 +322,11 @@ assert region_box(np.array([[0.0, 0.5, 1.0]]), 0.5) == (2, 0, 3, 1), "above mean
 # filled, and at the border x1, y1 stay inside the image.)
 
 # %% tags=["widget"]
-choices = {names[i]: i for i in [*rows, *[i for i in logits[0].topk(6).indices.tolist() if i not in rows]]}
+choices = {names[i]: i for i in [*rows, *[i for i in scene_logits[0].topk(6).indices.tolist() if i not in rows]]}
 
 def steer(label, threshold):
-    heat = maps.heatmap(maps.cam(features, weight[[label]]), 224)[0, 0].cpu()
-    return plots.grid([plots.overlay(picture, heat)], [f"{names[label]}: logit {logits[0, label]:.2f}"], boxes=[scene.boxes],
+    heat = maps.heatmap(maps.cam(scene_features, weight[[label]]), 224)[0, 0].cpu()
+    return plots.grid([plots.overlay(picture, heat)], [f"{names[label]}: logit {scene_logits[0, label]:.2f}"], boxes=[scene.boxes],
                       predicted=[maps.box(heat, threshold)], columns=1, side=3.6)
 
 steering = widgets.live(
@@ -407,8 +407,8 @@ scores = {"CAM": (MaxBoxAcc(), PxAP()), "no class": (MaxBoxAcc(), PxAP())}
 for batch in islice(data.batches(batch_size=16), lesson.choose(smoke=3, mini=None, paper=None)):
     features, logits = look(batch.images)
     correct = logits.argmax(1).cpu() == batch.labels
-    for (name, (boxes, pixels)), rows in zip(scores.items(), (batch.labels, torch.full_like(batch.labels, 1000))):
-        raw = torch.einsum("bkhw,bk->bhw", features, classes[rows.to(lesson.device)])     # each image's own class only
+    for (name, (boxes, pixels)), own in zip(scores.items(), (batch.labels, torch.full_like(batch.labels, 1000))):
+        raw = torch.einsum("bkhw,bk->bhw", features, classes[own.to(lesson.device)])      # each image's own class only
         heat = maps.heatmap(raw, 224).cpu()
         boxes.accumulate(heat, batch.boxes, correct)
         if batch.masks is not None:

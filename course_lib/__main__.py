@@ -1,0 +1,28 @@
+"""`python -m course_lib COMMAND`: everything that is done with the course outside its notebooks."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "data": ("course_lib.data.minis", "fetch the photographs and write the miniature data sets"),
+    "build": ("course_lib.teach.build", "build the notebooks from their reviewed sources"),
+    "run": ("course_lib.teach.run", "execute the notebooks and write the report"),
+    "report": ("course_lib.teach.report", "write build/report.html from what was measured"),
+    "bench": ("course_lib.bench", "measure our speed beside that of other libraries"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Hand the arguments to a command's own `main(argv)`; returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python -m course_lib COMMAND [--help] ...\n")
+        print(*(f"  {name:7} {purpose}" for name, (_, purpose) in COMMANDS.items()), sep="\n")
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"There is no command {argv[0]!r}; there are: {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""Build every notebook from its reviewed source  notebooks/src/NN_name.py  (py:percent, with solutions).
+
+    notebooks/NN_name.ipynb       for students: no solutions, no hidden tests, no outputs; committed, badges open it
+    build/solved/NN_name.ipynb    with solutions and hidden tests, never published
+
+Same source, same bytes. What a source may say in short:
+
+    # %% exercise="01.1"             the cell of an exercise, with ### BEGIN SOLUTION ... ### END SOLUTION inside
+    # %% check="01.1" points=2       its check, with ### BEGIN HIDDEN TESTS ... ### END HIDDEN TESTS if there are some
+    {{badge}}                        the badge that opens this notebook in Colab
+    # {{setup}}                      first line of the set-up cell: the lines that install the library on Colab
+    {{next}}                         links to the lessons before and after this one
+"""
+
+import argparse
+import copy
+import hashlib
+import re
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+from nbgrader.preprocessors import CheckCellMetadata, ClearHiddenTests, ClearOutput, ClearSolutions, ComputeChecksums, LockCells
+from traitlets.config import Config
+
+from course_lib.paths import checkout, write_text
+
+STUB = '# YOUR CODE HERE\nraise NotImplementedError("this exercise is not written yet")'
+MARKERS = re.compile(r"(BEGIN|END) +(SOLUTION|HIDDEN TESTS)|\{\{\w+\}\}", re.IGNORECASE)
+SETUP = '''\
+# Set-up. On Colab it installs the course library and what that needs; torch stays Colab's own. Elsewhere it does nothing.
+import importlib.util, sys
+if "google.colab" in sys.modules and not importlib.util.find_spec("course_lib"):
+    get_ipython().run_line_magic("pip", "install -q --no-deps {library} "
+                                 "{packages}")
+    importlib.invalidate_caches()
+if not importlib.util.find_spec("course_lib"):
+    raise ModuleNotFoundError("The course library is missing. Get the course from "
+                              "{repository}, run `make lab` there, and open this lesson.")'''
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the course is published, as pyproject.toml says."""
+
+    repository: str
+    revision: str
+    colab: tuple[str, ...]
+
+    def in_colab(self, stem: str) -> str:
+        """Link that opens a student notebook in Colab."""
+        path = self.repository.removeprefix("https://github.com/")
+        return f"https://colab.research.google.com/github/{path}/blob/{self.revision}/notebooks/{stem}.ipynb"
+
+
+def address(root: Path) -> Address:
+    """The public address of the course: [project.urls] Repository and [tool.course] of pyproject.toml."""
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    course = settings["tool"]["course"]
+    return Address(settings["project"]["urls"]["Repository"].rstrip("/"), course["revision"], tuple(course["colab"]))
+
+
+def sources(folder: Path) -> list[Path]:
+    """The reviewed sources, in the order of the lessons."""
+    return sorted(folder.glob("[0-9][0-9]_*.py"))
+
+
+def solved(source: Path, where: Address) -> NotebookNode:
+    """The notebook with solutions and hidden tests, without outputs."""
+    notebook = jupytext.read(source)
+    text = {"badge": _badge(source, where), "next": _next(source, where)}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\{\{(badge|next)\}\}", lambda match: text[match[1]], cell.source)
+        elif cell.source.startswith("# {{setup}}"):
+            lines = SETUP.format(library=f"git+{where.repository}@{where.revision}", packages=" ".join(where.colab),
+                                 repository=where.repository)
+            cell.source = cell.source.replace("# {{setup}}", lines, 1)
+        _expand(cell)
+    _refuse(notebook, source.name)
+    return _tidy(notebook, source.stem)
+
+
+def student(notebook: NotebookNode, name: str) -> NotebookNode:
+    """The notebook as handed out, from the solved one: stubs for solutions, hidden tests gone, checks locked.
+
+    Raises:
+        ValueError: if anything of a solution or a hidden test, or an unknown {{word}}, is still in it.
+    """
+    notebook = copy.deepcopy(notebook)
+    config = Config()
+    config.ClearSolutions.code_stub = {"python": STUB}
+    resources = {"nbgrader": {"notebook": name, "assignment": "course", "student": "."}, "metadata": {}, "unique_key": name}
+    for step in (LockCells, ClearSolutions, ClearOutput, CheckCellMetadata, ClearHiddenTests, ComputeChecksums):
+        notebook, resources = step(config=config).preprocess(notebook, resources)
+    for cell in notebook.cells:
+        if leak := MARKERS.search(cell.source):
+            raise ValueError(f"{name}: {leak[0]!r} is still in the student version, in the cell that starts with "
+                             f"{cell.source.splitlines()[0]!r}. Is the marker of its other end missing or misspelt?")
+    return notebook
+
+
+def build_solved(folder: Path, target: Path) -> list[Path]:
+    """Write the solved notebooks of all sources in `folder` to `target`; returns their paths. Nothing else is touched."""
+    where, written = address(_root(folder)), []
+    for source in sources(folder):
+        written.append(target / f"{source.stem}.ipynb")
+        write_text(written[-1], nbformat.writes(solved(source, where)) + "\n")
+    return written
+
+
+def build_student(folder: Path, target: Path, check: bool = False) -> list[str]:
+    """Write the student notebooks of all sources in `folder` to `target`, over what is there.
+
+    Args:
+        check: write nothing, only compare.
+    Returns:
+        names of the notebooks that were missing or different.
+    """
+    where, changed = address(_root(folder)), []
+    for source in sources(folder):
+        path = target / f"{source.stem}.ipynb"
+        text = nbformat.writes(student(solved(source, where), source.stem)) + "\n"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            changed.append(path.name)
+            if not check:
+                write_text(path, text)
+    return changed
+
+
+def main(argv: list[str]) -> int:
+    """`python -m course_lib build [--check]`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib build",
+        description="Build the notebooks from notebooks/src. Student notebooks in notebooks/ are overwritten.")
+    parser.add_argument("--check", action="store_true",
+                        help="write nothing; fail if a student notebook is not what its source gives")
+    arguments = parser.parse_args(argv)
+    root = checkout()
+    if root is None:
+        sys.exit("Notebooks are built in a checkout of the course, but course_lib is installed without one.")
+    folder = root / "notebooks" / "src"
+    changed = build_student(folder, root / "notebooks", arguments.check)
+    if arguments.check and changed:
+        print(f"Not what the sources give: {', '.join(changed)}. Run `make notebooks` and commit the result.")
+        return 1
+    if not arguments.check:
+        build_solved(folder, root / "build" / "solved")
+    print(f"Built anew: {', '.join(changed)}." if changed else "Student notebooks are up to date.")
+    return 0
+
+
+def _root(folder: Path) -> Path:
+    return next(parent for parent in folder.absolute().parents if (parent / "pyproject.toml").is_file())
+
+
+def _expand(cell: NotebookNode) -> None:
+    """Turn the short headers exercise="01.1" and check="01.1" points=2 into nbgrader's metadata."""
+    for kind in {"exercise", "check"} & set(cell.metadata):
+        number = str(cell.metadata.pop(kind))
+        cell.metadata["nbgrader"] = {
+            "schema_version": 3, "grade_id": f"{kind}-{number.replace('.', '-')}", "task": False,
+            "solution": kind == "exercise", "grade": kind == "check", "locked": kind == "check"}
+        if kind == "check":
+            cell.metadata["nbgrader"]["points"] = cell.metadata.pop("points", 1)
+
+
+def _refuse(notebook: NotebookNode, name: str) -> None:
+    """Stop at a source that would make a notebook nobody can run or grade."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    graded = [cell for cell in code if "nbgrader" in cell.metadata]
+    ids = [cell.metadata["nbgrader"]["grade_id"] for cell in graded]
+    exercises = [grade_id.removeprefix("exercise-") for grade_id in ids if grade_id.startswith("exercise-")]
+    tags = [cell.metadata.get("tags", []) for cell in code]
+    if not tags or "parameters" not in tags[0]:
+        raise ValueError(f'{name}: the first code cell must be the one with tags=["parameters"].')
+    if sum(cell.source.startswith(SETUP.splitlines()[0]) for cell in code) != 1:
+        raise ValueError(f"{name}: exactly one cell must start with the line `# {{{{setup}}}}`.")
+    if sorted(ids) != sorted(f"{kind}-{number}" for number in set(exercises) for kind in ("exercise", "check")):
+        raise ValueError(f"{name}: every exercise needs exactly one check with its number, but the cells are {', '.join(ids)}.")
+    for cell in graded:
+        if cell.metadata["nbgrader"]["solution"] and "### BEGIN SOLUTION" not in cell.source:
+            raise ValueError(f"{name}: {cell.metadata['nbgrader']['grade_id']} has no ### BEGIN SOLUTION.")
+
+
+def _tidy(notebook: NotebookNode, name: str) -> NotebookNode:
+    """Same source, same bytes: cell ids from contents, one kernel name, nothing of the editor or the converter."""
+    seen: dict[str, int] = {}
+    for cell in notebook.cells:
+        cell.metadata.pop("lines_to_next_cell", None)
+        key = cell.metadata.get("nbgrader", {}).get("grade_id") or cell.source.split("\n")[0]
+        seen[key] = seen.get(key, -1) + 1
+        cell["id"] = hashlib.sha256(f"{name}|{key}|{seen[key]}".encode()).hexdigest()[:8]
+    notebook.metadata = nbformat.from_dict({
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"}, "colab": {"name": f"{name}.ipynb", "toc_visible": True}})
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def _badge(source: Path, where: Address) -> str:
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where.in_colab(source.stem)})"
+
+
+def _next(source: Path, where: Address) -> str:
+    """Links to the neighbours: relative ones for a checkout, Colab's own beside them, where relative links lead nowhere."""
+    lessons = sources(source.parent)
+    at = lessons.index(source)
+    around = {"Before": lessons[at - 1] if at else None, "Next": lessons[at + 1] if at + 1 < len(lessons) else None}
+    links = [f"**{word}:** [{_title(lesson)}]({lesson.stem}.ipynb) ([in Colab]({where.in_colab(lesson.stem)}))"
+             for word, lesson in around.items() if lesson]
+    return " · ".join([*links, f"[All lessons]({where.repository})"])
+
+
+def _title(source: Path) -> str:
+    """The first heading of a source, without its mark-up."""
+    found = re.search(r"^# # (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
+    if not found:
+        raise ValueError(f"{source.name} has no title: its first Markdown cell must hold a line `# # Title`.")
+    return found[1].strip()

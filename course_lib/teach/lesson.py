@@ -1,0 +1,176 @@
+"""The frame of a lesson: `start` seeds, picks the device and finds the data; `finish` writes what was measured."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from course_lib import paths
+from course_lib.teach import checks
+
+PROFILES = ("smoke", "mini", "paper")
+PACKAGES = ("torch", "torchvision", "timm", "numpy")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured number (or word), with its unit, the paper's number for the same thing, and a remark."""
+
+    name: str
+    value: float | int | str | None
+    unit: str = ""
+    paper: float | int | str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a lesson knows about its run. Made by `start`."""
+
+    number: str
+    profile: str
+    device: torch.device
+    data: Path
+    seed: int
+    started: float = field(default_factory=time.perf_counter, repr=False)
+    figures: list[Figure] = field(default_factory=list, repr=False)
+
+    def choose(self, *, smoke: Any, mini: Any, paper: Any) -> Any:
+        """The value that belongs to this run's profile."""
+        return {"smoke": smoke, "mini": mini, "paper": paper}[self.profile]
+
+    def record(self, name: str, value: Any, unit: str = "", paper: float | int | str | None = None, note: str = "") -> None:
+        """Keep a measured figure for the lesson's table and the report; recording a name again replaces it.
+
+        Args:
+            name: what was measured, as it will stand in the table.
+            value: a number, a word, None, or a tensor or array of one element.
+            unit: such as "%" or "s".
+            paper: the paper's figure for the same thing, in the same unit.
+            note: what a reader must know to compare the two.
+        """
+        value = value.item() if hasattr(value, "item") else value
+        if value is not None and not isinstance(value, int | float | str):
+            raise TypeError(f"A figure is a number, a word or None, but {name!r} is a {type(value).__name__}. "
+                            "Record one number at a time.")
+        if isinstance(value, float) and not math.isfinite(value):
+            value, note = None, f"{note} (came out as {value})".strip()
+        self.figures[:] = [figure for figure in self.figures if figure.name != name] + [Figure(name, value, unit, paper, note)]
+
+    def finish(self, fingerprint: str = "") -> None:
+        """Write <results>/<number>.json in one piece, and print what stands in it.
+
+        Args:
+            fingerprint: of the data set that the figures were measured on.
+        """
+        result = {
+            "lesson": self.number, "profile": self.profile, "seed": self.seed, "device": str(self.device),
+            "seconds": round(time.perf_counter() - self.started, 1), "peak_mb": round(peak_memory()),
+            "cuda_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20) if self.device.type == "cuda" else None,
+            "versions": versions(), "commit": commit(), "fingerprint": fingerprint,
+            "exercises": dict(checks.status), "figures": [asdict(figure) for figure in self.figures],
+        }
+        path = paths.results() / f"{self.number}.json"
+        paths.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        header = ("measured", "here", "in the paper", "note")
+        rows = [(f.name, with_unit(f.value, f.unit), "" if f.paper is None else with_unit(f.paper, f.unit), f.note)
+                for f in self.figures]
+        print(*_columns([header, *rows]), sep="\n")
+        for exercise, verdict in checks.status.items():
+            print(f"[{verdict}] {exercise}")
+        print(f"{result['seconds']} s, {result['peak_mb']} MB at most; written to {path}")
+
+
+def start(number: str, profile: str = "mini", data_root: str | Path = "", device: str = "auto", seed: int = 0) -> Lesson:
+    """Begin a lesson: seeds Python, NumPy and torch, picks the device, sets the look of plots, and says so in one line.
+
+    COURSE_PROFILE, COURSE_DATA and COURSE_DEVICE of the environment go before the arguments.
+
+    Args:
+        number: of the lesson, such as "01".
+        profile: "smoke" (seconds: does it run), "mini" (minutes on a CPU) or "paper" (the real benchmark, on a GPU).
+        data_root: folder of the data sets; "" finds it.
+        device: "auto" (CUDA if there is one, else the CPU) or a name that torch knows.
+        seed: of all generators.
+    """
+    from course_lib.show import plots                                     # late: seaborn takes a second to import
+
+    profile = os.environ.get("COURSE_PROFILE") or profile
+    if profile not in PROFILES:
+        raise ValueError(f"PROFILE is one of {', '.join(PROFILES)}, but {profile!r} came.")
+    device = os.environ.get("COURSE_DEVICE") or device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"DEVICE is {device!r}, but torch sees no CUDA device here. "
+                         'On Colab choose Runtime > Change runtime type > GPU; DEVICE = "auto" always works.')
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    checks.status.clear()
+    plots.theme()
+    lesson = Lesson(number, profile, torch.device(device), paths.data_root(os.environ.get("COURSE_DATA") or data_root), seed)
+    print(f"Lesson {number} · profile {profile} · device {lesson.device} · data {lesson.data} · seed {seed}")
+    return lesson
+
+
+def with_unit(value: float | int | str | None, unit: str = "") -> str:
+    """A figure as text: four significant digits, with its unit; a dash where there is none."""
+    if value is None:
+        return "–"
+    text = str(value)
+    if isinstance(value, float):
+        text = f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2g}"
+    return f"{text} {unit}".strip()
+
+
+def peak_memory() -> float:
+    """The largest amount of memory this process has held so far, in MB."""
+    status = Path("/proc/self/status")
+    if status.exists():                                                   # ru_maxrss would count the parent's memory too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource                                                       # exists on Unix only
+
+    unit = 2**20 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on; a package that is missing is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout, with -dirty if tracked files differ from it; None outside a checkout."""
+    root = paths.checkout()
+    if root is None or not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+    return answer.stdout.strip() or None
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of text as aligned lines; columns that hold nothing but their header are left out."""
+    kept = [column for column in zip(*rows) if len(rows) == 1 or any(column[1:])]
+    widths = [max(map(len, column)) for column in kept]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in zip(*kept)]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]] if len(rows) > 1 else ["(no figure recorded)"]
