@@ -72,7 +72,7 @@ def sources(folder: Path) -> list[Path]:
 def solved(source: Path, where: Address) -> NotebookNode:
     """The notebook with solutions and hidden tests, without outputs."""
     notebook = jupytext.read(source)
-    text = {"badge": _badge(source, where), "next": _next(source, where)}
+    text = {"badge": badge(source, where), "next": _next(source, where)}
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\{\{(badge|next)\}\}", lambda match: text[match[1]], cell.source)
@@ -202,7 +202,8 @@ def _tidy(notebook: NotebookNode, name: str) -> NotebookNode:
     return notebook
 
 
-def _badge(source: Path, where: Address) -> str:
+def badge(source: Path, where: Address) -> str:
+    """Markdown of the button that opens a lesson in Colab."""
     return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where.in_colab(source.stem)})"
 
 

@@ -16,6 +16,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from course_lib import paths
+from course_lib.teach import build
 from course_lib.teach.lesson import PROFILES, commit, with_unit
 
 STYLE = """
@@ -79,16 +80,36 @@ def write(results: Path, executed: Path, target: Path, profile: str = "mini") ->
     return target
 
 
+def readme(root: Path, results: Path) -> None:
+    """Write the table of lessons into README.md of the checkout: minutes, badge, and the seconds of the last mini run."""
+    where, rows = build.address(root), ["| lesson | to work through | computes | open |", "|---|---|---|---|"]
+    for source in build.sources(root / "notebooks" / "src"):
+        text, result = source.read_text(encoding="utf-8"), results / f"{source.stem[:2]}.json"
+        title, minutes = re.search(r"^# # (.+)$", text, re.M)[1], re.search(r"\*\*Time\*\* (\d+) min", text)[1]
+        measured = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+        if measured.get("profile") != "mini" or "seconds" not in measured:
+            sys.exit(f"Lesson {source.stem[:2]} has no result of the mini profile in {results}: run `make run` first.")
+        rows.append(f"| [{title}](notebooks/{source.stem}.ipynb) | {minutes} min | {measured['seconds']:.0f} s | "
+                    f"{build.badge(source, where)} |")
+    page = root / "README.md"
+    before, rest = page.read_text(encoding="utf-8").split("<!-- lessons:", 1)
+    start, after = rest.split("-->", 1)[0], rest.split("<!-- /lessons -->", 1)[1]
+    paths.write_text(page, f"{before}<!-- lessons:{start}-->\n" + "\n".join(rows) + f"\n<!-- /lessons -->{after}")
+
+
 def main(argv: list[str]) -> int:
-    """`python -m course_lib report [--profile mini]`; returns the exit code."""
+    """`python -m course_lib report [--profile mini] [--readme]`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m course_lib report",
                                      description="Write build/report.html from the results and executed notebooks that are there.")
     parser.add_argument("--profile", choices=PROFILES, default="mini", help="results of others are marked (default: mini)")
+    parser.add_argument("--readme", action="store_true", help="also write the table of lessons into README.md")
     arguments = parser.parse_args(argv)
     root = paths.checkout()
     if root is None:
         sys.exit("The report is made in a checkout of the course, but course_lib is installed without one.")
     print(write(paths.results(), root / "build" / "run", root / "build" / "report.html", arguments.profile))
+    if arguments.readme:
+        readme(root, paths.results())
     return 0
 
 

@@ -164,14 +164,14 @@ lesson.record("largest |mean(map) + bias - logit|", gap, note="4000 logits, floa
 # ## One photograph, many maps
 #
 # The features are computed once; each class has its own weights, and so its own map. Here are two objects in one scene. (It was
-# picked because the network names both of them; in most scenes with two objects it names only one.)
+# picked because both are among the five first guesses of the network; in most scenes with two objects only one is.)
 
 # %%
 photos = fetch.photographs(lesson.data)
 world = scenes.photo_world(photos, "wnid", SEED)
 wanted = {"tiger": "tiger.png", "violin": "violin.png"}
 by_file = {photo.file.split("/")[-1]: (index, photo) for index, photo in world.items["val"]}
-scene = scenes.compose(world, "val", [by_file[file] for file in wanted.values()], (224, 224), np.random.default_rng(1))
+scene = scenes.compose(world, "val", [by_file[file] for file in wanted.values()], (224, 224), np.random.default_rng(8))
 picture = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)
 scene_features, scene_logits = look(picture[None])
 print("top 5:", ", ".join(names[i] for i in scene_logits[0].topk(5).indices))
@@ -462,7 +462,7 @@ lesson.record("images", cam.images)
 for name, value in percent.items():
     lesson.record(name, 100 * value, "%", note=f"at threshold {cam.best_threshold:.2f}" if name == "MaxBoxAcc" else "")
 lesson.record("top-1 localisation error, best threshold", 100 * (1 - cam.top1_best), "%", paper=56.2,
-              note="paper: CAM of a ResNet-50 on ILSVRC val (Shen et al., Table 1)")
+              note="paper: ResNet-50 on ILSVRC val (Shen et al., Table 1)")
 lesson.record("top-1 localisation error, threshold 0.2", 100 * (1 - cam.top1), "%")
 if data.photos[0].mask:
     for name, (_, pixels) in scores.items():
