@@ -29,7 +29,7 @@ notebooks: $(STAMP) ## write the student notebooks anew from notebooks/src
 	$(RUN) -m course_lib build
 
 clean:              ## remove what was computed and generated; the environment and your own data stay
-	rm -rf build data/mini-* data/photographs data/downloads data/.*.lock
+	rm -rf build data/mini-* data/photographs data/.*.lock
 
 # torch goes first and alone: the largest download, the simplest resolve, and the clearest error if it fails.
 $(STAMP): pyproject.toml

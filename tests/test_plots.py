@@ -58,11 +58,14 @@ def test_pyplot_figures_are_closed_and_not_cut_off():
 def test_pictures_are_small_and_lines_are_lossless():
     photo = plots.image_tag(plots.grid([PHOTO] * 8, title="Eight cats"), "cats")
     assert len(photo) < 150_000
-    flat = Figure((2, 2))
-    flat.subplots().plot([0, 1], color="black")
-    canvas = pixels(plots.image_tag(flat, "a line"))
-    again = np.asarray(flat.canvas.buffer_rgba())[..., :3]
-    assert np.array_equal(canvas, again)
+    with plt.rc_context():
+        for look in (lambda: None, plots.theme):
+            look()
+            flat = Figure((2, 2))
+            flat.subplots().plot([0, 1], color="black")
+            canvas = pixels(plots.image_tag(flat, "a line"))
+            again = np.asarray(flat.canvas.buffer_rgba())[..., :3]
+            assert np.array_equal(canvas, again)
 
 
 def test_theme_sets_a_uniform_map_and_a_safe_palette():

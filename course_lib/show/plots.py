@@ -66,7 +66,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def image_tag(figure: Figure, alt: str, attributes: str = "") -> str:
-    """The figure as an HTML `<img>`, embedded as WebP, lossless where that is smaller (lines do); closes the figure."""
+    """The figure as an HTML `<img>`, embedded as WebP, lossless unless that is much larger (photographs are); closes it."""
     if not alt.strip():
         raise ValueError("Every figure needs alternative text, but alt is empty. "
                          "Say what is to be seen and what follows from it.")
@@ -85,6 +85,12 @@ def image_tag(figure: Figure, alt: str, attributes: str = "") -> str:
     data = base64.b64encode(min(files, key=len)).decode()
     return (f'<img alt="{escape(alt)}" width="{pixels.width}" style="max-width:100%;height:auto" {attributes}'
             f'src="data:image/webp;base64,{data}">')
+
+
+def _webp(pixels: Image.Image, **options: bool | int) -> bytes:
+    buffer = io.BytesIO()
+    pixels.save(buffer, "webp", **options)
+    return buffer.getvalue()
 
 
 def overlay(image: Array, heatmap: Array, alpha: float = 0.5) -> UInt8[ndarray, "H W 3"]:
