@@ -1,0 +1,131 @@
+"""Controls: what a map must be held against before it is trusted.
+
+A box around one object is found by the sum of all channels, too. That a map shows *this class*, and shows it again tomorrow,
+takes other questions:
+
+    wrong class      does the map change if the class does?                         wrong_classes
+    chance           are weights of the same heavy tail, but random, any worse?     random_weights
+    split half       do two halves of the training set give the same map?           split_half_prototypes, map_correlation
+    two objects      is each class hotter on its own object than on the other?      own_object_hotter
+    energy           how much of the heat lies on the object, for its area?         energy_per_area
+    pointing game    does the maximum lie on the object?                            pointing_game
+
+The curve over thresholds and the baselines that never look at the image belong to `localization.MaxBoxAcc`. Randomness comes
+from an explicit generator, on the device of which results are made.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int
+from torch import Generator, Tensor
+
+from course_lib.prototypes import check_labels, class_prototypes
+
+
+def wrong_classes(labels: Int[Tensor, " n"], num_classes: int, generator: Generator) -> Int[Tensor, " n"]:
+    """A class other than its own for each image: all images of a class get the same one, no two classes share it.
+
+    The classes stand in a random circle and each one takes its neighbour, so that every class serves as a wrong one, and as
+    often as there are images of the class it is taken for.
+    """
+    if num_classes < 2:
+        raise ValueError(f"A wrong class takes at least 2 classes, but {num_classes} came.")
+    check_labels(labels, num_classes)
+    circle = torch.randperm(num_classes, generator=generator, device=generator.device)
+    neighbour = torch.empty_like(circle)
+    neighbour[circle] = circle.roll(1)
+    return neighbour.to(labels.device)[labels.long()]
+
+
+def random_weights(images: int, channels: int, generator: Generator) -> Float32[Tensor, "b 1 k"]:
+    """Fresh weights 1/U with U uniform on (0, 1], one set per image, summing to 1: the heavy tail of 1/D without any distance.
+
+    Shuffled Dist-CAM weights would be no clean control: the giant weights of dead channels land on live ones.
+    """
+    weights = 1 / (1 - torch.rand(images, 1, channels, generator=generator, device=generator.device))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def split_half_prototypes(
+    features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], num_classes: int, generator: Generator
+) -> tuple[Float32[Tensor, "c k"], Float32[Tensor, "c k"]]:
+    """Class prototypes of two random halves of the training set, split within each class (an odd sample goes to the first).
+
+    Make the same map from both, and `map_correlation` is its split-half reliability.
+
+    Raises:
+        ValueError: a class with fewer than two samples.
+    """
+    check_labels(labels, num_classes)
+    counts = labels.bincount(minlength=num_classes)
+    if (counts < 2).any():
+        raise ValueError(f"Each class needs two samples to be split, but class {int((counts < 2).nonzero()[0])} has fewer.")
+    shuffle = torch.randperm(len(labels), generator=generator, device=generator.device).to(labels.device)
+    order = shuffle[labels[shuffle].argsort(stable=True)]                 # class by class, at random within each
+    place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
+    first, second = order[place % 2 == 0], order[place % 2 == 1]
+    return (class_prototypes(features[first], labels[first], num_classes),
+            class_prototypes(features[second], labels[second], num_classes))
+
+
+def map_correlation(a: Float[Tensor, "*batch h w"], b: Float[Tensor, "*batch h w"]) -> Float64[Tensor, "*batch"]:
+    """Pearson correlation of two maps over their pixels, -1..1; 0 if one of them is constant, as it then shows nothing.
+
+    The scale and offset of a map do not matter: raw maps of any size can be compared.
+    """
+    return (_standardised(a) * _standardised(b)).sum(-1)
+
+
+def own_object_hotter(
+    heatmaps: Float[Tensor, "b 2 H W"], masks: Bool[Tensor, "b 2 H W"]
+) -> Bool[Tensor, "b 2"]:
+    """The two-object test: is the mean heat of map i higher on object i than on the other one?  (Shen et al., Fig. 3)
+
+    The share of True is "right"; `.all(1).float().mean()` is "both right", 0 for a map that does not depend on the class.
+
+    Args:
+        heatmaps: of the classes of the two objects, values in 0..1.
+        masks: of the two objects, in the same order.
+    """
+    _check(heatmaps, masks)
+    heat = torch.einsum("bihw,bjhw->bij", heatmaps, masks.to(heatmaps.dtype)) / masks.sum((-2, -1))[:, None]
+    return heat.diagonal(dim1=1, dim2=2) > heat.flip(2).diagonal(dim1=1, dim2=2)
+
+
+def energy_per_area(heatmaps: Float[Tensor, "*batch H W"], masks: Bool[Tensor, "*batch H W"]) -> Float[Tensor, "*batch"]:
+    """Share of the heat that lies in the mask over the mask's share of the image: 1 is chance, 1 / area the most.
+
+    An empty heatmap scores 1: it says as much as a constant one.
+    """
+    _check(heatmaps, masks)
+    inside = (heatmaps * masks).sum((-2, -1)) / masks.sum((-2, -1))
+    anywhere = heatmaps.mean((-2, -1))
+    return torch.where(anywhere > 0, inside / anywhere, 1.0)
+
+
+def pointing_game(heatmaps: Float[Tensor, "*batch H W"], masks: Bool[Tensor, "*batch H W"]) -> Float[Tensor, "*batch"]:
+    """Whether the maximum lies in the mask, as 0 or 1  (Zhang et al., ECCV 2016, without their margin of 15 pixels).
+
+    If several pixels are highest, the share of them in the mask: what drawing one by lot would score on average.
+    """
+    _check(heatmaps, masks)
+    highest = heatmaps == heatmaps.amax((-2, -1), keepdim=True)
+    return (highest & masks).sum((-2, -1)) / highest.sum((-2, -1))
+
+
+def _standardised(map: Float[Tensor, "*batch h w"]) -> Float64[Tensor, "*batch pixels"]:
+    values = map.flatten(-2).double()
+    deviation = values - values.mean(-1, keepdim=True)
+    norm = deviation.norm(dim=-1, keepdim=True)
+    flat = norm <= 1e-5 * values.norm(dim=-1, keepdim=True)               # rounding alone is no map
+    return deviation / torch.where(flat, torch.inf, norm)
+
+
+def _check(heatmaps: Tensor, masks: Tensor) -> None:
+    if masks.dtype != torch.bool or masks.shape != heatmaps.shape:
+        raise ValueError(f"A boolean mask was expected for every heatmap of {tuple(heatmaps.shape)}, but {masks.dtype} of "
+                         f"{tuple(masks.shape)} came. Up-sample the map, and pass `mask == 1` for masks of numbers.")
+    if not ((heatmaps >= 0) & (heatmaps <= 1)).all():
+        raise ValueError("Heatmaps must lie in 0..1, but values outside it or NaN came. Pass maps through maps.heatmap, "
+                         "which scales each of them by itself.")
+    if not masks.any(-1).any(-1).all():
+        raise ValueError("A mask is empty: there is no object for the heat to lie on. Leave such images out.")

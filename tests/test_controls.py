@@ -1,0 +1,182 @@
+"""Controls: what is random is random in the right way, and each measure knows chance, the best and the degenerate case."""
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator
+
+from course_lib import maps
+from course_lib.evaluate import controls
+from course_lib.prototypes import class_prototypes
+
+
+def seeded(seed=0):
+    return Generator().manual_seed(seed)
+
+
+# wrong class, random weights ---------------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 12), st.integers(0, 40), st.integers(0, 999), st.sampled_from([torch.int64, torch.int32]))
+def test_no_image_keeps_its_class_and_each_class_is_wrong_once(classes, images, seed, integer):
+    labels = torch.randint(classes, (images,), generator=seeded(seed)).to(integer)
+    wrong = controls.wrong_classes(labels, classes, seeded(seed))
+    assert wrong.shape == labels.shape and (wrong != labels).all()
+    every = controls.wrong_classes(torch.arange(classes), classes, seeded(seed))
+    assert sorted(every.tolist()) == list(range(classes))
+    assert torch.equal(wrong, every[labels.long()])
+
+
+def test_the_wrong_class_is_drawn_and_repeats_with_its_seed():
+    labels = torch.arange(4)
+    drawn = [tuple(controls.wrong_classes(labels, 4, seeded(seed)).tolist()) for seed in range(200)]
+    assert len(set(drawn)) == 6                                           # all circles of four classes
+    assert drawn[7] == tuple(controls.wrong_classes(labels, 4, seeded(7)).tolist())
+
+
+def test_wrong_classes_needs_a_second_class_and_labels_in_range():
+    with pytest.raises(ValueError, match="at least 2 classes, but 1 came"):
+        controls.wrong_classes(torch.zeros(3).long(), 1, seeded())
+    with pytest.raises(ValueError, match="Labels from 0 to 2 were expected, but -1 to 0 came"):
+        controls.wrong_classes(torch.tensor([0, -1]), 3, seeded())
+
+
+def test_random_weights_have_the_tail_of_a_reciprocal():
+    weights = controls.random_weights(200, 1000, seeded())
+    assert weights.shape == (200, 1, 1000) and (weights > 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(200, 1))
+    relative = weights / weights.amin(-1, keepdim=True)                   # 1/U in units of its minimum, which is nearly 1
+    for t in (2, 10, 100):
+        assert (relative > t).float().mean() == pytest.approx(1 / t, rel=0.1)      # P(1/U > t) = 1/t
+    assert not torch.equal(weights[0], weights[1])
+    torch.testing.assert_close(controls.random_weights(200, 1000, seeded()), weights, rtol=0, atol=0)
+    features = torch.rand(200, 1000, 2, 2)
+    assert maps.weighted_map(features, weights).shape == (200, 1, 2, 2)
+
+
+# split half --------------------------------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 5), st.integers(0, 15), st.integers(0, 99))
+def test_halves_are_disjoint_complete_and_split_every_class(classes, more, seed):
+    labels = torch.cat((torch.arange(classes).repeat(2), torch.randint(classes, (more,), generator=seeded(seed))))
+    labels = labels[torch.randperm(len(labels), generator=seeded(seed + 1))]
+    ones = torch.eye(len(labels))                                         # a prototype tells which samples it is the mean of
+    first, second = controls.split_half_prototypes(ones, labels, classes, seeded(seed))
+    assert not ((first > 0) & (second > 0)).any()
+    for c in range(classes):
+        members, a, b = labels == c, int((first[c] > 0).sum()), int((second[c] > 0).sum())
+        assert torch.equal((first[c] > 0) | (second[c] > 0), members) and a - b in (0, 1)
+    counts = labels.bincount()[:, None]
+    whole = (first * ((counts + 1) // 2) + second * (counts // 2)) / counts
+    torch.testing.assert_close(whole, class_prototypes(ones, labels, classes))
+
+
+def test_halves_are_drawn():
+    features, labels = torch.randn(40, 3), torch.arange(40) % 2
+    first = [controls.split_half_prototypes(features, labels, 2, seeded(seed))[0] for seed in (0, 0, 1)]
+    assert torch.equal(first[0], first[1]) and not torch.allclose(first[0], first[2])
+
+
+def test_a_class_with_one_sample_cannot_be_split():
+    with pytest.raises(ValueError, match="class 1 has fewer"):
+        controls.split_half_prototypes(torch.randn(3, 2), torch.tensor([0, 0, 1]), 2, seeded())
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(0, 99), st.floats(-25, 10))
+def test_correlation_is_pearsons_whatever_scale_and_offset(h, w, seed, exponent):
+    a, b = torch.randn(2, 3, 2, h, w, generator=seeded(seed))
+    found = controls.map_correlation(a * 10**exponent, b + 2)
+    assert found.shape == (3, 2)
+    for i in range(3):
+        for c in range(2):
+            expected = torch.corrcoef(torch.stack((a[i, c].flatten(), b[i, c].flatten())).double())[0, 1]
+            assert found[i, c] == pytest.approx(float(expected), abs=1e-4)
+    torch.testing.assert_close(controls.map_correlation(a, -a), -torch.ones(3, 2).double())
+
+
+def test_a_constant_map_correlates_with_nothing():
+    a = torch.randn(3, 4, 4)
+    flat = torch.stack((torch.zeros(4, 4), torch.full((4, 4), 0.1), 7 + 1e-7 * torch.randn(4, 4)))
+    assert (controls.map_correlation(a, flat) == 0).all() and (controls.map_correlation(flat, flat) == 0).all()
+
+
+# two objects -------------------------------------------------------------------------------------------------------------
+
+def two_objects(b=3, seed=0):
+    masks = torch.zeros(b, 2, 6, 8, dtype=torch.bool)
+    masks[:, 0, 1:4, :3], masks[:, 1, 2:6, 5:] = True, True
+    return torch.rand(b, 2, 6, 8, generator=seeded(seed)), masks
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 99))
+def test_own_object_hotter_is_its_definition(seed):
+    heat, masks = two_objects(4, seed)
+    found = controls.own_object_hotter(heat, masks)
+    for i in range(4):
+        for o in range(2):
+            assert found[i, o] == (heat[i, o][masks[i, o]].mean() > heat[i, o][masks[i, 1 - o]].mean())
+
+
+def test_a_perfect_pair_an_exchanged_pair_and_a_map_without_class():
+    heat, masks = two_objects()
+    assert controls.own_object_hotter(masks.float(), masks).all()
+    assert not controls.own_object_hotter(masks.flip(1).float(), masks).any()
+    same = controls.own_object_hotter(heat[:, :1].expand(-1, 2, -1, -1), masks)
+    assert (same.sum(1) == 1).all()                                       # one of two right, never both
+    assert not controls.own_object_hotter(torch.zeros(3, 2, 6, 8), masks).any()
+
+
+# energy, pointing --------------------------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 99))
+def test_energy_and_pointing_are_their_definitions(seed):
+    heat, masks = two_objects(2, seed)
+    energy, hit = controls.energy_per_area(heat, masks), controls.pointing_game(heat, masks)
+    for i in range(2):
+        for o in range(2):
+            inside, area = float(heat[i, o][masks[i, o]].sum() / heat[i, o].sum()), float(masks[i, o].float().mean())
+            assert energy[i, o] == pytest.approx(inside / area, rel=1e-5)
+            y, x = divmod(int(heat[i, o].argmax()), 8)
+            assert hit[i, o] == float(masks[i, o, y, x])
+
+
+def test_chance_and_the_best():
+    masks = two_objects()[1]
+    area = masks.float().mean((-2, -1))
+    torch.testing.assert_close(controls.energy_per_area(masks.float(), masks), 1 / area)
+    assert (controls.pointing_game(masks.float(), masks) == 1).all()
+    assert not controls.energy_per_area((~masks).float(), masks).any()
+    assert not controls.pointing_game((~masks).float(), masks).any()
+    for constant in (0.0, 0.3):
+        flat = torch.full(masks.shape, constant)
+        torch.testing.assert_close(controls.energy_per_area(flat, masks), torch.ones(3, 2))
+        torch.testing.assert_close(controls.pointing_game(flat, masks), area)
+
+
+@pytest.mark.parametrize("measure", [controls.own_object_hotter, controls.energy_per_area, controls.pointing_game])
+def test_wrong_input_is_refused_with_the_reason(measure):
+    heat, masks = two_objects()
+    with pytest.raises(ValueError, match="outside it or NaN"):
+        measure(heat * 3, masks)
+    with pytest.raises(ValueError, match="outside it or NaN"):
+        measure(torch.full_like(heat, float("nan")), masks)
+    masks[1, 0] = False
+    with pytest.raises(ValueError, match="A mask is empty"):
+        measure(heat, masks)
+
+
+def test_masks_of_numbers_or_of_another_size_are_refused():
+    """Behind the checks of the tests: what a notebook meets."""
+    energy = inspect.unwrap(controls.energy_per_area)
+    heat, masks = two_objects()
+    with pytest.raises(ValueError, match="pass `mask == 1`"):
+        energy(heat, masks.to(torch.uint8) * 255)
+    with pytest.raises(ValueError, match=r"\(3, 2, 3, 8\) came"):
+        energy(heat, masks[:, :, :3])
