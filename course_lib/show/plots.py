@@ -77,12 +77,8 @@ def image_tag(figure: Figure, alt: str, attributes: str = "") -> str:
     canvas.draw()
     pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     plt.close(figure)
-    files = []
-    for options in ({"lossless": True}, {"quality": 75}):
-        buffer = io.BytesIO()
-        pixels.save(buffer, "webp", **options)
-        files.append(buffer.getvalue())
-    data = base64.b64encode(min(files, key=len)).decode()
+    exact, close = _webp(pixels, lossless=True), _webp(pixels, quality=75)
+    data = base64.b64encode(exact if len(exact) < 2 * len(close) else close).decode()
     return (f'<img alt="{escape(alt)}" width="{pixels.width}" style="max-width:100%;height:auto" {attributes}'
             f'src="data:image/webp;base64,{data}">')
 

@@ -173,4 +173,5 @@ def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     kept = [column for column in zip(*rows) if len(rows) == 1 or any(column[1:])]
     widths = [max(map(len, column)) for column in kept]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in zip(*kept)]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]] if len(rows) > 1 else ["(no figure recorded)"]
+    rule = "  ".join("-" * width for width in [*widths[:-1], len(kept[-1][0])])         # a long note must not wrap the rule
+    return [lines[0], rule, *lines[1:]] if len(rows) > 1 else ["(no figure recorded)"]

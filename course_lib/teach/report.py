@@ -177,7 +177,7 @@ def _lessons(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], 
                      with_unit(result.get("seconds")), with_unit(result.get("wall_seconds")), with_unit(result.get("peak_mb")),
                      escape(result.get("device", "–")), escape(result.get("fingerprint") or "–")])
     header = ["Lesson", "State", "Exercises", "Seconds", "with start", "Peak MB", "Device", "Data"]
-    caption = "Time from set-up to the last cell, time with the kernel’s start, the largest amount of memory, and the data’s fingerprint."
+    caption = "Time from set-up to the last cell, and with the kernel’s start; most memory held; fingerprint of the data."
     return _table(caption, header, rows, {2, 3, 4, 5}) if rows else "<p>No lesson has been run yet: <code>make run</code>.</p>"
 
 
@@ -188,7 +188,8 @@ def _figures(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], 
         rows = [[escape(figure["name"]), f"<strong>{escape(with_unit(figure['value'], figure['unit']))}</strong>",
                  "–" if figure["paper"] is None else escape(with_unit(figure["paper"], figure["unit"])), escape(figure["note"])]
                 for figure in result.get("figures", [])]
-        caption = escape(_title(notebooks.get(result["lesson"]), result["lesson"])) + (f", stale: measured with {escape(why)}" if why else "")
+        caption = escape(_title(notebooks.get(result["lesson"]), result["lesson"]))
+        caption += f", stale: measured with {escape(why)}" if why else ""
         tables += [_table(caption, ["Figure", "Measured", "In the paper", "Note"], rows, {1, 2}, 3)] if rows else []
     return "".join(tables)
 

@@ -102,7 +102,8 @@ def main(argv: list[str]) -> int:
     chosen = [path for path in notebooks if not arguments.lessons or path.stem.split("_")[0] in arguments.lessons]
     failed = run(chosen, root / "build" / ("student" if arguments.student else "run"), arguments.profile, not arguments.student)
     if not arguments.student:
-        print(f"Report: {report.write(paths.results(), root / 'build' / 'run', root / 'build' / 'report.html', arguments.profile)}")
+        page = report.write(paths.results(), root / "build" / "run", root / "build" / "report.html", arguments.profile)
+        print(f"Report: {page}")
     print(f"{len(chosen) - len(failed)} of {len(chosen)} lessons ran" + (f"; failed: {', '.join(failed)}." if failed else "."))
     return 1 if failed else 0
 
