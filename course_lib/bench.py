@@ -1,41 +1,41 @@
 """Our speed against the usual packages, side by side: one run, one thread, median CPU time of alternating repeats.
 
     python -m course_lib bench              every row
-    python -m course_lib bench heatmaps     chosen rows
+    python -m course_lib bench max_box_acc  chosen rows
 
-A row is a function that prepares one task, checks that every contestant computes the same thing, and returns them: callables
-without arguments, ours first. More rows: more functions in ROWS.
+A row is a function that prepares one task, checks that every contestant computes the same thing (which warms them up), and
+returns them: callables without arguments, ours first. More rows: more functions in ROWS.
 """
 
 import argparse
 import importlib
 import json
-import os
+import re
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
+from functools import cache
+from importlib.metadata import requires, version
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 
-from course_lib import maps
+from course_lib import backbones, maps, paths
+from course_lib.data.ilsvrc import Batch, Ilsvrc
 from course_lib.evaluate.localization import DELTAS, THRESHOLDS, MaxBoxAcc
 
 Contestants = dict[str, Callable[[], object]]
 PEERS = {"grad-cam": "pytorch_grad_cam", "torchcam": "torchcam", "opencv-python-headless": "cv2"}
-IMAGES, CLASSES = 8, 20
+IMAGES, CLASSES = 16, 20
 
 
 def cam() -> Contestants:
-    """maps of 20 classes for 8 images, ResNet-18"""
+    """maps of 20 classes for 16 photographs, EfficientNet-Lite0"""
     from torchcam.methods import CAM
 
-    model, images = _model_and_images()
-    extractor = CAM(model, target_layer="layer4", fc_layer="fc", enable_hooks=False)
+    model, images, _ = _model_and_photographs()
+    extractor = CAM(model, target_layer="network.bn2", fc_layer="classifier", enable_hooks=False)
 
     @torch.no_grad()
     def torchcam(every_class: bool) -> torch.Tensor:
@@ -48,9 +48,8 @@ def cam() -> Contestants:
         extractor.disable_hooks()
         return torch.stack(found, 1)
 
-    @torch.no_grad()
     def ours() -> torch.Tensor:
-        return maps.cam(model.forward_features(images), model.get_classifier().weight[:CLASSES])
+        return _maps(model, images)
 
     torch.testing.assert_close(ours(), torchcam(False), rtol=1e-3, atol=1e-4)
     return {"ours": ours, "torchcam, each class with its forward pass": lambda: torchcam(True),
@@ -58,41 +57,44 @@ def cam() -> Contestants:
 
 
 def heatmaps() -> Contestants:
-    """heatmaps (224 x 224) of 20 classes for 8 images, ResNet-18"""
+    """heatmaps (224 x 224) of 20 classes for 16 photographs, EfficientNet-Lite0"""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    model, images = _model_and_images()
-    extractor = GradCAM(model, [model.layer4])
+    model, images, _ = _model_and_photographs()
+    extractor = GradCAM(model, [model.network.bn2])
 
-    def grad_cam() -> np.ndarray:
-        return np.stack([extractor(images, [ClassifierOutputTarget(label)] * IMAGES) for label in range(CLASSES)], 1)
+    def grad_cam(classes: int = CLASSES) -> np.ndarray:
+        return np.stack([extractor(images, [ClassifierOutputTarget(label)] * IMAGES) for label in range(classes)], 1)
 
-    @torch.no_grad()
     def ours() -> torch.Tensor:
-        return maps.heatmap(maps.cam(model.forward_features(images), model.get_classifier().weight[:CLASSES]), 224)
+        return maps.heatmap(_maps(model, images), 224)
 
     # Grad-CAM of such a network is CAM after a ReLU, and this package up-samples bilinearly, after the min-max.
-    with torch.no_grad():
-        raw = maps.cam(model.forward_features(images), model.get_classifier().weight[:CLASSES]).relu()
-    spread = raw.amax((-2, -1), keepdim=True) - raw.amin((-2, -1), keepdim=True)
-    expected = F.interpolate((raw - raw.amin((-2, -1), keepdim=True)) / spread, 224, mode="bilinear")
-    clear = spread[..., 0, 0] > 0.01                                      # there is no picture where the ReLU leaves nothing
-    torch.testing.assert_close(torch.from_numpy(grad_cam())[clear], expected[clear], rtol=0, atol=0.05)
+    raw = _maps(model, images)[:, :2].relu()
+    low, high = raw.amin((-2, -1), keepdim=True), raw.amax((-2, -1), keepdim=True)
+    expected = F.interpolate((raw - low) / (high - low), 224, mode="bilinear")
+    clear = (high - low)[..., 0, 0] > 0.01                                # there is no picture where the ReLU leaves nothing
+    torch.testing.assert_close(torch.from_numpy(grad_cam(2))[clear], expected[clear], rtol=0, atol=0.05)
     return {"ours": ours, "grad-cam, class by class": grad_cam}
 
 
 def max_box_acc() -> Contestants:
-    """MaxBoxAcc and V2 curves of 8 heatmaps, 7 x 7 to 224 x 224"""
-    return _max_box_acc(7)
+    """MaxBoxAcc and V2 curves of the CAM heatmaps (224 x 224) of 16 photographs, EfficientNet-Lite0"""
+    model, images, batch = _model_and_photographs()
+    own = _maps(model, images, len(model.classifier.weight))[torch.arange(IMAGES), batch.labels]
+    return _box_curves(maps.heatmap(own, 224), batch.boxes)
 
 
-def max_box_acc_fine() -> Contestants:
-    """MaxBoxAcc and V2 curves of 8 heatmaps, 28 x 28 to 224 x 224"""
-    return _max_box_acc(28)
+def max_box_acc_random() -> Contestants:
+    """MaxBoxAcc and V2 curves of 16 random maps, 7 x 7 to 224 x 224"""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.randint(0, 112, (IMAGES, 1, 2), generator=generator)
+    return _box_curves(maps.heatmap(torch.randn(IMAGES, 7, 7, generator=generator), 224),
+                       list(torch.cat((corner, corner + 111), 2)))
 
 
-ROWS = {"cam": cam, "heatmaps": heatmaps, "max_box_acc": max_box_acc, "max_box_acc_fine": max_box_acc_fine}
+ROWS = {"cam": cam, "heatmaps": heatmaps, "max_box_acc": max_box_acc, "max_box_acc_random": max_box_acc_random}
 
 
 def main(argv: list[str]) -> int:
@@ -114,45 +116,52 @@ def main(argv: list[str]) -> int:
     importlib.import_module("cv2").setNumThreads(1)
     table = []
     for name in arguments.rows or ROWS:
-        seconds = _measure(ROWS[name](), arguments.repeats)
+        try:
+            seconds = _measure(ROWS[name](), arguments.repeats)
+        except FileNotFoundError as error:
+            print(f"The photographs to measure with are missing. Write them: python -m course_lib data\n({error})")
+            return 1
         for contestant, spent in seconds.items():
             table.append({"row": name, "task": ROWS[name].__doc__, "contestant": contestant, "seconds": spent,
                           "ratio": spent / seconds["ours"]})
-    versions = {package: version(package) for package in ("torch", "timm", *PEERS)}
+    versions = {package: version(package) for package in ("torch", "timm", "numpy", *PEERS)}
+    minimum = dict(re.findall(r"^([\w-]+)>=([\w.]+)", "\n".join(requires("course_lib") or []), re.MULTILINE))
+    minimum = {package: minimum[package] for package in versions}
     print("| task | contestant | median | ratio |\n|---|---|---:|---:|")
     for entry in table:
         print(f"| {entry['task']} | {entry['contestant']} | {1000 * entry['seconds']:.1f} ms | {entry['ratio']:.1f} |")
     print(f"\nOne thread, median CPU time of {arguments.repeats} alternating repeats after a warm-up; "
-          + ", ".join(f"{package} {number}" for package, number in versions.items()) + ".")
-    folder = Path(os.environ.get("COURSE_RESULTS", "build/results"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(
-        {"repeats": arguments.repeats, "threads": 1, "versions": versions, "rows": table}, indent=1) + "\n")
+          + ", ".join(f"{package} {number} (at least {minimum[package]})" for package, number in versions.items()) + ".")
+    result = {"repeats": arguments.repeats, "threads": 1, "versions": versions, "minimum": minimum, "rows": table}
+    paths.write_text(paths.results() / "bench.json", json.dumps(result, indent=1) + "\n")
     return 0
 
 
 def _measure(contestants: Contestants, repeats: int) -> dict[str, float]:
     """Median CPU seconds of each contestant. They take turns, so that a machine that slows down slows all of them."""
     spent: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
+    for _ in range(repeats):
         for name, run in contestants.items():
             start = time.process_time()
             run()
-            if turn:                                                      # the first turn warms up
-                spent[name].append(time.process_time() - start)
+            spent[name].append(time.process_time() - start)
     return {name: statistics.median(seconds) for name, seconds in spent.items()}
 
 
-def _model_and_images() -> tuple[torch.nn.Module, torch.Tensor]:
-    torch.manual_seed(0)
-    return timm.create_model("resnet18").eval(), torch.randn(IMAGES, 3, 224, 224)
+@cache
+def _model_and_photographs() -> tuple[backbones.Backbone, torch.Tensor, Batch]:
+    """The network, and the first images of the miniature ILSVRC as it wants them."""
+    batch = next(iter(Ilsvrc(paths.data_root() / "mini-ilsvrc", "val").batches(batch_size=IMAGES)))
+    model = backbones.create("tf_efficientnet_lite0")
+    return model, model.normalise(batch.images), batch
 
 
-def _max_box_acc(side: int) -> Contestants:
-    generator = torch.Generator().manual_seed(0)
-    heatmap = maps.heatmap(torch.randn(IMAGES, side, side, generator=generator), 224)
-    corner = torch.randint(0, 112, (IMAGES, 2), generator=generator)
-    boxes = [torch.cat((c, c + 111))[None] for c in corner]
+@torch.no_grad()
+def _maps(model: backbones.Backbone, images: torch.Tensor, classes: int = CLASSES) -> torch.Tensor:
+    return maps.cam(model.features(images), model.classifier.weight[:classes])
+
+
+def _box_curves(heatmap: torch.Tensor, boxes: list[torch.Tensor]) -> Contestants:
     levels = (heatmap * 255).to(torch.uint8).numpy()
 
     def ours() -> torch.Tensor:

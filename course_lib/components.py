@@ -1,16 +1,17 @@
 """Connected regions of 8-bit heatmaps at all 256 levels at once, and their boxes.
 
 The WSOL benchmark (Choe et al., CVPR 2020) thresholds every heatmap a thousand times and traces contours in each copy. The
-regions of {level > l} for every l follow from three small things instead:
+regions of {level > l} for every l follow from four small things instead:
 
-    basin    every pixel climbs to its highest neighbour; the pixels that end on one maximum are its basin
-    saddle   two neighbouring basins are in one region of {level > l} as soon as two touching pixels are both above l
+    run      every row is cut in its valleys; a run rises to its peak and falls again: above any level it is one piece
+    basin    a run that touches a higher one at the level of its own peak is never alone: both belong to one basin
+    saddle   two basins are in one region of {level > l} as soon as two touching pixels are both above l
     tree     flooding from the top, each basin ends at its saddle with a higher one; at level l, cut all saddles <= l
 
 What is asked of a region (extent, area) is collected once per basin and level, accumulated from the top level down, and
-then over the basins of a branch. The tree has one node per maximum: tens in a heatmap, thousands in noise.
+then over the basins of a branch. A heatmap of 50 000 pixels has a thousand runs and ten basins; noise has thousands.
 
-Holes are the same thing upside down: regions of the dark side, rooted in a frame around the image.
+Holes are the same thing upside down: regions of the dark side, except the one that contains the frame around the image.
 
 Foreground is 8-connected, holes are 4-connected. The area of a region is that of the polygon over its outermost pixels,
 holes included, as a contour tracer measures it: a 2x2 cell counts 1 if all four pixels belong to the region, 1/2 for three
@@ -21,30 +22,30 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Int, UInt8
+from jaxtyping import Float64, Int, Int32, UInt8
 from torch import Tensor
 
-INDEX_BITS = 23                         # a pixel's sort key is level * 2^23 + index: ties have an order, int32 holds it
-INDEX = 2**INDEX_BITS - 1
+PIXELS = 2**23                            # basin * 256 + level is an int32, area * PIXELS + index is exact in a double
 
 
 class Tree(NamedTuple):
     """Which basin of a framed image ends in which. The last one, the highest, is the root and its own parent."""
 
-    node: Int[Tensor, " pixels"]        # basin * 256 + level of every pixel, in reading order
-    parent: Int[Tensor, " basins"]
-    saddle: Int[Tensor, " basins"]      # it is in one region with its parent at all levels l < saddle; 255 at the root
+    basin: Int32[np.ndarray, " pixels"]   # of every pixel, in reading order
+    peak: Int[np.ndarray, " runs"]        # highest pixel of every run
+    parent: Int[np.ndarray, " basins"]
+    saddle: Int[np.ndarray, " basins"]    # it is in one region with its parent at all levels l < saddle; 0 at the root
+    top: Int[np.ndarray, " basins"]       # level of its highest pixel
 
 
 class Regions(NamedTuple):
-    """All regions of {level > l}, l = 0..254. A region stands in the row of one of its basins; other rows are empty."""
+    """All regions of {level > l}, l = 0..254: one for every basin and level between its saddle and its top."""
 
-    group: Int[Tensor, "basins 255"]    # row in which the region of this basin stands
-    first: Int[Tensor, "basins 255"]    # first pixel in reading order
-    last: Int[Tensor, "basins 255"]     # last pixel in reading order; -1 where no region stands
-    left: Int[Tensor, "basins 255"]     # column of the leftmost pixel
-    right: Int[Tensor, "basins 255"]    # column of the rightmost pixel
+    basin: Int[np.ndarray, " regions"]
+    above: Int[np.ndarray, " regions"]    # the level l
+    offset: Int[np.ndarray, " basins"]    # the region of a basin at level l is number offset + l
+    first: Int[np.ndarray, " regions"]    # peak of the first of its runs in reading order: a pixel of its topmost row
+    box: Int[np.ndarray, "regions 4"]     # as a contour has it, in the coordinates of the image
 
 
 def largest_boxes(levels: UInt8[Tensor, "n H W"]) -> Int[Tensor, "n 256 4"]:
@@ -56,12 +57,7 @@ def largest_boxes(levels: UInt8[Tensor, "n H W"]) -> Int[Tensor, "n 256 4"]:
     Args:
         levels: 8-bit heatmaps, such as `(heatmap * 255).to(torch.uint8)`.
     """
-    boxes = levels.new_zeros(len(levels), 256, 4, dtype=torch.long)
-    for image, level in enumerate(_framed(levels)):
-        filled, _ = _fill_holes(level)
-        tree = _tree(filled)
-        boxes[image, :255] = _largest(filled, tree, _regions(tree, filled.shape))
-    return boxes
+    return contour_boxes(levels)[0]
 
 
 def contour_boxes(
@@ -70,81 +66,140 @@ def contour_boxes(
     """Boxes of the largest region as in `largest_boxes`; then image, level and box of every contour of {levels > l}.
 
     Every contour means the outer one of each region and the one of each hole. A hole's contour runs over the pixels around
-    the hole, so its box is the hole's, grown by one pixel on each side.
+    the hole, so its box is the hole's, grown by one pixel on each side. The work is done on the CPU, wherever levels are:
+    it is a few hundred small steps for each image, which would keep a GPU waiting.
     """
-    largest = levels.new_zeros(len(levels), 256, 4, dtype=torch.long)
-    rows = [(levels.new_zeros(0, dtype=torch.long),) * 2 + (levels.new_zeros(0, 4, dtype=torch.long),)]
-    for image, level in enumerate(_framed(levels)):
-        tree = _tree(level)
-        regions = _regions(tree, level.shape)
-        basin, above = (regions.last >= 0).nonzero(as_tuple=True)
-        rows.append((torch.full_like(above, image), above, _boxes(regions, basin, above, level.shape)))
-
-        filled, dark_tree = _fill_holes(level)
-        if torch.equal(filled, level):
-            largest[image, :255] = _largest(level, tree, regions)
-            continue
-        filled_tree = _tree(filled)
-        largest[image, :255] = _largest(filled, filled_tree, _regions(filled_tree, level.shape))
-        holes = _regions(dark_tree, level.shape)
-        outside = holes.group[-1] == torch.arange(len(holes.group), device=level.device)[:, None]
-        basin, above = ((holes.last >= 0) & ~outside).nonzero(as_tuple=True)
-        rows.append((torch.full_like(above, image), 254 - above, _boxes(holes, basin, above, level.shape, grow=1)))
-    return largest, *(torch.cat(column) for column in zip(*rows))
-
-
-def _framed(levels: UInt8[Tensor, "n H W"]) -> Int[Tensor, "n framed_H framed_W"]:
-    """Levels inside a frame of zeros: no border cases, and steps through the flat image that wrap stay in the frame."""
-    height, width = levels.shape[1:]
-    if not (height and width and (height + 2) * (width + 2) <= INDEX):
+    images, height, width = levels.shape
+    if not (height and width and (height + 2) * (width + 2) < PIXELS):
         raise ValueError(f"Heatmaps of 1 x 1 to 2894 x 2894 pixels were expected, but {height} x {width} came. "
                          "Compute the boxes at another size and scale them.")
-    return F.pad(levels.int(), (1, 1, 1, 1))
+    largest = np.zeros((images, 256, 4), int)
+    rows = [(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4), int))]
+    for image, level in enumerate(np.pad(levels.cpu().numpy(), ((0, 0), (1, 1), (1, 1)))):
+        regions, area, holes = _contours(level)
+        # A contour inside another one is smaller: it never wins.
+        order = area * PIXELS + regions.first
+        best = np.full(255, -1.0)
+        np.maximum.at(best, regions.above, order)
+        best = (order == best[regions.above]).nonzero()[0]
+        largest[image, regions.above[best]] = regions.box[best]
+        for above, box in (regions.above, regions.box), (254 - holes.above, holes.box):
+            rows.append((np.full_like(above, image), above, box))
+    columns = (np.concatenate(column) for column in zip(*rows))
+    return tuple(torch.from_numpy(part).to(levels.device) for part in (largest, *columns))
 
 
-def _tree(level: Int[Tensor, "H W"], dark: bool = False) -> Tree:
-    """Basins and saddles of one framed image: 8-connected, or, if dark, 4-connected with the frame as the last basin."""
-    width, device = level.shape[1], level.device
-    pixel = torch.arange(level.numel(), device=device)
-    key = (level << INDEX_BITS) + pixel.int().view_as(level)
-    if dark:
-        key[0] = key[-1] = key[:, 0] = key[:, -1] = key[-1, -1].clone()
-    key, level = key.flatten(), level.flatten()
-    row = _highest(key, 1)
-    top = torch.maximum(row, _highest(key, width)) if dark else _highest(row, width)
-    peak = _follow((top & INDEX).long())                                  # of every pixel
-    peaks = (peak == pixel).nonzero().squeeze(1)
-    peaks = peaks[key[peaks].argsort()]                                   # a higher basin has a higher number
-    basin = torch.empty_like(peak).index_copy_(0, peaks, torch.arange(len(peaks), device=device)).index_select(0, peak)
+def _contours(level: UInt8[np.ndarray, "H W"]) -> tuple[Regions, Float64[np.ndarray, " regions"], Regions]:
+    """Regions of one framed image, their contour areas in half cells, and its holes as regions of the dark image."""
+    width, dark = level.shape[1], 255 - level
+    rows, columns = _turns(level.ravel()), _turns(level.T.ravel())
+    tree = _tree(level, rows, diagonal=True)
+    regions = _regions(tree, level, columns, len(tree.parent))
+    a, b, c, d = (level.ravel()[step: level.size - width - 1 + step] for step in (0, 1, width, width + 1))
+    low, other = np.minimum(a, d), np.minimum(b, c)
+    lowest = np.minimum(low, other)
+    second = np.minimum(np.maximum(low, other), np.minimum(np.maximum(a, d), np.maximum(b, c)))
+    half = _half_cells(tree, level, lowest, second, diagonal=True)
+    area = _collect(tree, half, np.add)[0, regions.basin, regions.above].astype(float)
 
-    edges = []
-    for step in (1, width) if dark else (1, width, width + 1, width - 1):
-        one = (basin[step:] != basin[:-step]).nonzero().squeeze(1)
-        other = one + step
-        a, b = basin.index_select(0, one), basin.index_select(0, other)
-        saddle = torch.minimum(level.index_select(0, one), level.index_select(0, other))
-        edges.append(((torch.minimum(a, b) * len(peaks) + torch.maximum(a, b)) << 8) + saddle)
-    parent, saddle = (torch.from_numpy(part).to(device) for part in _merge(torch.cat(edges).cpu().numpy(), len(peaks)))
+    # What rises in the light falls in the dark, except that a run has to begin and to end in the frame, its highest place.
+    rows, columns = np.append(0, rows[:-1]), np.append(0, columns[:-1])
+    dark_tree = _tree(dark, rows, diagonal=False)
+    outside = len(dark_tree.parent) - 1
+    holes = _regions(dark_tree, dark, columns, outside, grow=1)
+    if outside == 0:
+        return regions, area, holes
 
-    # Quantisation cuts slopes into terraces, and every corner of a terrace is a maximum: nine basins of ten in a heatmap.
-    # They never are regions of their own, since they can be left without a descent.
-    real = saddle != level[peaks]
-    real[-1] = True
-    onto = _follow(torch.where(real, torch.arange(len(peaks), device=device), parent))
-    number = (real.cumsum(0) - 1).index_select(0, onto)
-    return Tree(number.index_select(0, basin) * 256 + level, number[parent[real]], saddle[real])
+    top, end = holes.box[:, 1].min() + 1, holes.box[:, 3].max() + 2       # rows of the framed image that matter
+    cells = slice(top * width, (end - 1) * width - 1)
+    half = _half_cells(dark_tree._replace(basin=dark_tree.basin[top * width: end * width]), dark[top:end],
+                       255 - lowest[cells], 255 - second[cells], diagonal=False)
+    own = _collect(dark_tree, half, np.add)[0, holes.basin, holes.above]
+    # The pixel above the topmost row of a hole is of the region around it; above a region lies the hole that it is in.
+    around = _owner(tree, tree.basin[holes.first - width], 254 - holes.above)
+    around = regions.offset[around] + 254 - holes.above
+    hole = _owner(dark_tree, dark_tree.basin[regions.first - width], 254 - regions.above)
+    inside = (hole != outside).nonzero()[0]
+    hole = holes.offset[hole[inside]] + 254 - regions.above[inside]
+
+    def fill(area_of_islands):
+        return area + np.bincount(around, own + np.bincount(hole, area_of_islands[inside], len(own)), len(area))
+
+    filled = fill(area)
+    while not np.array_equal(filled, further := fill(filled)):            # islands in holes of islands
+        filled = further
+    return regions, filled, holes
 
 
-def _merge(edges: np.ndarray, basins: int) -> tuple[np.ndarray, np.ndarray]:
-    """Parent and saddle of every basin: flooding from the top, a basin ends in the first higher one that it meets.
+def _turns(flat: UInt8[np.ndarray, " pixels"]) -> Int[np.ndarray, " turns"]:
+    """Peak, valley, peak, ..., peak of the rows of a framed image, one after another: the frame is its lowest place."""
+    rises = np.ones(len(flat) + 1, bool)                                  # into every pixel from the one before it
+    rises[-1] = False
+    np.greater_equal(flat[1:], flat[:-1], out=rises[1:-1])
+    # Quantisation makes terraces. Either way is right on one; if the slope goes on, there are three times fewer runs.
+    rises[2:-2] &= (flat[2:-1] != flat[1:-2]) | (flat[3:] >= flat[:-3])
+    return (rises[1:] != rises[:-1]).nonzero()[0]
 
-    Edges are (lower basin * basins + higher basin) * 256 + saddle. On the CPU: there are a few hundred pairs of basins.
-    """
-    edges = np.sort(edges)
-    edges = edges[np.append(edges[1:] >> 8 != edges[:-1] >> 8, True)[: len(edges)]]       # the highest saddle of each pair
-    edges = edges[np.argsort(-(edges & 255), kind="stable")]
-    parent, root, passes = list(range(basins)), list(range(basins)), [255] * basins
-    for one, other, saddle in zip(*(part.tolist() for part in (*np.divmod(edges >> 8, basins), edges & 255))):
+
+def _tree(level: UInt8[np.ndarray, "H W"], turns: Int[np.ndarray, " turns"], diagonal: bool) -> Tree:
+    """Basins and saddles of one framed image: 8-connected if diagonal, or 4-connected."""
+    width, flat, peak = level.shape[1], level.ravel(), turns[::2]
+    start = np.concatenate(([0], turns[1::2], [flat.size]))
+    start, length = start[:-1], start[1:] - start[:-1]
+    rank = flat[peak].argsort(kind="stable")                              # a higher run has a higher number
+    number = np.empty(len(rank), np.int32)
+    number[rank] = np.arange(len(rank))
+    run, top = np.repeat(number, length), flat[peak[rank]]
+
+    # Pairs of touching runs: in a row, below one another, and diagonally where no way around is as high.
+    meet = np.sort(np.concatenate((start[start < flat.size - width], start[start >= width] - width)), kind="stable")
+    pairs = [(start[1:] - 1, start[1:], flat[start[1:]]),
+             (meet, meet + width, np.maximum.reduceat(np.minimum(flat[:-width], flat[width:]), meet))]
+    if diagonal:
+        _, one, other = _crossings(flat, width)
+        pairs.append((one, other, np.minimum(flat[one], flat[other])))
+    one, other, saddle = (np.concatenate(part) for part in zip(*pairs))
+    one, other = run[one], run[other]
+
+    basin = itself = np.arange(len(top))
+    while True:
+        lower, higher = np.minimum(one, other), np.maximum(one, other)
+        joined = (saddle == top[lower]).nonzero()[0]
+        if len(joined) == 0:
+            break
+        onto = itself.copy()
+        onto[lower[joined]] = higher[joined]
+        while ((further := onto[onto]) != onto).any():
+            onto = further
+        basin, one, other = onto[basin], onto[one], onto[other]
+        apart = (one != other).nonzero()[0]
+        one, other, saddle = one[apart], other[apart], saddle[apart]
+    real = basin == itself
+    new = real.cumsum() - 1
+    parent, saddle = _merge(new[lower], new[higher], saddle, int(new[-1]) + 1)
+    return Tree(np.repeat(new[basin[number]].astype(np.int32), length), peak, parent, saddle, top[real].astype(int))
+
+
+def _crossings(
+    flat: UInt8[np.ndarray, " pixels"], step: int
+) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
+    """Diagonal neighbours that are both higher than the other two pixels of their cell: the cell's first pixel, the two."""
+    a, b, c, d = flat[: -step - 1], flat[1:-step], flat[step:-1], flat[step + 1:]
+    falling = (np.minimum(a, d) > np.maximum(b, c)).nonzero()[0]
+    rising = (np.minimum(b, c) > np.maximum(a, d)).nonzero()[0]
+    return (np.concatenate((falling, rising)), np.concatenate((falling, rising + 1)),
+            np.concatenate((falling + step + 1, rising + step)))
+
+
+def _merge(
+    lower: Int[np.ndarray, " pairs"], higher: Int[np.ndarray, " pairs"], saddle: UInt8[np.ndarray, " pairs"], basins: int
+) -> tuple[Int[np.ndarray, " basins"], Int[np.ndarray, " basins"]]:
+    """Parent and saddle of every basin: flooding from the top, a basin ends in the first higher one that it meets."""
+    pairs = np.sort(((lower * basins + higher) << 8) + saddle)
+    pairs = pairs[np.append(pairs[1:] >> 8 != pairs[:-1] >> 8, True)[: len(pairs)]]       # the highest saddle of each pair
+    pairs = pairs[np.argsort(-(pairs & 255), kind="stable")]
+    parent, root, passes = list(range(basins)), list(range(basins)), [0] * basins
+    for one, other, saddle in zip(*(part.tolist() for part in (*np.divmod(pairs >> 8, basins), pairs & 255))):
         while root[one] != one:
             root[one] = one = root[root[one]]
         while root[other] != other:
@@ -156,75 +211,70 @@ def _merge(edges: np.ndarray, basins: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array(parent), np.array(passes)
 
 
-def _highest(key: Int[Tensor, " pixels"], step: int) -> Int[Tensor, " pixels"]:
-    """Maximum of every pixel and the two that lie one step before and after it."""
-    highest = key.clone()
-    torch.maximum(highest[step:], key[:-step], out=highest[step:])
-    torch.maximum(highest[:-step], key[step:], out=highest[:-step])
-    return highest
+def _regions(
+    tree: Tree, level: UInt8[np.ndarray, "H W"], columns: Int[np.ndarray, " turns"], basins: int, grow: int = 0
+) -> Regions:
+    """The regions of the first `basins` basins of a framed image, with boxes grown by some pixels."""
+    saddle, count = tree.saddle[:basins], (tree.top - tree.saddle)[:basins]
+    end = count.cumsum()
+    offset = end - count - saddle
+    basin = np.repeat(np.arange(basins), count)
+    above = np.arange(len(basin)) - offset[basin]
+
+    # Where anything is left of a run, its peak is: peaks of rows tell first and last row, peaks of columns the columns.
+    (height, width), peak = level.shape, columns[::2]
+    table = np.full((4, 256 * len(tree.parent)), -PIXELS, np.int32)
+    for lowest, highest, place, pixel in ((*table[:2], tree.peak, tree.peak),
+                                          (*table[2:], peak, peak % height * width + peak // height)):
+        node = tree.basin[pixel] * 256 + level.ravel()[pixel]
+        lowest[node[::-1]] = -place[::-1]                                 # where a node comes twice, the last one stays
+        highest[node] = place
+    first, last, left, right = _collect(tree, table, np.maximum)[:, basin, above]
+    box = np.stack((-left // height - 1 - grow, -first // width - 1 - grow,
+                    np.minimum(right // height + grow, width - 3), np.minimum(last // width + grow, height - 3)), 1)
+    return Regions(basin, above, offset, -first, box)
 
 
-def _follow(pointer: Int[Tensor, "n *rest"]) -> Int[Tensor, "n *rest"]:
-    """Where the chains of pointers along the first dimension end."""
-    while not torch.equal(further := pointer.gather(0, pointer), pointer):
-        pointer = further
-    return pointer
+def _collect(tree: Tree, table: Int[np.ndarray, "kinds nodes"], add: np.ufunc) -> Int[np.ndarray, "kinds basins 255"]:
+    """What is known of the pixels of every basin and level, for all regions of {level > l} by the basins that own them."""
+    falling = table.reshape(len(table), -1, 256)[..., ::-1]
+    table = add.accumulate(falling, 2, out=falling)[..., 254::-1]         # pixels of level l + 1 and more
+    for basin, (onto, saddle) in enumerate(zip(tree.parent[:-1].tolist(), tree.saddle.tolist())):
+        add(table[:, onto, :saddle], table[:, basin, :saddle], out=table[:, onto, :saddle])
+    return table
 
 
-def _fill_holes(level: Int[Tensor, "H W"]) -> tuple[Int[Tensor, "H W"], Tree]:
-    """The framed image with the holes of all levels filled, and the tree of its dark side.
+def _owner(
+    tree: Tree, basin: Int[np.ndarray, " rows"], above: Int[np.ndarray, " rows"]
+) -> Int[np.ndarray, " rows"]:
+    """The basin that owns the region of {level > above} which these basins are in."""
+    while (joined := tree.saddle[basin] > above).any():
+        basin = np.where(joined, tree.parent[basin], basin)
+    return basin
 
-    A pixel is filled up to the lowest level at which it can be left: the highest pixel on the best 4-connected way out.
+
+def _half_cells(
+    tree: Tree, level: UInt8[np.ndarray, "h W"], one: UInt8[np.ndarray, " cells"], more: UInt8[np.ndarray, " cells"],
+    diagonal: bool,
+) -> Int[np.ndarray, "1 nodes"]:
+    """Table of cells that count for each basin and level: every 2x2 cell counts at level `one`, and again at `more`.
+
+    A region gets a half with the third pixel of a cell and a half with the fourth. A hole, which is what its region gains
+    when it is filled, gets them with the first pixel and the second.
     """
-    dark = 255 - level
-    tree = _tree(dark, dark=True)
-    hop, way = tree.parent, tree.saddle
-    while (hop != len(hop) - 1).any():
-        way, hop = torch.minimum(way, way.index_select(0, hop)), hop.index_select(0, hop)
-    return 255 - torch.minimum(dark, way.int().index_select(0, tree.node >> 8).view_as(dark)), tree
+    flat, step, nodes = level.ravel(), level.shape[1], 256 * len(tree.parent)
+    a, b, c, d = tree.basin[: -step - 1], tree.basin[1:-step], tree.basin[step:-1], tree.basin[step + 1:]
+    node = a * 256
+    # A cell counts for the basin of its highest pixel: the others that are there touch it.
+    mixed = ((a != b) | (a != c) | (a != d)).nonzero()[0]
+    corner = np.array([0, 1, step, step + 1])
+    node[mixed] = 256 * tree.basin[mixed + corner[flat[mixed + corner[:, None]].argmax(0)]]
+    half = _count(node + one, nodes)
+    if not diagonal:                                                      # then the second may be another hole's
+        cell, first, second = _crossings(flat, step)
+        node[cell] = 256 * (tree.basin[first] + tree.basin[second]) - node[cell]
+    return (half + _count(node + more, nodes))[None]
 
 
-def _regions(tree: Tree, shape: tuple[int, int]) -> Regions:
-    """Extent of all regions of one framed image."""
-    device, basins, (height, width) = tree.node.device, len(tree.parent), shape
-    basin = torch.arange(basins, device=device)[:, None]
-    joined = tree.saddle[:, None] > torch.arange(255, device=device)
-    group = _follow(torch.where(joined, tree.parent[:, None], basin))     # basins 255
-    pixel = torch.arange(height * width, device=device)
-    column = torch.arange(width, device=device).repeat(height)
-
-    def highest(value):
-        table = torch.full((basins * 256,), -INDEX, device=device).scatter_reduce_(0, tree.node, value, "amax")
-        table = table.view(basins, 256).flip(1).cummax(1).values.flip(1)[:, 1:]       # pixels of level l + 1 and more
-        return torch.full_like(table, -INDEX).scatter_reduce_(0, group, table, "amax")
-
-    return Regions(group, -highest(-pixel), highest(pixel), -highest(-column), highest(column))
-
-
-def _boxes(
-    regions: Regions, basin: Int[Tensor, " rows"], above: Int[Tensor, " rows"], shape: tuple[int, int], grow: int = 0
-) -> Int[Tensor, "rows 4"]:
-    """Boxes of regions, from the coordinates of the framed image to those of the image."""
-    height, width = shape
-    x0, x1 = regions.left[basin, above] - 1, regions.right[basin, above] - 1
-    y0, y1 = regions.first[basin, above] // width - 1, regions.last[basin, above] // width - 1
-    return torch.stack((x0 - grow, y0 - grow,
-                        (x1 + grow + 1).clamp(max=width - 3), (y1 + grow + 1).clamp(max=height - 3)), -1)
-
-
-def _largest(level: Int[Tensor, "H W"], tree: Tree, regions: Regions) -> Int[Tensor, "255 4"]:
-    """Box of the region of largest contour area at every level of a framed image without holes."""
-    height, width = level.shape
-    key = (level << INDEX_BITS).flatten() + torch.arange(level.numel(), dtype=torch.int32, device=level.device)
-    a, b, c, d = key[: -width - 1], key[1:-width], key[width:-1], key[width + 1:]
-    lowest = torch.minimum(torch.minimum(a, b), torch.minimum(c, d))
-    second = torch.minimum(torch.maximum(torch.minimum(a, b), torch.minimum(c, d)),
-                           torch.minimum(torch.maximum(a, b), torch.maximum(c, d)))
-    # A cell is worth 1/2 as soon as its third pixel is there, and 1/2 more with the last one.
-    node = tree.node.index_select(0, torch.cat((lowest, second)) & INDEX)
-    half = torch.bincount(node, minlength=len(regions.group) * 256).view(-1, 256).flip(1).cumsum(1).flip(1)[:, 1:]
-    area = torch.zeros_like(half).scatter_add_(0, regions.group, half)
-    order = torch.where(regions.last >= 0, (area << INDEX_BITS) + regions.first, -1)
-    best, basin = order.max(0)
-    boxes = _boxes(regions, basin, torch.arange(255, device=level.device), (height, width))
-    return torch.where(best[:, None] >= 0, boxes, 0)
+def _count(node: Int32[np.ndarray, " cells"], nodes: int) -> Int[np.ndarray, " nodes"]:
+    return torch.bincount(torch.from_numpy(node), minlength=nodes).numpy()        # numpy's takes twice as long

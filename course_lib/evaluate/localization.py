@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Num, UInt8
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from course_lib.components import contour_boxes
 
@@ -30,9 +31,14 @@ def iou(a: Num[Tensor, "n 4"], b: Num[Tensor, "m 4"]) -> Float64[Tensor, "n m"]:
 
     A union without area gives 0.
     """
-    a, b = a.double()[:, None], b.double()[None]
-    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2]) + 1).clamp(min=0).prod(-1)
-    union = (a[..., 2:] - a[..., :2] + 1).prod(-1) + (b[..., 2:] - b[..., :2] + 1).prod(-1) - inner
+    return _iou(a[:, None], b[None])
+
+
+def _iou(a: Num[Tensor, "*#shape 4"], b: Num[Tensor, "*#shape 4"]) -> Float64[Tensor, "*shape"]:
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.double().unbind(-1), b.double().unbind(-1)
+    inner = ((torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0) + 1).clamp(min=0)
+             * (torch.minimum(ay1, by1) - torch.maximum(ay0, by0) + 1).clamp(min=0))
+    union = (ax1 - ax0 + 1) * (ay1 - ay0 + 1) + (bx1 - bx0 + 1) * (by1 - by0 + 1) - inner
     return torch.where(union > 0, inner / union, 0.0)
 
 
@@ -127,14 +133,12 @@ class MaxBoxAcc:
             return
         levels = (heatmaps * 255).to(torch.uint8)
         largest, image, level, box = (part.cpu() for part in contour_boxes(levels))
-        centre = baseline_boxes(heatmaps.shape[1:])
-        single = torch.zeros(len(boxes), 256, dtype=torch.float64)        # IoU with the best ground-truth box at each level
-        multi = torch.zeros_like(single)
-        for i, truth in enumerate(boxes):
-            truth, own = truth.cpu(), image == i
-            single[i] = iou(largest[i], truth).amax(1)
-            multi[i] = single[i].scatter_reduce(0, level[own], iou(box[own], truth).amax(1), "amax")
-            self.centre += iou(centre, truth).amax(1) >= 0.5
+        # Images with fewer boxes than others get some that lie outside and overlap with nothing.
+        truth = pad_sequence([own.cpu() for own in boxes], batch_first=True, padding_value=-1)[:, None]  # b 1 most 4
+        single = _iou(largest[:, :, None], truth).amax(2)                 # b 256, IoU with the best ground-truth box
+        every = _iou(box[:, None], truth[image, 0]).amax(1)
+        multi = single.flatten().scatter_reduce(0, image * 256 + level, every, "amax").view_as(single)
+        self.centre += (_iou(baseline_boxes(heatmaps.shape[1:])[:, None], truth).amax(2) >= 0.5).sum(0)
         at = (THRESHOLDS * levels.amax((1, 2)).cpu().double()[:, None]).long()           # b 1000
         delta = torch.tensor(DELTAS, dtype=torch.float64)[:, None, None]
         single, multi = (best.gather(1, at) >= delta for best in (single, multi))         # 3 b 1000
@@ -204,7 +208,10 @@ class PxAP:
 
 
 def _check_heatmaps(heatmaps: Float[Tensor, "b H W"]) -> None:
-    if not ((heatmaps >= 0) & (heatmaps <= 1)).all():
+    if heatmaps.numel() == 0:
+        return
+    low, high = heatmaps.aminmax()
+    if not (low >= 0 and high <= 1):
         raise ValueError("Heatmaps must lie in 0..1, but values outside it or NaN came. Pass maps through maps.heatmap, "
                          "which scales each of them by itself.")
 
