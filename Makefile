@@ -21,6 +21,10 @@ test: $(STAMP)      ## everything that CI checks
 lab: $(STAMP)       ## open the lessons in JupyterLab
 	$(RUN) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
+evidence: $(STAMP)  ## measure the lessons with several seeds, into data/evidence
+	$(RUN) -m course_lib data
+	$(RUN) -m course_lib evidence
+
 bench: $(STAMP)     ## our speed beside that of other libraries
 	$(RUN) -m pip install -q -e ".[bench]"
 	$(RUN) -m course_lib bench
@@ -40,4 +44,4 @@ $(STAMP): pyproject.toml
 	$(RUN) -m pip install -q -e ".[course,dev]"
 	@touch $(VENV)/.ready-$$($(RUN) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-.PHONY: help run test lab bench notebooks clean
+.PHONY: help run test lab evidence bench notebooks clean

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -83,9 +84,11 @@ class Lesson:
         }
         path = paths.results() / f"{self.number}.json"
         paths.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        header = ("measured", "here", "in the paper", "note")
-        rows = [(f.name, with_unit(f.value, f.unit), "" if f.paper is None else with_unit(f.paper, f.unit), f.note)
-                for f in self.figures]
+        table = evidence(self.number) if self.profile == "mini" else None
+        known = {name: over_seeds(figure["values"]) for name, figure in table["figures"].items()} if table else {}
+        header = ("measured", "here", f"{len(table['seeds'])} seeds" if table else "", "in the paper", "note")
+        rows = [(f.name, with_unit(f.value, f.unit), known.get(f.name, ""),
+                 "" if f.paper is None else with_unit(f.paper, f.unit), f.note) for f in self.figures]
         print(*_columns([header, *rows]), sep="\n")
         for exercise, verdict in checks.status.items():
             print(f"[{verdict}] {exercise}")
@@ -133,6 +136,19 @@ def with_unit(value: float | int | str | None, unit: str = "") -> str:
     if isinstance(value, float):
         text = f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2g}"
     return f"{text} {unit}".strip()
+
+
+def evidence(number: str) -> dict[str, Any] | None:
+    """The committed table data/evidence/NN.json of a lesson: its `seeds`, and `figures` by name; None if there is none."""
+    path = paths.shelf() / "evidence" / f"{number}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def over_seeds(values: list[float]) -> str:
+    """Mean and sample standard deviation, as "27.4 ± 1.6"."""
+    mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    digits = min(6, max(0, 1 - math.floor(math.log10(spread)))) if spread > 0 else 3
+    return f"{mean:.{digits}f} ± {spread:.{digits}f}" if spread > 0 else f"{mean:.4g}"
 
 
 def peak_memory() -> float:

@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 
 from course_lib import paths
 from course_lib.teach import build
-from course_lib.teach.lesson import PROFILES, commit, with_unit
+from course_lib.teach.lesson import PROFILES, commit, evidence, over_seeds, with_unit
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2530; --dim: #55606e; --paper: #fdfdfb; --card: #ffffff; --line: #d9dde3;
@@ -185,12 +185,14 @@ def _figures(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], 
     tables = []
     for result in lessons:
         why = _stale(result, profile)
+        table = evidence(result["lesson"]) or {"seeds": [], "figures": {}}
         rows = [[escape(figure["name"]), f"<strong>{escape(with_unit(figure['value'], figure['unit']))}</strong>",
+                 over_seeds(table["figures"][figure["name"]]["values"]) if figure["name"] in table["figures"] else "–",
                  "–" if figure["paper"] is None else escape(with_unit(figure["paper"], figure["unit"])), escape(figure["note"])]
                 for figure in result.get("figures", [])]
         caption = escape(_title(notebooks.get(result["lesson"]), result["lesson"]))
         caption += f", stale: measured with {escape(why)}" if why else ""
-        tables += [_table(caption, ["Figure", "Measured", "In the paper", "Note"], rows, {1, 2}, 3)] if rows else []
+        tables += [_table(caption, ["Figure", "Measured", f"{len(table['seeds'])} seeds", "In the paper", "Note"], rows, {1, 2, 3}, 4)] if rows else []
     return "".join(tables)
 
 

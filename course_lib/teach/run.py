@@ -25,7 +25,7 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def execute(notebook: Path, output: Path, profile: str, environment: dict[str, str] | None = None,
-            progress: bool = False) -> float:
+            progress: bool = False, parameters: dict[str, int | str] | None = None) -> float:
     """Seconds that one notebook took from top to bottom in a fresh kernel, in the notebook's place notebooks/.
 
     Args:
@@ -34,6 +34,7 @@ def execute(notebook: Path, output: Path, profile: str, environment: dict[str, s
         profile: "smoke", "mini" or "paper".
         environment: variables that the kernel gets on top of this process's own.
         progress: show a bar.
+        parameters: of the notebook, beside its profile, such as {"SEED": 1}.
     Raises:
         papermill.PapermillExecutionError: at the first cell that raises.
     """
@@ -44,7 +45,7 @@ def execute(notebook: Path, output: Path, profile: str, environment: dict[str, s
     os.environ.update({"COURSE_PROFILE": profile, "COURSE_RESULTS": str(paths.results()), **(environment or {})})
     try:
         papermill.execute_notebook(
-            notebook, output, parameters={"PROFILE": profile}, kernel_name="python3", cwd=_folder(notebook),
+            notebook, output, parameters={"PROFILE": profile, **(parameters or {})}, kernel_name="python3", cwd=_folder(notebook),
             execution_timeout=TIMEOUT[profile],
             progress_bar={"desc": notebook.stem, "bar_format": "{desc:32.32} {bar:20} {n_fmt:>3}/{total_fmt} cells  {elapsed}"}
             if progress else False,
