@@ -334,8 +334,8 @@ display(Markdown("\n".join(lines)))
 # * A floor under the distance (`eps`) helps, and the larger the better: on its way to uniform weights.
 # * The same prototypes used as plain weights, `W = P`, give maps about as good as those of CAM. That is what the paper
 #   promises.
-# * Weights that may be negative (centred ones) localise a little worse than positive ones. With one object in the image, the
-#   question "which class?" is not asked; it will be.
+# * CAM localises better with its positive weights alone. With one object in the image the question "which class?" is not
+#   asked, and evidence *against* a class is of little use; it will be.
 #
 # No single threshold decides this; here are the whole curves:
 
@@ -534,11 +534,12 @@ steering
 # ## What was measured
 #
 # Table 1 of the paper reports that Dist-CAM lowers the top-1 localisation error of CAM on ILSVRC by 1.5 to 6.1 points, with six
-# other backbones and metric models whose training is not described. Here, with this network, on unseen photographs, and for
-# one split: the formula as printed **does not reproduce** in direction, while prototypes as plain weights are about as good
-# as CAM. Differences of a few points between the good maps mean little on one split; those between Dist-CAM and its controls are of
-# another order. Fig. 3 appears with the repaired weights, for pairs of unlike classes; for a cat and a dog mostly not. What could differ on ILSVRC: ResNet features, a network trained with the metric, context
-# around the objects, and a CAM baseline in an unknown gauge.
+# other backbones and metric models whose training is not described. Here, with this network and on unseen photographs, the
+# formula as printed **does not reproduce** in direction: not in this run, and not in any of the seeds of the column beside it,
+# each with its own split, scenes and dice. Prototypes as plain weights are about as good as CAM; which of the good maps is
+# best changes with the split. Fig. 3 appears with the repaired weights for most pairs of classes; for a cat and a dog it
+# depends on the photographs. What could differ on ILSVRC: ResNet features, a network trained with the metric, context around
+# the objects, and a CAM baseline in an unknown gauge.
 
 # %%
 lesson.record("images", len(val))
