@@ -8,6 +8,7 @@ COMMANDS = {
     "build": ("course_lib.teach.build", "build the notebooks from their reviewed sources"),
     "run": ("course_lib.teach.run", "execute the notebooks and write the report"),
     "report": ("course_lib.teach.report", "write build/report.html from what was measured"),
+    "evidence": ("course_lib.teach.evidence", "measure lessons with several seeds, or check a run against that"),
     "bench": ("course_lib.bench", "measure our speed beside that of other libraries"),
 }
 
@@ -16,7 +17,7 @@ def main(argv: list[str]) -> int:
     """Hand the arguments to a command's own `main(argv)`; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m course_lib COMMAND [--help] ...\n")
-        print(*(f"  {name:7} {purpose}" for name, (_, purpose) in COMMANDS.items()), sep="\n")
+        print(*(f"  {name:9} {purpose}" for name, (_, purpose) in COMMANDS.items()), sep="\n")
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         print(f"There is no command {argv[0]!r}; there are: {', '.join(COMMANDS)}.", file=sys.stderr)
