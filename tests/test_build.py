@@ -208,7 +208,8 @@ def test_commands_explain_themselves(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in __main__.COMMANDS)
     assert __main__.main(["tarin"]) == 2
-    assert "no command 'tarin'; there are: data, build, run, report, bench" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no command 'tarin'" in said and all(name in said for name in __main__.COMMANDS)
     for name in ("build", "run", "report"):
         with pytest.raises(SystemExit) as stop:
             __main__.main([name, "--help"])

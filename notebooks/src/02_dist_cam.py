@@ -524,7 +524,7 @@ def steer(kind, rule, floor):
 
 steering = widgets.live(
     steer, alt=lambda kind, rule, floor: f"Map of {kinds[kind]} by {rule}, floor 10^{floor:.1f}.",
-    floor=ipywidgets.FloatSlider(-6.0, min=-6, max=1, step=0.5, description="log10 of the floor",
+    floor=ipywidgets.FloatSlider(-2.0, min=-6, max=1, step=0.5, description="log10 of the floor",
                                  continuous_update=False),
     kind=ipywidgets.Dropdown(options={kinds[c]: c for c in [*four, *range(len(kinds))]}, description="class"),
     rule=ipywidgets.Dropdown(options=list(choices), description="weights"))
