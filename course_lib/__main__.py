@@ -10,6 +10,8 @@ COMMANDS = {
     "report": ("course_lib.teach.report", "write build/report.html from what was measured"),
     "evidence": ("course_lib.teach.evidence", "measure lessons with several seeds, or check a run against that"),
     "bench": ("course_lib.bench", "measure our speed beside that of other libraries"),
+    "train localise": ("course_lib.metric_learning.train", "train a network by classification or metric learning"),
+    "evaluate localise": ("course_lib.metric_learning.localise", "measure CAM, Dist-CAM and their relatives as in Table 1"),
 }
 
 
@@ -17,12 +19,13 @@ def main(argv: list[str]) -> int:
     """Hand the arguments to a command's own `main(argv)`; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m course_lib COMMAND [--help] ...\n")
-        print(*(f"  {name:9} {purpose}" for name, (_, purpose) in COMMANDS.items()), sep="\n")
+        print(*(f"  {name:18} {purpose}" for name, (_, purpose) in COMMANDS.items()), sep="\n")
         return 0 if argv else 2
-    if argv[0] not in COMMANDS:
+    words = next((count for count in (2, 1) if " ".join(argv[:count]) in COMMANDS), 0)
+    if not words:
         print(f"There is no command {argv[0]!r}; there are: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    return importlib.import_module(COMMANDS[" ".join(argv[:words])][0]).main(argv[words:])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Metric learning: losses that shape distances, and the systems that are built on them."""
