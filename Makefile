@@ -27,6 +27,7 @@ evidence: $(STAMP)  ## measure the lessons with several seeds, into data/evidenc
 
 bench: $(STAMP)     ## our speed beside that of other libraries
 	$(RUN) -m pip install -q -e ".[bench]"
+	$(RUN) -m course_lib data
 	$(RUN) -m course_lib bench
 
 notebooks: $(STAMP) ## write the student notebooks anew from notebooks/src

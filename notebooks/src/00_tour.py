@@ -16,7 +16,7 @@
 # 2. meet the pictures of this course, and know why each of them comes with an exact mask;
 # 3. know how exercises, hints and checks work, and what the words *feature map*, *weight*, *map* and *heatmap* stand for.
 #
-# **Time** 15 minutes to read; under a minute on a CPU, the same on a GPU.
+# **Time** 15 minutes to read; under a minute on a CPU.
 # **Before** Some Python and PyTorch: tensors, indexing, a forward pass.
 
 # %% tags=["parameters"]

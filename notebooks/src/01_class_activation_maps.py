@@ -16,7 +16,7 @@
 # 2. turn a map into a heatmap and a heatmap into a box, and meet the choices that hide in both steps;
 # 3. measure a map by weakly supervised localisation, beside baselines that have never looked at the image.
 #
-# **Time** 60 minutes to work through; about a minute on a CPU, half of that on a GPU.
+# **Time** 60 minutes to work through; about a minute on a CPU, less on a GPU.
 # **Before** [00 Tour](00_tour.ipynb).
 #
 # **Source** Zhou, Khosla, Lapedriza, Oliva, Torralba: *Learning Deep Features for Discriminative Localization*, CVPR 2016.
@@ -173,7 +173,7 @@ lesson.record("largest |mean(map) + bias - logit|", gap, note="4000 logits, floa
 # ## One photograph, many maps
 #
 # The features are computed once; each class has its own weights, and so its own map. Here are two objects in one scene. (It was
-# picked because both are among the five first guesses of the network; in most scenes with two objects only one is.)
+# picked because both are among the five first guesses of the network.)
 
 # %%
 photos = fetch.photographs(lesson.data)

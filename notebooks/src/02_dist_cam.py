@@ -16,14 +16,14 @@
 # 2. put the map on trial with controls that a beautiful picture cannot pass by being beautiful;
 # 3. find out why the formula fails where it fails, and repair it by derivation.
 #
-# **Time** 75 minutes to work through; about two minutes on a CPU, less than one on a GPU.
+# **Time** 75 minutes to work through; about two minutes on a CPU, less on a GPU.
 # **Before** [01 Class activation maps](01_class_activation_maps.ipynb).
 #
 # **Source** Shen et al.: *Distance-Based Class Activation Map for Metric Learning*. Equation numbers are theirs.
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": the real benchmark, on a GPU
-DATA_ROOT = ""      # "" finds the data folder; with "paper" it holds ILSVRC 2012 in the folder ilsvrc2012
+PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini" with more scenes
+DATA_ROOT = ""      # "" finds the data folder; Table 1 on the real ILSVRC is a command, see the end
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
 
@@ -574,6 +574,7 @@ lesson.finish(fingerprint=minis.fingerprint(root))
 # squared distance is $2 - 2\cos$: what is the map of a cosine classifier?
 #
 # **Where things are** · `course_lib.maps.channel_weights`, `course_lib.maps.dist_cam` (Eq. 4–6) and their relatives;
-# `course_lib.prototypes.class_prototypes` (Eq. 7); `course_lib.evaluate.controls`.
+# `course_lib.prototypes.class_prototypes` (Eq. 7); `course_lib.evaluate.controls`. Table 1 with its controls, on the real ILSVRC
+# 2012 or on the miniature: `python -m course_lib evaluate localise --backbone resnet50 --data PATH`.
 #
 # {{next}}
