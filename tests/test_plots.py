@@ -168,7 +168,7 @@ def test_titles_and_legends_stay_inside_the_figure():
         assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1 + 1
 
 
-# curve, bars -------------------------------------------------------------------------------------------------------------
+# curve -------------------------------------------------------------------------------------------------------------------
 
 def test_curves_differ_without_colour_and_mark_their_best_point():
     figure = plots.curve([0, 1, 2, 3], {"CAM": [1, 5, 2, float("nan")], "Dist-CAM": torch.tensor([1, 2, 3, 4])}, "threshold",
@@ -184,11 +184,3 @@ def test_curves_differ_without_colour_and_mark_their_best_point():
 def test_a_curve_of_another_length_is_refused():
     with pytest.raises(ValueError, match="'CAM' has 2 values for 3"):
         plots.curve([0, 1, 2], {"CAM": [1, 2]}, "x", "y", "title")
-
-
-def test_bars_show_values_and_baselines():
-    figure = plots.bars({"CAM": 55.31, "Dist-CAM": 61.0}, "accuracy (%)", "Better", baselines={"centre box": 40})
-    axes = figure.axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [55.31, 61.0, 40]
-    assert [text.get_text() for text in axes.texts] == ["55.3", "61", "40"]
-    assert axes.patches[2].get_facecolor() != axes.patches[0].get_facecolor()

@@ -64,9 +64,7 @@ class Backbone(nn.Module):
         return self.classifier(self.features(images).mean((-2, -1)))
 
 
-def create(
-    name: str, pretrained: bool | str | Path = True, num_classes: int | None = None, output_stride: int = 32
-) -> Backbone:
+def create(name: str, pretrained: bool | str | Path = True, num_classes: int | None = None) -> Backbone:
     """A network of timm in evaluation mode, with `.features(x)`, `.classifier` and `.normalise(images)`.
 
     Args:
@@ -75,8 +73,6 @@ def create(
         pretrained: True for ImageNet weights, False for random ones, or the path of a .safetensors or .pth checkpoint
             that fits `num_classes`: timm's names, or the state_dict of a module that `create` returned.
         num_classes: rows of a new, random classifier; None keeps the 1000 classes of ImageNet.
-        output_stride: image pixels for each feature pixel. 16 gives maps of twice the side with the same weights (the last
-            stride becomes a dilation). ResNet, EfficientNet, MobileNet and RegNet know it; others refuse with a TypeError.
     Raises:
         ValueError: an unknown name, or a network without GAP and one linear layer at its end.
         RuntimeError: weights that could not be downloaded or do not fit.
@@ -85,17 +81,16 @@ def create(
         near = get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
         raise ValueError(f"timm knows no network called {name!r}. " + (f"Did you mean {' or '.join(near)}?" if near else
                          "Print timm.list_models() for all names."))
-    options = {} if output_stride == 32 else {"output_stride": output_stride}
     if pretrained is True and name != LITE0:
         try:
-            network = timm.create_model(name, pretrained=True, **options)
+            network = timm.create_model(name, pretrained=True)
         except (OSError, RuntimeError) as error:
             raise RuntimeError(
                 f"The pretrained weights of {name} were looked for on this machine and on the Hugging Face Hub, without "
                 f'success: {error} Check the connection and the name, or work offline: "{LITE0}" brings its ImageNet weights '
                 "along, and pretrained=False starts from random ones.") from error
     else:
-        network = timm.create_model(name, **options)
+        network = timm.create_model(name)
         if pretrained is True:
             lite0_weights(network)
     if num_classes is not None:

@@ -72,12 +72,11 @@ def manifest() -> dict:
     return json.loads((paths.shelf() / "photographs.json").read_text(encoding="utf-8"))
 
 
-def photographs(root: str | Path = "", *, fetch: bool = True) -> Photographs:
+def photographs(root: str | Path = "") -> Photographs:
     """The course's photographs, fetched if need be; safe to interrupt, to repeat and to run twice at once.
 
     Args:
         root: the data folder; "" for the default one (see `paths.data_root`).
-        fetch: False looks only at what lies prepared.
     Raises:
         FileNotFoundError: no cut-out or no background could be found; the message says what to do.
     """
@@ -86,7 +85,7 @@ def photographs(root: str | Path = "", *, fetch: bool = True) -> Photographs:
     known = manifest()
     wanted = {part: [Photograph(**entry) for entry in known[part]] for part in ("cutouts", "backgrounds", "examples")}
     everything = {(p.source, p.file): p for part in wanted.values() for p in part}.values()
-    if fetch and any(not _verified(folder, p) for p in everything):
+    if any(not _verified(folder, p) for p in everything):
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".photographs.lock"):
             for source, about in known["sources"].items():

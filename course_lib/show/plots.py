@@ -1,4 +1,4 @@
-"""Figures for the lessons: one theme, heatmaps over photographs, grids, curves, bars; each with alternative text.
+"""Figures for the lessons: one theme, heatmaps over photographs, grids, curves; each with alternative text.
 
     plots.theme()
     plots.show(plots.grid(photographs, names, heatmaps=heat, boxes=truth, predicted=boxes), alt="Four birds; the box ...")
@@ -221,35 +221,6 @@ def curve(
     axes.margins(x=0.02, y=0.12)
     if best or len(ys) > 1:
         axes.legend(frameon=False, fontsize="small")
-    return figure
-
-
-def bars(
-    values: Mapping[str, float | int],
-    xlabel: str,
-    title: str,
-    *,
-    baselines: Mapping[str, float | int] | None = None,
-) -> Figure:
-    """Horizontal bars with their values, baselines in grey below them: a table of results at a glance.
-
-    Args:
-        values: name -> value, drawn from top to bottom.
-        xlabel: with the unit.
-        title: states the finding.
-        baselines: name -> value of what needs no method (a centre box, chance).
-    """
-    baselines = baselines or {}
-    names, numbers = [*values, *baselines], [*values.values(), *baselines.values()]
-    figure = Figure((6.4, 0.9 + 0.36 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    drawn = axes.barh(names, numbers, height=0.7, color=[PALETTE[0]] * len(values) + ["0.7"] * len(baselines))
-    axes.bar_label(drawn, [f"{number:.3g}" for number in numbers], padding=4, fontsize="small")
-    axes.invert_yaxis()
-    axes.grid(visible=False, axis="y")
-    axes.margins(x=0.1)
-    axes.set(xlabel=xlabel)
-    axes.set_title(title, fontsize="medium", loc="left", wrap=True)
     return figure
 
 
