@@ -16,7 +16,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Hand the arguments to a command's own `main(argv)`; returns the exit code."""
+    """Hand the arguments to a command's own `main(argv)`, or to the function after the colon; returns the exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m course_lib COMMAND [--help] ...\n")
         print(*(f"  {name:18} {purpose}" for name, (_, purpose) in COMMANDS.items()), sep="\n")
@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
     if not words:
         print(f"There is no command {argv[0]!r}; there are: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    return importlib.import_module(COMMANDS[" ".join(argv[:words])][0]).main(argv[words:])
+    module, _, function = COMMANDS[" ".join(argv[:words])][0].partition(":")
+    return getattr(importlib.import_module(module), function or "main")(argv[words:])
 
 
 if __name__ == "__main__":

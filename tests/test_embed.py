@@ -1,0 +1,39 @@
+"""Features of whole data sets."""
+
+import pytest
+import torch
+
+from course_lib.metric_learning.embed import extract
+
+
+def items(count: int = 5) -> list:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randint(0, 256, (3, 8 + i, 6), dtype=torch.uint8, generator=generator), i % 2) for i in range(count)]
+
+
+def mean_colour(batch: torch.Tensor) -> torch.Tensor:
+    return batch.float().mean((-2, -1))
+
+
+def test_order_and_values_do_not_depend_on_the_batch():
+    one, three = (extract(mean_colour, items(), (4, 5), batch_size=size, progress=False) for size in (1, 3))
+    assert one.shape == (5, 3)
+    torch.testing.assert_close(one, three)
+
+
+def test_images_come_in_the_size_asked_for():
+    sizes = []
+    extract(lambda batch: (sizes.append(tuple(batch.shape)), mean_colour(batch))[1], items(), (4, 5), batch_size=2, progress=False)
+    assert sizes == [(2, 3, 4, 5), (2, 3, 4, 5), (1, 3, 4, 5)]
+
+
+def test_features_can_be_trained_on():
+    features = extract(mean_colour, items(), (4, 4), progress=False)
+    weight = torch.ones(3, requires_grad=True)
+    (features @ weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_empty_data_are_named():
+    with pytest.raises(ValueError, match="is empty"):
+        extract(mean_colour, [], (4, 4), progress=False)
