@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
-Images = Sequence[tuple[UInt8[Tensor, "3 h w"], int]] | Dataset     # items: image, label
+Images = Sequence | Dataset            # of items (image 3 h w as uint8, label)
 
 
 class Resized(Dataset):
