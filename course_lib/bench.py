@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from course_lib import backbones, maps, paths
 from course_lib.data.ilsvrc import Batch, Ilsvrc
 from course_lib.evaluate.localization import DELTAS, THRESHOLDS, MaxBoxAcc
+from course_lib.teach.lesson import commit
 
 Contestants = dict[str, Callable[[], object]]
 PEERS = {"grad-cam": "pytorch_grad_cam", "torchcam": "torchcam", "opencv-python-headless": "cv2"}
@@ -94,7 +95,47 @@ def max_box_acc_random() -> Contestants:
                        list(torch.cat((corner, corner + 111), 2)))
 
 
-ROWS = {"cam": cam, "heatmaps": heatmaps, "max_box_acc": max_box_acc, "max_box_acc_random": max_box_acc_random}
+def dist_cam() -> Contestants:
+    """Dist-CAM of 1000 references for the last feature maps of 32 photographs, ResNet-50 (2048 x 7 x 7)"""
+    features, references = _resnet_features(32), 1000
+    generator = torch.Generator().manual_seed(0)
+    pooled = features.mean((-2, -1))
+    prototypes = torch.rand(references, len(pooled), generator=generator).softmax(1) @ pooled
+    prototypes = prototypes * (0.5 + torch.rand(prototypes.shape, generator=generator))
+
+    def loop(combine: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        query, found = features.mean((-2, -1)), []
+        for prototype in prototypes:
+            distance = (query - prototype).abs()
+            weights = 1 / torch.maximum(distance, 1e-6 * distance.mean(1, keepdim=True).clamp_min(prototype.abs().mean()))
+            found.append(combine(weights / weights.sum(1, keepdim=True)))
+        return torch.stack(found, 1)
+
+    def multiply_and_sum() -> torch.Tensor:
+        return loop(lambda weights: (weights[:, :, None, None] * features).sum(1))
+
+    def einsum() -> torch.Tensor:
+        return loop(lambda weights: torch.einsum("bk,bkhw->bhw", weights, features))
+
+    def ours() -> torch.Tensor:
+        return maps.dist_cam(features, prototypes)
+
+    torch.testing.assert_close(maps.heatmap(ours()[:2], 14), maps.heatmap(multiply_and_sum()[:2], 14), rtol=0, atol=1e-3)
+    torch.testing.assert_close(maps.heatmap(ours()[:2], 14), maps.heatmap(einsum()[:2], 14), rtol=0, atol=1e-3)
+    return {"ours": ours, "loop over references, multiply and sum": multiply_and_sum, "loop over references, einsum": einsum}
+
+
+def dist_cam_cost() -> Contestants:
+    """Dist-CAM of one reference for each of 8 photographs, beside the forward pass that it explains, ResNet-50"""
+    model, images, _ = _model_and_photographs("resnet50")
+    images = images[:8]
+    features = _features(model, images)
+    reference = features.mean((-2, -1)).roll(1, 0)[:, None]                # another photograph's, for each image
+    return {"ours": lambda: maps.dist_cam(features, reference), "forward pass": lambda: _features(model, images)}
+
+
+ROWS = {"cam": cam, "heatmaps": heatmaps, "max_box_acc": max_box_acc, "max_box_acc_random": max_box_acc_random,
+        "dist_cam": dist_cam, "dist_cam_cost": dist_cam_cost}
 
 
 def main(argv: list[str]) -> int:
@@ -132,7 +173,8 @@ def main(argv: list[str]) -> int:
         print(f"| {entry['task']} | {entry['contestant']} | {1000 * entry['seconds']:.1f} ms | {entry['ratio']:.1f} |")
     print(f"\nOne thread, median CPU time of {arguments.repeats} alternating repeats after a warm-up; "
           + ", ".join(f"{package} {number} (at least {minimum[package]})" for package, number in versions.items()) + ".")
-    result = {"repeats": arguments.repeats, "threads": 1, "versions": versions, "minimum": minimum, "rows": table}
+    result = {"commit": commit(), "repeats": arguments.repeats, "threads": 1, "versions": versions, "minimum": minimum,
+              "rows": table}
     paths.write_text(paths.results() / "bench.json", json.dumps(result, indent=1) + "\n")
     return 0
 
@@ -149,11 +191,25 @@ def _measure(contestants: Contestants, repeats: int) -> dict[str, float]:
 
 
 @cache
-def _model_and_photographs() -> tuple[backbones.Backbone, torch.Tensor, Batch]:
-    """The network, and the first images of the miniature ILSVRC as it wants them."""
-    batch = next(iter(Ilsvrc(paths.data_root() / "mini-ilsvrc", "val").batches(batch_size=IMAGES)))
-    model = backbones.create("tf_efficientnet_lite0")
+def _model_and_photographs(
+    name: str = "tf_efficientnet_lite0", images: int = IMAGES
+) -> tuple[backbones.Backbone, torch.Tensor, Batch]:
+    """A network (of random weights, if its own are not in a package) and the first images of the miniature ILSVRC."""
+    batch = next(iter(Ilsvrc(paths.data_root() / "mini-ilsvrc", "val").batches(batch_size=images)))
+    torch.manual_seed(0)
+    model = backbones.create(name, pretrained=name == "tf_efficientnet_lite0")
     return model, model.normalise(batch.images), batch
+
+
+@cache
+def _resnet_features(images: int) -> torch.Tensor:
+    model, photographs, _ = _model_and_photographs("resnet50", images)
+    return torch.cat([_features(model, part) for part in photographs.split(8)])
+
+
+@torch.no_grad()
+def _features(model: backbones.Backbone, images: torch.Tensor) -> torch.Tensor:
+    return model.features(images)
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def test_the_table_and_the_file_say_the_same(peers, monkeypatch, capsys, tmp_pat
     monkeypatch.setattr(bench, "_measure", lambda contestants, repeats: {"ours": 0.002, "theirs": 0.025})
     assert bench.main(["quick", "--repeats", "1"]) == 0
     written = json.loads((tmp_path / "bench.json").read_text())
-    assert set(written) == {"repeats", "threads", "versions", "minimum", "rows"}
+    assert set(written) == {"commit", "repeats", "threads", "versions", "minimum", "rows"}
     assert set(written["versions"]) == set(written["minimum"]) == {"torch", "timm", "numpy", *bench.PEERS}
     assert (written["repeats"], written["threads"]) == (1, 1)
     assert written["rows"] == [

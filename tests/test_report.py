@@ -117,6 +117,12 @@ def test_the_page_is_whole_and_stands_alone(page):
     assert anchors <= {attributes.get("id") for _, attributes in checked.seen}
 
 
+@pytest.mark.parametrize("measured, mark", [("abc", False), ("old", True), (None, True)])
+def test_a_benchmark_of_another_commit_is_marked(page, measured, mark):
+    text = page(result(), bench={"commit": measured, "rows": [{"what": "20 maps", "ratio": 20.0}]})
+    assert (f"stale: measured with commit {measured}" in text) is mark
+
+
 def test_nothing_measured_yet(tmp_path):
     text = report.write(tmp_path / "none", tmp_path / "none", tmp_path / "report.html").read_text()
     assert "No lesson has been run yet" in text and not Balance(text).open

@@ -202,6 +202,8 @@ def _bench(bench: dict[str, Any]) -> str:
     cells = [[escape(with_unit(row.get(name))) for name in header] for row in rows]
     versions = ", ".join(f"{escape(name)} {escape(str(version))}" for name, version in bench.get("versions", {}).items())
     caption = "Ours and others, side by side in one run, one thread, median of several. " + versions
+    if bench.get("commit") != commit():
+        caption += f", stale: measured with commit {escape(str(bench.get('commit')))}"
     return _table(caption, [escape(name.replace("_", " ")) for name in header], cells, numbers) if rows else ""
 
 
