@@ -4,6 +4,9 @@
     mini-ilsvrc             ImageNet's own classes and ids, validation only: for networks that were pretrained elsewhere
     mini-ilsvrc-kind        40 coarse classes, photographs split between train and val: for networks that we train
     mini-ilsvrc-creatures   six classes of the procedural world; needs no photographs and is written only when asked for
+    mini-imagenet           40 kinds in 24 base, 6 validation and 10 novel classes, 84 px: for few-shot learning
+    mini-cub                every animal a class of its own, the first half of them for training: for retrieval
+    mini-market-clothes     paper dolls seen by six cameras, each known by its clothes; -head: by head and bag; -both
 """
 
 import argparse
@@ -21,12 +24,18 @@ from PIL import Image
 
 from course_lib import paths
 from course_lib.backbones import imagenet_classes
-from course_lib.data import scenes
-from course_lib.data.fetch import photographs
+from course_lib.data import dolls, scenes
+from course_lib.data.cub import Cub
+from course_lib.data.fetch import Photographs, photographs
 from course_lib.data.ilsvrc import Ilsvrc
+from course_lib.data.market1501 import FOLDERS, Market1501
+from course_lib.data.miniimagenet import MiniImageNet
 
 SIZES = ((320, 240), (240, 320), (288, 288), (352, 234))    # width, height: squashing must matter, as on real photographs
 PER_ITEM = {"photographs": {"train": 6, "val": 4}, "creatures": {"train": 40, "val": 20}}      # scenes of each photograph
+PER_CLASS = {"imagenet": 30, "cub": 8}                      # scenes of each class
+NOVEL, VALIDATION = 10, 6                                   # classes of mini-imagenet; the others are base classes
+ANIMALS = ("bird", "hoofed", "furry", "fish", "sea", "crawling")                               # groups in mini-cub
 
 
 def mini_ilsvrc(root: str | Path = "", labels: str = "wnid", source: str = "photographs", seed: int = 0) -> Path:
@@ -44,17 +53,64 @@ def mini_ilsvrc(root: str | Path = "", labels: str = "wnid", source: str = "phot
         raise ValueError(f'source is "photographs" or "creatures" and labels is "wnid" or "kind", but {source!r} and {labels!r} came.')
     root = paths.data_root(root)
     suffix = ("" if labels == "wnid" else f"-{labels}") if source == "photographs" else f"-{source}"
-    folder = root / f"mini-ilsvrc{suffix}{f'-seed{seed}' if seed else ''}"
+    folder = _folder(root, f"mini-ilsvrc{suffix}", seed)
     world = scenes.creature_world() if source == "creatures" else scenes.photo_world(photographs(root), labels, seed)
     about = {"source": source, "labels": labels, "seed": seed, "per_item": PER_ITEM[source], "sizes": [list(size) for size in SIZES],
              "world": world.fingerprint}
     return _once(folder, about, lambda scratch: _write_ilsvrc(scratch, world, PER_ITEM[source], seed))
 
 
+def mini_imagenet(root: str | Path = "", seed: int = 0) -> Path:
+    """The folder of a miniature miniImageNet in the layout of Ravi & Larochelle, written if it is not there yet (8 seconds).
+
+    One object a scene, 84 px, 30 scenes a class. The seed chooses 10 novel (test) and 6 validation classes among those of
+    four photographs and more; their backgrounds were never seen in training either. Still, 30 scenes show 4-9 photographs (23
+    flowers): queries of an episode are more alike than those of the benchmark, which flatters rectification most of all.
+    """
+    root = paths.data_root(root)
+    world = scenes.photo_world(photographs(root), "kind", seed)
+    about = {"seed": seed, "novel": NOVEL, "validation": VALIDATION, "per_class": PER_CLASS["imagenet"],
+             "world": world.fingerprint}
+    return _once(_folder(root, "mini-imagenet", seed), about,
+                 lambda scratch: _write_imagenet(scratch, world, PER_CLASS["imagenet"], seed))
+
+
+def mini_cub(root: str | Path = "", seed: int = 0) -> Path:
+    """The folder of a miniature CUB-200-2011, written if it is not there yet (6 seconds).
+
+    A class is one species, as a rule one photograph in eight scenes. The seed gives the classes their order: the first half
+    trains, the second half tests, each on backgrounds of its own. One image in 25 is greyscale, as a few of the benchmark are.
+    """
+    root = paths.data_root(root)
+    pictures = photographs(root)
+    world = scenes.photo_world(pictures, "kind", seed)
+    about = {"seed": seed, "groups": list(ANIMALS), "per_class": PER_CLASS["cub"], "world": world.fingerprint}
+    return _once(_folder(root, "mini-cub", seed), about,
+                 lambda scratch: _write_cub(scratch, world, _species(pictures), PER_CLASS["cub"], seed))
+
+
+def mini_market(root: str | Path = "", identity: str = "clothes", seed: int = 0) -> Path:
+    """The folder of a miniature Market-1501 of paper dolls with part masks, written if it is not there yet (5 seconds).
+
+    Args:
+        identity: what is the same in all images of a person: "clothes", "head" (hair, hat and bag), or "both". What is not is
+            drawn anew for every image.
+    """
+    if identity not in dolls.IDENTITIES:
+        raise ValueError(f"identity is one of {', '.join(dolls.IDENTITIES)}, but {identity!r} came.")
+    about = {"identity": identity, "seed": seed, "world": dolls.fingerprint(identity, seed)}
+    return _once(_folder(paths.data_root(root), f"mini-market-{identity}", seed), about,
+                 lambda scratch: _write_market(scratch, identity, seed))
+
+
 def fingerprint(folder: Path) -> str:
     """What a miniature was made from, in 12 letters, or "real data" for a folder that is not a miniature."""
     note = folder / "miniature.json"
     return json.loads(note.read_text())["world"] if note.is_file() else "real data"
+
+
+def _folder(root: Path, name: str, seed: int) -> Path:
+    return root / (f"{name}-seed{seed}" if seed else name)
 
 
 def _once(folder: Path, about: dict, write: Callable[[Path], None]) -> Path:
@@ -110,6 +166,71 @@ def _write_scene(folder: Path, name: str, wnid: str, scene: scenes.Scene) -> Non
         f"\t\t<width>{width}</width>\n\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n\t</size>\n{objects}</annotation>\n")
 
 
+def _write_imagenet(folder: Path, world: scenes.World, per_class: int, seed: int) -> None:
+    photos = {label: [item for split in ("train", "val") for other, item in world.items[split] if other == label]
+              for label in range(len(world.classes))}
+    order = np.random.default_rng(seed).permutation(len(photos)).tolist()
+    order.sort(key=lambda label: len(photos[label]) < 4)                  # stable: classes of few photographs are base classes
+    members = {"train": order[NOVEL + VALIDATION:], "val": order[NOVEL:NOVEL + VALIDATION], "test": order[:NOVEL]}
+    wnids = list(world.classes)
+    (folder / "images").mkdir(parents=True)
+    (folder / "split").mkdir()
+    (folder / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} {name}\n" for wnid, name in world.classes.items()), "utf-8")
+    for split, labels in members.items():
+        lines = ["filename,label"]
+        for label in sorted(labels):
+            for shot in range(per_class):
+                rng = np.random.default_rng((seed, label, shot))
+                pick = (label, photos[label][shot % len(photos[label])])
+                scene = scenes.compose(world, "train" if split == "train" else "val", [pick], (84, 84), rng)
+                name = f"{wnids[label]}{shot + 1:08}.jpg"
+                Image.fromarray(scene.image).save(folder / "images" / name, quality=92)
+                lines.append(f"{name},{wnids[label]}")
+        (folder / "split" / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def _species(pictures: Photographs) -> dict[str, list]:
+    """Photographs of animals by species: those whose file names begin with the same word show the same one."""
+    words: dict[str, list] = {}
+    for photograph in sorted((p for p in pictures.cutouts if p.group in ANIMALS), key=lambda p: p.file):
+        words.setdefault(Path(photograph.file).stem.lower().replace("-", "_").split("_")[0], []).append(photograph)
+    return {word if len(own) > 1 else Path(own[0].file).stem.lower().replace("-", "_"): own for word, own in words.items()}
+
+
+def _write_cub(folder: Path, world: scenes.World, species: dict[str, list], per_class: int, seed: int) -> None:
+    lists = {name: [] for name in ("classes", "images", "image_class_labels", "bounding_boxes", "train_test_split")}
+    names = list(species)
+    for position, pick in enumerate(np.random.default_rng(seed).permutation(len(names))):
+        name, photos = names[pick].capitalize(), species[names[pick]]
+        own = f"{position + 1:03}.{name}"
+        lists["classes"].append(own)
+        (folder / "images" / own).mkdir(parents=True)
+        for shot in range(per_class):
+            rng = np.random.default_rng((seed, position, shot))
+            split = "train" if position < len(names) // 2 else "val"
+            size = SIZES[rng.integers(len(SIZES))]
+            scene = scenes.compose(world, split, [(0, photos[shot % len(photos)])], (size[0] * 2 // 3, size[1] * 2 // 3), rng)
+            number = len(lists["images"]) + 1
+            lists["images"].append(f"{own}/{name}_{shot + 1:04}_{number}.jpg")
+            lists["image_class_labels"].append(position + 1)
+            x0, y0, x1, y1 = map(float, scene.boxes[0])
+            lists["bounding_boxes"].append(f"{x0} {y0} {x1 - x0} {y1 - y0}")
+            lists["train_test_split"].append(int(2 * shot < per_class))
+            image = Image.fromarray(scene.image)
+            (image.convert("L") if number % 25 == 0 else image).save(folder / "images" / lists["images"][-1], quality=92)
+    for name, lines in lists.items():
+        (folder / f"{name}.txt").write_text("".join(f"{number} {line}\n" for number, line in enumerate(lines, 1)))
+
+
+def _write_market(folder: Path, identity: str, seed: int) -> None:
+    for split in FOLDERS.values():
+        (folder / split).mkdir(parents=True)
+        (folder / "parts" / split).mkdir(parents=True)
+    for split, name, image, parts in dolls.market(identity, seed):
+        Image.fromarray(image).save(folder / FOLDERS[split] / f"{name}.jpg", quality=95, subsampling=0)
+        Image.fromarray(parts).save(folder / "parts" / FOLDERS[split] / f"{name}.png")
+
+
 def main(argv: list[str]) -> int:
     """`python -m course_lib data`: fetch, write, and print what is there."""
     parser = argparse.ArgumentParser(prog="python -m course_lib data", description="Fetch the photographs, write the miniatures.")
@@ -125,5 +246,13 @@ def main(argv: list[str]) -> int:
         for split in ("train", "val"):
             if (folder / "ILSVRC" / "Data" / "CLS-LOC" / split).is_dir():
                 print(Ilsvrc(folder, split))
+    if arguments.source == "photographs":
+        folder = mini_imagenet(arguments.root, arguments.seed)
+        print(*(MiniImageNet(folder, split) for split in ("train", "val", "test")), sep="\n")
+        folder = mini_cub(arguments.root, arguments.seed)
+        print(*(Cub(folder, split) for split in ("train", "test")), sep="\n")
+        for identity in ("clothes", "head"):
+            folder = mini_market(arguments.root, identity, arguments.seed)
+            print(*(Market1501(folder, split) for split in FOLDERS), sep="\n")
     print(f"Data ready in {time.perf_counter() - start:.1f} s.")
     return 0
