@@ -12,6 +12,12 @@ COMMANDS = {
     "bench": ("course_lib.bench", "measure our speed beside that of other libraries"),
     "train localise": ("course_lib.metric_learning.train", "train a network by classification or metric learning"),
     "evaluate localise": ("course_lib.metric_learning.localise", "measure CAM, Dist-CAM and their relatives as in Table 1"),
+    "train fewshot": ("course_lib.metric_learning.fewshot:train_main", "train a network on base classes, then on their episodes"),
+    "evaluate fewshot": ("course_lib.metric_learning.fewshot:evaluate_main", "measure prototypes on episodes of novel classes"),
+    "train retrieval": ("course_lib.metric_learning.retrieval:train_main", "train an embedding in which a class is near itself"),
+    "evaluate retrieval": ("course_lib.metric_learning.retrieval:evaluate_main", "measure Recall@K and MAP@R as on CUB-200-2011"),
+    "train reid": ("course_lib.metric_learning.reid:train_main", "train the strong baseline of re-identification, or ablate it"),
+    "evaluate reid": ("course_lib.metric_learning.reid:evaluate_main", "measure CMC and mAP, with and without re-ranking"),
 }
 
 

@@ -1,0 +1,303 @@
+"""Pixel-to-prototype contrast: pixels are drawn to the prototype of their pseudo class and pushed off the other ones.
+
+    F(v, y, P) = -log exp(v . p_y / tau) / sum_c exp(v . p_c / tau)         one pixel against the prototypes     (Eq. 4)
+    cross-prototype   mean_i F(v_i, y_i,  P')                               ' marks the other view               (Eq. 6)
+    cross-CAM         mean_i F(v_i, y'_i, P )                                                                    (Eq. 7)
+    intra-view        mean_i F(v_i, y_i,  P ), with mined prototypes and pixels                                  (Eq. 9)
+                        Du et al., "Weakly Supervised Semantic Segmentation by Pixel-to-Prototype Contrast", CVPR 2022
+
+v is a pixel's embedding and p_c a prototype (`prototypes.pixel_prototypes`), both of length 1; y is a pseudo label, read
+from the maps. All three terms are computed on both views. The first view is brought to the grid of the second, so that a
+pixel of one is the same place in the other. Means are over the pixels of the batch: its images have one number of them each.
+
+Paper and released code differ; each difference is one field of `ContrastConfig`, and `paper()` and `code()` are the two
+ends. The paper knows classes only and does not say where its background comes from. Some of what the code does is hardly
+meant: a prototype of the background from the first pixels of the batch, those of absent classes from pixels of other ones.
+
+No host synchronisation and no loop over classes, pixels or images. Labels, prototypes and the choice of pixels carry no
+gradient. Under torch.distributed prototypes, counts and mining are those of the batches of all processes (shares of one
+size), and the mean of the terms over processes is that of one process with everything.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from course_lib.prototypes import at_least_float32, gathered, pixel_prototypes, process, processes
+from course_lib.wsss import View
+from course_lib.wsss.seam import resize
+
+EPS = 1e-5                              # of the min-max in the released code
+TINY = 1e-12                            # below it an embedding has no direction
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """What is contrasted with what, and how much. The values here are those of the released code (SEAM)."""
+
+    cross_prototype: float = 0.1        # alpha of Eq. 1; 0 leaves the term out, which makes the rows of Table 5
+    cross_cam: float = 0.1              # alpha
+    intra: float = 0.1                  # beta
+    temperature: float = 0.1            # tau
+    top_k: int = 32                     # pixels of a prototype, of the whole batch; 16 with EPS in the code (Table 6)
+    background: float = 0.2             # score of the background, as a share of the highest; 0.1 with EPS in the code
+    mine_prototypes: bool = True        # of the negatives only those of rank 10 to 60 %, the most similar first
+    mine_pixels: bool = True            # half of a class at random and half hard; else all pixels
+
+    # Where paper and code differ.          paper | code
+    sum_views: bool = False             # the terms of the two views are added | averaged
+    refined: bool = True                # labels and confidences from the classifier's maps | from the ones refined by PCM
+    min_max: bool = True                # maps as they are, so that images compare | each map by its own minimum and maximum
+    tagged: bool = True                 # any class | only a class with a tag can be a pixel's label
+    assigned: bool = False              # the K pixels of a class are among those labelled so | any pixels of the batch
+    ranked_background: bool = False     # background pixels ranked by how far off all classes are (open in the paper) | all
+                                        # equally confident; so, if not `assigned`: the first K pixels of the batch
+    unit_embeddings: bool = False       # a prototype averages embeddings of length 1 | of any length
+    absent_compete: bool = True         # only classes that are labelled in the batch compete (open in the paper) | all
+    mine_positive: bool = True          # negatives leave out the positive | it is among those that are mined
+    skip_hardest: bool = True           # the hard pixels are the least similar | the 10 % least similar are skipped
+    class_mean: bool = True             # mean over the chosen pixels | over those of a class, then over classes
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and self.top_k > 0):
+            raise ValueError("temperature and top_k of a contrast are above 0, but "
+                             f"{self.temperature} and {self.top_k} came.")
+
+    @classmethod
+    def paper(cls) -> "ContrastConfig":
+        """What the paper says. Where it is silent: the choice that gives a prototype pixels of its own class."""
+        return cls(sum_views=True, refined=False, min_max=False, tagged=False, assigned=True, ranked_background=True,
+                   unit_embeddings=True, absent_compete=False, mine_positive=False, skip_hardest=False, class_mean=False)
+
+    @classmethod
+    def code(cls, saliency: bool = False) -> "ContrastConfig":
+        """What the released code does, on SEAM or, with saliency, on EPS."""
+        return cls(top_k=16, background=0.1) if saliency else cls()
+
+
+def pixel_to_prototype(
+    embeddings: Float[Tensor, "n d h w"],
+    labels: Int[Tensor, "n h w"],
+    prototypes: Float[Tensor, "c d"],
+    temperature: float = 0.1,
+) -> Float[Tensor, "n h w"]:
+    """Contrast F(v, y, P) of each pixel with all prototypes: -log softmax_c(v . p_c / tau)[y]  (Du et al., Eq. 4).
+
+    Args:
+        embeddings: scaled to length 1 here; a zero embedding resembles all prototypes equally.
+        labels: class of each pixel, 0..c - 1.
+        prototypes: of length 1, as they come from `prototypes.pixel_prototypes`.
+    """
+    with torch.autocast(embeddings.device.type, enabled=False):           # fp32 island: exp(1 / tau) overflows fp16
+        logits = _logits(at_least_float32(embeddings), at_least_float32(prototypes), temperature)
+        return F.cross_entropy(logits, labels.flatten().long(), reduction="none").view_as(labels)
+
+
+def contrast_loss(
+    view1: View, view2: View, tags: Float[Tensor, "n t"], config: ContrastConfig, noise: Float[Tensor, "2 n h w"]
+) -> dict[str, Float[Tensor, ""]]:
+    """Weighted terms "cross-prototype", "cross-cam" and "intra" of both views; their sum is L_contrast  (Du et al., Eq. 1).
+
+    A term of weight 0 is left out.
+
+    Args:
+        view1: of the images, on any grid; maps and embeddings are brought to the grid of view2.
+        view2: of the smaller copies of the images.
+        tags: 1 where the class is in the image, else 0; class t is channel t + 1 of the maps.
+        noise: uniform random numbers for each pixel of both views on the grid of view2, which choose the random half of the
+            pixels: `torch.rand(2, n, h, w, generator=generator, device=device)`.
+    """
+    weight = {"cross-prototype": config.cross_prototype, "cross-cam": config.cross_cam, "intra": config.intra}
+    terms = contrast_terms(view1, view2, tags, config, noise)
+    return {name: weight[name] * (term.sum() if config.sum_views else term.mean()) for name, term in terms.items()}
+
+
+def contrast_terms(
+    view1: View, view2: View, tags: Float[Tensor, "n t"], config: ContrastConfig, noise: Float[Tensor, "2 n h w"]
+) -> dict[str, Float[Tensor, "2"]]:
+    """The six terms before their weights: for each name that of the first and of the second view.
+
+    Args: as in `contrast_loss`.
+    """
+    _check(view1, view2, tags, noise)
+    size = view2.cam.shape[2:]
+    with torch.autocast(tags.device.type, enabled=False):                 # fp32 island: all of it
+        cam = torch.stack([resize((view.refined if config.refined else view.cam).detach(), size) for view in (view1, view2)])
+        embeddings = [resize(view.embeddings, size) for view in (view1, view2)]                   # n d h w each
+        labels, confidence = pseudo_labels(cam, tags, config)
+        prototypes = torch.stack([                                                                # 2 c d
+            pixel_prototypes(own, pixels / _lengths(pixels) if config.unit_embeddings else pixels, config.top_k)
+            for own, pixels in zip(confidence, embeddings)]).to(embeddings[0].dtype)
+        labels = labels.flatten(1)                                        # 2 m
+        counts = gathered(_one_hot(labels, cam.shape[2]).sum(1)[None]).sum(0)                     # 2 c
+        competing = None if config.absent_compete else counts > 0
+        rivals = torch.cat((prototypes, prototypes.flip(0)), 1)           # 2 2c d: the view's own, then the other view's
+        logits = torch.stack([_logits(pixels, of, config.temperature) for pixels, of in zip(embeddings, rivals)])
+        own, other = logits.chunk(2, 2)                                   # 2 m c each
+        terms = {}
+        if config.cross_prototype:
+            terms["cross-prototype"] = _cross(other, labels, None if competing is None else competing.flip(0))
+        if config.cross_cam:
+            terms["cross-cam"] = _cross(own, labels.flip(0), competing)
+        if config.intra:
+            terms["intra"] = _intra(own, labels, counts, competing, noise.flatten(1), config)
+    return terms
+
+
+def pseudo_labels(
+    cam: Float[Tensor, "*views n c h w"], tags: Float[Tensor, "n t"], config: ContrastConfig
+) -> tuple[Int[Tensor, "*views n h w"], Float[Tensor, "*views n c h w"]]:
+    """Pseudo label of each pixel, 0 for background, and the confidences that prototypes take their pixels by.
+
+    The label is the class of highest score, and the background where none exceeds `config.background` (of the image's
+    highest score, if maps are not scaled by themselves). An image whose maps are all zero is background.
+    """
+    maps = min_max(cam) if config.min_max else at_least_float32(cam).relu()
+    front = maps[..., 1:, :, :]
+    labelled = front * tags[:, :, None, None].to(front.dtype) if config.tagged else front
+    best = labelled.amax(-3, keepdim=True)                                # n 1 h w
+    highest = best.amax((-2, -1), keepdim=True)
+    score = torch.full_like(best, config.background) * (1.0 if config.min_max else highest)
+    labels = torch.cat((score, labelled), -3).max(-3).indices             # of equals the first, so background wins a tie
+    if config.ranked_background:
+        score = 1 - best.clamp_min(0) / highest.clamp_min(TINY)
+    elif not config.assigned:
+        place = torch.arange(score.shape[-4:].numel(), device=cam.device)
+        first = (process() * len(place) + place < config.top_k).view(score.shape[-4:])
+        score = torch.where(first, score, -torch.inf)
+    confidence = torch.cat((score, front), -3)
+    if config.assigned:
+        confidence = torch.where(_one_hot(labels, cam.shape[-3]).movedim(-1, -3), confidence, -torch.inf)
+    return labels, confidence
+
+
+def min_max(cam: Float[Tensor, "*views n c h w"]) -> Float[Tensor, "*views n c h w"]:
+    """Each map scaled by its minimum and maximum after a ReLU, literally as released.
+
+    Values at the minimum are zeroed before it is subtracted, so they come out at about -low / (high - low): negative. A zero
+    map becomes -1 everywhere and a constant one is far below. None of them can be a label, since the background is above.
+    """
+    maps = at_least_float32(cam).relu()
+    low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
+    return (torch.where(maps < low + EPS, 0.0, maps) - low - EPS) / (high - low + EPS)
+
+
+def _logits(
+    embeddings: Float[Tensor, "n d h w"], prototypes: Float[Tensor, "c d"], temperature: float
+) -> Float[Tensor, "m c"]:
+    """Cosines of pixels and prototypes, over the temperature."""
+    pixels = embeddings.movedim(1, -1).flatten(0, 2)                      # m d
+    # Lengths are divided out last: there are fewer prototypes than channels.
+    return pixels @ (prototypes.T / temperature) / _lengths(pixels)
+
+
+def _lengths(embeddings: Float[Tensor, "n d *grid"]) -> Float[Tensor, "n 1 *grid"]:
+    """Lengths to divide by, 1 for a zero: its cosines are 0 and their gradient is finite (with F.normalize it is 1e12)."""
+    lengths = embeddings.norm(dim=1, keepdim=True)
+    return torch.where(lengths > TINY, lengths, 1.0)
+
+
+def _one_hot(labels: Int[Tensor, "*shape"], num_classes: int) -> Bool[Tensor, "*shape c"]:
+    return labels[..., None] == torch.arange(num_classes, device=labels.device)
+
+
+def _cross(
+    logits: Float[Tensor, "2 m c"], labels: Int[Tensor, "2 m"], competing: Bool[Tensor, "2 c"] | None
+) -> Float[Tensor, "2"]:
+    """Mean contrast over all pixels with the competing prototypes (None: all).
+
+    A pixel whose own prototype does not compete is left out.
+    """
+    if competing is not None:                                             # its own stays in, so that the loss is finite
+        logits = torch.where(competing[:, None] | _one_hot(labels, logits.shape[2]), logits, -torch.inf)
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    if competing is None:
+        return losses.mean(1)
+    valid = competing.gather(1, labels).to(losses.dtype)
+    return _sum(losses, valid / gathered(valid.sum(1)[None]).sum(0).clamp_min(1)[:, None])
+
+
+def _intra(
+    logits: Float[Tensor, "2 m c"],
+    labels: Int[Tensor, "2 m"],
+    counts: Int[Tensor, "2 c"],
+    competing: Bool[Tensor, "2 c"] | None,
+    noise: Float[Tensor, "2 m"],
+    config: ContrastConfig,
+) -> Float[Tensor, "2"]:
+    """Contrast with the prototypes of the same view: mined ones, on mined pixels."""
+    own = logits.gather(2, labels[..., None])                             # 2 m 1
+    rivals = torch.ones_like(counts, dtype=torch.bool)[:, None] if competing is None else competing[:, None]
+    if not (config.mine_prototypes and config.mine_positive):
+        rivals = rivals & ~_one_hot(labels, logits.shape[2])
+    count = rivals.sum(2, keepdim=True)                                   # 2 m 1, or 2 1 1 if the same for all pixels
+    ranked = torch.where(rivals, logits, -torch.inf).sort(2, descending=True).values
+    rank = torch.arange(logits.shape[2], device=logits.device)
+    # The counts of the released code for 21 prototypes: of the 13 most similar (60 %) the last 10 (half of all).
+    end = -(-6 * count // 10) if config.mine_prototypes else count
+    start = end - (count // 2).clamp_min(1) if config.mine_prototypes else 0
+    ranked = torch.where((rank >= start) & (rank < end), ranked, -torch.inf)
+    logits = torch.cat((own, ranked), 2).flatten(0, 1)                    # the positive comes first
+    losses = F.cross_entropy(logits, torch.zeros_like(labels).flatten(), reduction="none").view_as(labels)
+    return _sum(losses, _pixel_weights(labels, own.detach()[..., 0], noise, counts, config))
+
+
+def _pixel_weights(
+    labels: Int[Tensor, "2 m"],
+    similarity: Float[Tensor, "2 m"],
+    noise: Float[Tensor, "2 m"],
+    counts: Int[Tensor, "2 c"],
+    config: ContrastConfig,
+) -> Float[Tensor, "2 m"]:
+    """Weight of each pixel in the intra-view term. The weights of all processes sum to 1, less where classes are too small.
+
+    Of a class of k pixels k // 2 are drawn at random and k // 2 are hard: a pixel may be both, and then counts twice.
+    """
+    taken, times = counts, torch.ones_like(similarity)
+    if config.mine_pixels:
+        half = counts // 2
+        skip = 6 * counts // 10 - half if config.skip_hardest else torch.zeros_like(counts)
+        everyone = torch.stack((labels.to(similarity.dtype), similarity, noise.to(similarity.dtype)))     # 3 2 m
+        classes, *keys = gathered(everyone.movedim(-1, 0)).movedim(0, -1)
+        rank = _rank_in_class(torch.stack(keys), classes.long().expand(2, -1, -1), counts)
+        hardness, chance = rank[..., process() * labels.shape[1] : (process() + 1) * labels.shape[1]]
+        first, enough = skip.gather(1, labels), half.gather(1, labels)
+        hard = (hardness >= first) & (hardness < first + enough)
+        taken, times = 2 * half, hard.to(times.dtype) + (chance < enough)
+    if config.class_mean:
+        # A class of one pixel cannot be halved. It adds nothing, but is counted among the classes, as released.
+        return times / taken.clamp_min(1).gather(1, labels) / (counts > 0).sum(1, keepdim=True)
+    return times / taken.sum(1, keepdim=True).clamp_min(1)
+
+
+def _rank_in_class(
+    keys: Float[Tensor, "2 2 m"], labels: Int[Tensor, "2 2 m"], counts: Int[Tensor, "2 c"]
+) -> Int[Tensor, "2 2 m"]:
+    """Rank of each key among those of its class, from 0 for the smallest."""
+    order = keys.sort(stable=True).indices
+    classes, again = labels.gather(2, order).sort(stable=True)            # by class, and by key within it
+    start = (counts.cumsum(1) - counts).expand(2, -1, -1)
+    rank = torch.arange(keys.shape[2], device=keys.device) - start.gather(2, classes)
+    return torch.empty_like(order).scatter(2, order.gather(2, again), rank)
+
+
+def _sum(losses: Float[Tensor, "2 m"], weights: Float[Tensor, "2 m"]) -> Float[Tensor, "2"]:
+    """Weighted sums over the pixels of all processes, as this one's share of a mean over processes."""
+    return processes() * (weights * losses).sum(1)
+
+
+def _check(view1: View, view2: View, tags: Float[Tensor, "n t"], noise: Float[Tensor, "2 n h w"]) -> None:
+    for number, view in enumerate((view1, view2), 1):
+        if view.embeddings is None:
+            raise ValueError(f"View {number} has no embeddings. Contrast needs those of a projector, beside the maps.")
+        wanted = (len(tags), tags.shape[1] + 1, *view.embeddings.shape[2:])
+        if not view.cam.shape == view.refined.shape == wanted:
+            raise ValueError(f"Maps of view {number} were expected of shape {wanted}: images, background and classes with "
+                             "tags, grid of the embeddings; but "
+                             f"{tuple(view.cam.shape)} and {tuple(view.refined.shape)} came.")
+    if noise.shape != (2, len(tags), *view2.cam.shape[2:]):
+        raise ValueError(f"A random number for each pixel of both views on the grid of the second was expected, "
+                         f"{(2, len(tags), *view2.cam.shape[2:])}, but noise of shape {tuple(noise.shape)} came.")

@@ -1,0 +1,149 @@
+"""Segmentation: pooled scores, and all thresholds in one pass against one pass for each."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from course_lib.evaluate import segmentation
+from course_lib.evaluate.segmentation import IGNORE, THRESHOLDS, Confusion, ThresholdSweep, sweep
+
+NAMES = ("background", "bird", "fish", "flower")
+
+
+def sample(seed=0, images=3, classes=4, height=6, width=5, levels=None):
+    """Foreground scores, some classes without a tag, and a truth with void. With levels: scores that hit thresholds."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(images, classes - 1, height, width, generator=generator) * 0.8
+    scores = (scores * levels).round() / levels if levels else scores
+    scores = scores * (torch.rand(images, classes - 1, 1, 1, generator=generator) < 0.7)
+    truth = torch.randint(0, classes, (images, height, width), generator=generator)
+    truth[torch.rand(truth.shape, generator=generator) < 0.2] = IGNORE
+    truth[0, 0, 0] = 0
+    return scores, truth.to(torch.uint8)
+
+
+def confusion_in_loops(labels, truth, classes):
+    counts = torch.zeros(classes, classes, dtype=torch.long)
+    for label, true in zip(labels.flatten().tolist(), truth.flatten().tolist()):
+        if true != IGNORE:
+            counts[true, label] += 1
+    return counts
+
+
+def miou_in_loops(counts):
+    found = []
+    for c in range(len(counts)):
+        union = counts[c].sum() + counts[:, c].sum() - counts[c, c]
+        if union:
+            found.append(float(counts[c, c] / union))
+    return sum(found) / len(found)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 9999), st.integers(1, 4), st.integers(2, 6), st.sampled_from([None, 100, 10, 7]))
+def test_one_pass_is_sixty_passes(seed, images, classes, levels):
+    scores, truth = sample(seed, images, classes, levels=levels)
+    found = sweep(scores, truth, [str(c) for c in range(classes)])
+    for i, threshold in enumerate(THRESHOLDS):
+        background = torch.full_like(scores[:, :1], threshold)
+        labels = torch.cat((background, scores), 1).argmax(1)             # background wins where it equals
+        expected = confusion_in_loops(labels, truth, classes) if i % 10 == 0 else torch.stack(
+            [(labels[truth == t][:, None] == torch.arange(classes)).sum(0) for t in range(classes)])
+        assert torch.equal(found.confusion[i], expected)
+        assert found.miou[i].item() == pytest.approx(miou_in_loops(expected))
+    best = max(range(60), key=lambda i: (found.miou[i].item(), -i))
+    assert found.best_threshold == THRESHOLDS[best] and found.best.miou == pytest.approx(found.miou.max().item())
+    assert torch.equal(found.at(0.3).confusion, found.confusion[30])
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 9999), st.integers(1, 4))
+def test_however_a_set_is_cut_its_pixels_are_pooled(seed, size):
+    scores, truth = sample(seed, images=4)
+    whole, parts, labels = ThresholdSweep(NAMES), ThresholdSweep(NAMES), Confusion(NAMES)
+    whole.accumulate(scores, truth)
+    for part, true in zip(scores.split(size), truth.split(size)):
+        parts.accumulate(part, true)
+        labels.accumulate(torch.cat((torch.full_like(part[:, :1], 0.3), part), 1).argmax(1), true)
+    assert torch.equal(whole.compute().confusion, parts.compute().confusion)
+    assert torch.equal(labels.compute().confusion, whole.compute().at(0.3).confusion)
+
+
+def test_pooled_scores_of_a_set_are_not_the_mean_of_its_images():
+    metric = Confusion(NAMES)
+    metric.accumulate(torch.tensor([[[0, 0, 1, 1]]]), torch.tensor([[[0, 0, 1, 255]]]))
+    metric.accumulate(torch.tensor([[[1, 0, 0, 0]]]), torch.tensor([[[1, 1, 1, 0]]]))
+    found = metric.compute()
+    assert found.confusion.tolist() == [[3, 0, 0, 0], [2, 2, 0, 0], [0] * 4, [0] * 4]
+    assert found.iou[:2].tolist() == pytest.approx([3 / 5, 2 / 4]) and found.iou[2:].isnan().all()
+    assert found.miou == pytest.approx((3 / 5 + 2 / 4) / 2) and found.accuracy == pytest.approx(5 / 7)
+    assert found.precision[:2].tolist() == pytest.approx([3 / 5, 1.0])
+    assert found.recall[:2].tolist() == pytest.approx([1.0, 2 / 4])
+    lines = found.table().splitlines()
+    assert lines[0] == "| class | IoU % | precision % | recall % | of all pixels % |"
+    assert lines[3] == "| bird | 50.0 | 100.0 | 50.0 | 57.1 |" and lines[4] == "| fish | - | - | - | 0.0 |"
+    assert lines[-1] == "| **mean** | 55.0 | 80.0 | 75.0 | 100.0 |"
+
+
+def test_a_class_that_is_only_predicted_counts_with_zero():
+    metric = Confusion(NAMES)
+    metric.accumulate(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]))
+    found = metric.compute()
+    assert found.iou[1] == 0 and found.miou == pytest.approx(0.25) and math.isnan(found.recall[1])
+
+
+def test_void_is_nowhere():
+    scores, truth = sample()
+    plain = sweep(scores, truth, NAMES)
+    spoiled = torch.where((truth == IGNORE)[:, None], 5.0, scores)
+    assert torch.equal(sweep(spoiled, truth, NAMES).confusion, plain.confusion)
+    assert (plain.confusion.sum((1, 2)) == (truth != IGNORE).sum()).all()
+
+
+def test_other_thresholds_and_higher_scores():
+    scores, truth = sample()
+    metric = ThresholdSweep(NAMES, (0.005, 0.4, 3.0))
+    metric.accumulate(scores * 10, truth)
+    found = metric.compute()
+    for i, threshold in enumerate((0.005, 0.4, 3.0)):
+        labels = torch.where(scores.amax(1) * 10 > threshold, scores.argmax(1) + 1, 0)
+        assert torch.equal(found.confusion[i], confusion_in_loops(labels, truth, 4))
+    assert found.best_threshold in (0.005, 0.4, 3.0)
+
+
+def test_the_lowest_of_equal_thresholds_is_the_best():
+    truth = torch.tensor([[[0, 1]]])
+    found = sweep(torch.tensor([[[[0.1, 0.5]]]]), truth, NAMES[:2])
+    assert found.best.miou == 1 and found.best_threshold == 0.1           # 0.1 is not above 0.1
+    assert (found.miou == 1).nonzero().flatten().tolist() == list(range(10, 50))
+
+
+def test_all_processes_are_summed(monkeypatch):
+    scores, truth = sample()
+    alone = sweep(scores, truth, NAMES)
+    monkeypatch.setattr(segmentation, "sum_over_processes", lambda share: 3 * share)
+    assert torch.equal(sweep(scores, truth, NAMES).confusion, 3 * alone.confusion)
+    metric = Confusion(NAMES)
+    metric.accumulate(truth.clamp(max=3), truth)
+    assert metric.compute().confusion.sum() == 3 * (truth != IGNORE).sum()
+
+
+def test_refused_batches_say_why_and_leave_no_trace():
+    scores, truth = sample()
+    metric, labels = ThresholdSweep(NAMES), Confusion(NAMES)
+    for run, sentence in (
+        (lambda: metric.accumulate(scores[:, :2], truth), "3 classes after the background were expected, but 2 channels came"),
+        (lambda: metric.accumulate(scores * torch.nan, truth), "Scores hold NaN"),
+        (lambda: metric.accumulate(scores, truth + 4), "truth from 0 to 3, or 255 where nothing is counted, were"),
+        (lambda: labels.accumulate(truth, truth), "Predicted labels from 0 to 3 were expected, but 255 came"),
+        (lambda: metric.compute(), "no pixel was counted"),
+        (lambda: labels.compute(), "no pixel was counted"),
+        (lambda: ThresholdSweep(NAMES, (0.2, 0.1)), "ascending order were expected, at least one"),
+        (lambda: ThresholdSweep(NAMES, ()), "at least one, but"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            run()
+    assert not metric.counts.any() and not labels.counts.any()
