@@ -1,0 +1,172 @@
+"""Few-shot episodes: N classes, K support samples each, and queries to be told apart; thousands of them at once.
+
+    episodes = sample(labels, ways=5, shots=1, queries=15, episodes=10_000, generator=Generator().manual_seed(0))
+    found = recalls(features, episodes, "cosine")                         # 10,000 episodes x 5 classes
+    accuracy, margin = interval(found.mean(1))                            # mean and half of its 95% interval
+
+Vinyals et al., NeurIPS 2016 (the task) and Snell et al., NeurIPS 2017 (nearest prototype). Features of all images are made
+once; an episode is no more than rows of that table, so all of them are one index tensor and a few batched products, cut into
+pieces that fit into a cache. The classes of an episode are numbered 0..N-1 in it.
+
+A method is inductive if it answers each query for itself, and transductive if it sees all queries of the episode before it
+answers one. The two do not compare: transductive methods learn from the queries how many there are of each class, which is
+known in a benchmark (15 each) and hardly elsewhere. `queries=(15, 2, 2, 2, 2)` takes that away.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int
+from torch import Generator, Tensor
+
+from course_lib.prototypes import rectify, shift
+
+CHUNK = 2**20                           # numbers gathered at a time; what fits into a cache is faster (measured)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Which images make up each episode, as rows of the table of features."""
+
+    support: Int[Tensor, "e n k"]           # K images of each of N classes
+    query: Int[Tensor, "e q"]
+    labels: Int[Tensor, "q"]                # noqa: F821    class of each query, 0..N-1, the same in all episodes
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+
+def sample(
+    labels: Int[Tensor, " n"], ways: int, shots: int, queries: int | tuple[int, ...], episodes: int, generator: Generator
+) -> Episodes:
+    """Episodes with random classes and random images of each, none twice in an episode.
+
+    Args:
+        labels: class of each image, on the CPU.
+        queries: of each class; or of the first, second, ... class of an episode, which is any class of the data.
+        generator: on the CPU. The same seed gives the same episodes.
+    Raises:
+        ValueError: too few classes, or a class with fewer images than an episode may ask of it.
+    """
+    counts = (queries,) * ways if isinstance(queries, int) else queries
+    if len(counts) != ways or min(counts) < 0 or not sum(counts) or shots < 1:
+        raise ValueError(f"Episodes have K > 0 support images and a number of queries for each of {ways} classes, but "
+                         f"K = {shots} and queries {counts} came. Give one number, or {ways} of them, such as 15,2,2,2,2.")
+    classes, sizes = labels.unique(return_counts=True)
+    if ways > len(classes):
+        raise ValueError(f"Episodes of {ways} classes were asked for, but the data has {len(classes)}. Ask for fewer ways.")
+    drawn = shots + max(counts)
+    if (small := sizes < drawn).any():
+        raise ValueError(f"An episode takes up to {drawn} images of a class ({shots} support, {max(counts)} queries), but class "
+                         f"{int(classes[small][0])} has {int(sizes[small][0])}, as have too few {int(small.sum())} of "
+                         f"{len(classes)} classes. Ask for fewer shots or queries, or leave these classes out.")
+    members = labels.argsort(stable=True)                                 # the images of one class after those of another
+    chosen = torch.rand(episodes, len(classes), generator=generator).topk(ways, 1).indices       # e n, in random order
+    places = _distinct(sizes[chosen], drawn, generator)
+    images = members[(sizes.cumsum(0) - sizes)[chosen][..., None] + places]      # e n drawn
+    taken = torch.arange(max(counts)) < torch.tensor(counts)[:, None]     # n drawn-k
+    return Episodes(images[..., :shots].contiguous(), images[..., shots:][:, taken],
+                    torch.arange(ways).repeat_interleave(torch.tensor(counts)))
+
+
+def _distinct(sizes: Int[Tensor, "e n"], drawn: int, generator: Generator) -> Int[Tensor, "e n drawn"]:
+    """Different numbers below each of the sizes, in random order: Floyd's method, for all rows at once.
+
+    Draw one of 0..j for j = size - drawn, ..., size - 1; what was drawn before becomes j. Six times faster than to shuffle
+    the 600 images of each class in each episode (measured).
+    """
+    found = torch.empty(drawn, *sizes.shape, dtype=torch.long)
+    for number, share in enumerate(torch.rand(drawn, *sizes.shape, dtype=torch.float64, generator=generator)):
+        last = sizes - drawn + number
+        pick = (share * (last + 1)).long()
+        found[number] = torch.where((found[:number] == pick).any(0), last, pick)
+    order = torch.rand(found.shape, generator=generator).argsort(0)       # Floyd's own order is not random
+    return found.gather(0, order).movedim(0, -1)
+
+
+# Scores e n q (the largest wins) of support e n k d and query e q d. Those of DIRECTIONS get features of length 1.
+Scores = Callable[..., Tensor]
+
+
+def _prototypes(support: Tensor) -> Tensor:
+    return support.mean(2) if support.shape[2] > 1 else support[:, :, 0]  # a mean over one costs a seventh of it all
+
+
+def _l1(support: Tensor, query: Tensor) -> Tensor:
+    return -torch.cdist(_prototypes(support), query, 1.0)
+
+
+def _l2(support: Tensor, query: Tensor) -> Tensor:
+    prototypes = _prototypes(support)                                     # -|q - P|^2 / 2, without the |q|^2 of all classes
+    return prototypes @ query.mT - prototypes.norm(dim=-1, keepdim=True).square() / 2
+
+
+def _cosine(support: Tensor, query: Tensor) -> Tensor:
+    return F.normalize(_prototypes(support), dim=-1) @ query.mT           # the length of a query is the same for all classes
+
+
+def _shift(support: Tensor, query: Tensor) -> Tensor:
+    return _cosine(support, shift(support.flatten(1, 2), query))
+
+
+def _rectified(support: Tensor, query: Tensor, surest: int = 8, epsilon: float = 10.0) -> Tensor:
+    ways, shots = support.shape[1:3]
+    labels = torch.arange(ways, device=support.device).repeat_interleave(shots)
+    support = support.flatten(1, 2)
+    query = shift(support, query)
+    return F.normalize(rectify(support, labels, query, ways, surest, epsilon), dim=-1) @ query.mT
+
+
+METHODS: dict[str, Scores] = {"l1": _l1, "l2": _l2, "cosine": _cosine, "shift": _shift, "rectified": _rectified}
+DIRECTIONS = ("cosine", "shift", "rectified")
+TRANSDUCTIVE = ("shift", "rectified")
+
+
+@torch.no_grad()
+def recalls(
+    features: Float[Tensor, "n d"], episodes: Episodes, method: str | Scores, **options: int | float
+) -> Float32[Tensor, "e ways"]:
+    """Share of the queries of each class that are answered rightly, in each episode (NaN for a class without queries).
+
+    Its mean over classes is the accuracy if all classes have as many queries, and the balanced accuracy otherwise; the share
+    of all queries is `accuracies`. Scores that are equal count for the first of the classes.
+
+    Args:
+        features: pooled features of all images, on any device.
+        method: a name of METHODS, or a function of one's own from (support e n k d, query e q d) to scores e n q.
+        options: of the method: "rectified" has `surest` and `epsilon`, as `prototypes.rectify`.
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"There is no method {method!r}; there are: {', '.join(METHODS)}.")
+    scores = METHODS[method] if isinstance(method, str) else method
+    table = F.normalize(features.float(), dim=1) if method in DIRECTIONS else features.float()
+    labels = episodes.labels.to(table.device)
+    ways, shots = episodes.support.shape[1:]
+    share = F.one_hot(labels, ways).float()
+    share = share / share.sum(0)                                          # q n
+    step = max(1, CHUNK // ((ways * shots + len(labels)) * table.shape[1]))
+    rows = table.new_empty(step * len(labels), table.shape[1])            # the same place for each piece stays in the cache
+    parts = []
+    for support, query in zip(episodes.support.to(table.device).split(step), episodes.query.to(table.device).split(step)):
+        gathered = torch.index_select(table, 0, query.flatten(), out=rows[: query.numel()]).view(*query.shape, -1)
+        parts.append(scores(F.embedding(support, table), gathered, **options).max(1).indices)    # argmax: ten times slower
+    right = torch.cat(parts) == labels                                    # e q
+    return right.float() @ share
+
+
+def accuracies(recalls: Float[Tensor, "e n"], labels: Int[Tensor, " q"]) -> Float32[Tensor, " e"]:
+    """Share of all queries of each episode that are answered rightly, from the `recalls` of classes."""
+    counts = labels.to(recalls.device).bincount(minlength=recalls.shape[1])
+    return recalls.nan_to_num() @ (counts / counts.sum())
+
+
+def interval(values: Float[Tensor, " e"]) -> tuple[float, float]:
+    """Mean over episodes and half of its 95% interval, 1.96 std / sqrt(E).
+
+    It covers the choice of episodes from these images by one model: no other training, no other classes.
+    """
+    values = values.double()
+    spread = values.std() if len(values) > 1 else torch.tensor(torch.nan)
+    return values.mean().item(), (1.96 * spread / len(values) ** 0.5).item()
