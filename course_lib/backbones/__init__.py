@@ -77,32 +77,42 @@ def create(name: str, pretrained: bool | str | Path = True, num_classes: int | N
         ValueError: an unknown name, or a network without GAP and one linear layer at its end.
         RuntimeError: weights that could not be downloaded or do not fit.
     """
+    network, mean, std = load_network(name, pretrained is True)
+    if num_classes is not None:
+        network.reset_classifier(num_classes)
+    model = Backbone(network, mean, std).eval()
+    if not isinstance(pretrained, bool):
+        read_checkpoint(model, Path(pretrained))
+    return model
+
+
+def load_network(
+    name: str, pretrained: bool, **options: int
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """timm's own network, and the mean and standard deviation of the colours (0..1) it wants; errors as in `create`.
+
+    Args:
+        options: of `timm.create_model`, such as output_stride.
+    """
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
         raise ValueError(f"timm knows no network called {name!r}. " + (f"Did you mean {' or '.join(near)}?" if near else
                          "Print timm.list_models() for all names."))
-    if pretrained is True and name != LITE0:
+    if pretrained and name != LITE0:
         try:
-            network = timm.create_model(name, pretrained=True)
+            network = timm.create_model(name, pretrained=True, **options)
         except (OSError, RuntimeError) as error:
             raise RuntimeError(
                 f"The pretrained weights of {name} were looked for on this machine and on the Hugging Face Hub, without "
                 f'success: {error} Check the connection and the name, or work offline: "{LITE0}" brings its ImageNet weights '
                 "along, and pretrained=False starts from random ones.") from error
     else:
-        network = timm.create_model(name)
-        if pretrained is True:
+        network = timm.create_model(name, **options)
+        if pretrained:
             lite0_weights(network)
-    if num_classes is not None:
-        network.reset_classifier(num_classes)
-
-    mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
     if name == LITE0:                                                     # its authors trained on (image - 127) / 128
-        mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    model = Backbone(network, mean, std).eval()
-    if not isinstance(pretrained, bool):
-        read_checkpoint(model, Path(pretrained))
-    return model
+        return network, (127 / 255,) * 3, (128 / 255,) * 3
+    return network, tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
 
 
 def feature_map(model: nn.Module, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:

@@ -26,7 +26,7 @@ def load(path: str | Path) -> UInt8[Tensor, "3 h w"]:
 
 
 def open_image(path: str | Path, mode: str) -> Image.Image:
-    """The decoded picture in PIL mode "RGB", "RGBA" or "L"; same errors as `load`."""
+    """The decoded picture in PIL mode "RGB", "RGBA", "L", or "P": the indices of a palette, never colours; errors as of `load`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"The image {path} is missing.")
@@ -37,6 +37,9 @@ def open_image(path: str | Path, mode: str) -> Image.Image:
                 raise BrokenFile(f"{path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are read. "
                                  "Is it really one of the data set's photographs?")
             image.load()
+            if mode == "P" and image.mode not in ("P", "L"):
+                raise BrokenFile(f"{path} should hold indices, 8 bits a pixel, but it is of mode {image.mode}: colours cannot be "
+                                 "turned back. Was it saved again by another program?")
             if image.mode.startswith("I;16") or image.mode == "I":        # PIL would clip 16 bits at 255, not scale them
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
             return image.convert(mode)

@@ -6,6 +6,8 @@
     mini-ilsvrc-creatures   six classes of the procedural world; needs no photographs and is written only when asked for
     mini-imagenet           40 kinds in 24 base, 6 validation and 10 novel classes, 84 px: for few-shot learning
     mini-cub                every animal a class of its own, the first half of them for training: for retrieval
+    mini-voc                eight classes, one to three objects an image, masks, saliency: for segmentation from tags
+    mini-voc-creatures      the same of the procedural world; written only when asked for
     mini-market-clothes     paper dolls seen by six cameras, each known by its clothes; -head: by head and bag; -both
 """
 
@@ -15,25 +17,31 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import numpy as np
 from filelock import FileLock
 from PIL import Image
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from course_lib import paths
 from course_lib.backbones import imagenet_classes
-from course_lib.data import dolls, scenes
+from course_lib.data import dolls, scenes, tagged
 from course_lib.data.cub import Cub
 from course_lib.data.fetch import Photographs, photographs
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.market1501 import FOLDERS, Market1501
 from course_lib.data.miniimagenet import MiniImageNet
+from course_lib.data.saliency import quality, saliency
+from course_lib.data.voc import IGNORE, Voc, write_mask
 
 SIZES = ((320, 240), (240, 320), (288, 288), (352, 234))    # width, height: squashing must matter, as on real photographs
 PER_ITEM = {"photographs": {"train": 6, "val": 4}, "creatures": {"train": 40, "val": 20}}      # scenes of each photograph
 PER_CLASS = {"imagenet": 30, "cub": 8}                      # scenes of each class
+SCORED = 150                                                # scenes of mini-voc's trainaug that are also in its train
+VOC_VERSION = 1                                             # raise it when code writes another mini-voc of the same recipe
 NOVEL, VALIDATION = 10, 6                                   # classes of mini-imagenet; the others are base classes
 ANIMALS = ("bird", "hoofed", "furry", "fish", "sea", "crawling")                               # groups in mini-cub
 
@@ -101,6 +109,29 @@ def mini_market(root: str | Path = "", identity: str = "clothes", seed: int = 0)
     about = {"identity": identity, "seed": seed, "world": dolls.fingerprint(identity, seed)}
     return _once(_folder(paths.data_root(root), f"mini-market-{identity}", seed), about,
                  lambda scratch: _write_market(scratch, identity, seed))
+
+
+def mini_voc(root: str | Path = "", source: str = "photographs", seed: int = 0) -> Path:
+    """The folder of a miniature PASCAL VOC 2012, written if it is not there yet (15-25 seconds).
+
+    One to three objects a scene. `trainaug` is what is trained on (400 scenes of 192 px, or 800 creatures of 96 px), `train` its
+    first 150 scenes, `val` 150 others of unseen photographs and backgrounds; new creatures are drawn, but none of a new kind.
+    Saliency is computed from each image alone (see `saliency`). One class stands on a track, in training always (see `tagged`).
+
+    Args:
+        source: "photographs" or "creatures".
+        seed: of the scenes, and of the split of the photographs.
+    """
+    if source not in tagged.RECIPES:
+        raise ValueError(f'source is "photographs" or "creatures", but {source!r} came.')
+    root = paths.data_root(root)
+    recipe = tagged.RECIPES[source]
+    world = tagged.photo_world(photographs(root), seed) if source == "photographs" else tagged.creature_world()
+    about = {"source": source, "seed": seed, "classes": ["background", *world.classes.values()], "version": VOC_VERSION,
+             "confounded": world.classes[recipe.confounded], "recipe": json.loads(json.dumps(asdict(recipe))),
+             "world": world.fingerprint}
+    return _once(_folder(root, "mini-voc" if source == "photographs" else f"mini-voc-{source}", seed), about,
+                 lambda scratch: _write_voc(scratch, world, recipe, seed))
 
 
 def fingerprint(folder: Path) -> str:
@@ -231,6 +262,41 @@ def _write_market(folder: Path, identity: str, seed: int) -> None:
         Image.fromarray(parts).save(folder / "parts" / FOLDERS[split] / f"{name}.png")
 
 
+def _write_voc(folder: Path, world: scenes.World, recipe: tagged.Recipe, seed: int) -> None:
+    parts = ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationClassAug", "SALImages", "Tracks", "ImageSets/Segmentation")
+    for part in parts:
+        (folder / part).mkdir(parents=True)
+    lists = {split: [] for split in ("train", "trainaug", "val")}
+    for split, count in recipe.images.items():
+        for number in range(count):
+            scene, track = tagged.scene(world, recipe, "val" if split == "val" else "train", number, seed)
+            lists[split].append(f"2012_{number + (split == 'val') * recipe.images['trainaug'] + 1:06}")
+            _write_voc_scene(folder, lists[split][-1], list(world.classes.values()), scene, track, recipe.void)
+    lists["train"] = lists["trainaug"][:SCORED]
+    for split, names in lists.items():
+        (folder / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def _write_voc_scene(folder: Path, name: str, names: list[str], scene: scenes.Scene, track: np.ndarray, void: int) -> None:
+    image = folder / "JPEGImages" / f"{name}.jpg"
+    Image.fromarray(scene.image).save(image, "JPEG", quality=92)
+    Image.fromarray(saliency(np.asarray(Image.open(image)))).save(folder / "SALImages" / f"{name}.png")
+    inner = scene.instances if void == 1 else minimum_filter(scene.instances, 3)
+    edge = maximum_filter(scene.instances, 3) != inner
+    mask = np.where(edge, np.uint8(IGNORE), scene.mask)
+    write_mask(folder / "SegmentationClass" / f"{name}.png", mask)
+    Image.fromarray(mask).save(folder / "SegmentationClassAug" / f"{name}.png")
+    Image.fromarray(track.astype(np.uint8) * 255).save(folder / "Tracks" / f"{name}.png")
+    height, width = mask.shape
+    objects = "".join(
+        f"\t<object>\n\t\t<name>{escape(names[label])}</name>\n\t\t<difficult>0</difficult>\n\t\t<bndbox>\n"
+        f"\t\t\t<xmin>{x0 + 1}</xmin>\n\t\t\t<ymin>{y0 + 1}</ymin>\n\t\t\t<xmax>{x1 + 1}</xmax>\n\t\t\t<ymax>{y1 + 1}</ymax>\n"
+        "\t\t</bndbox>\n\t</object>\n" for label, (x0, y0, x1, y1) in zip(scene.labels, scene.boxes, strict=True))
+    (folder / "Annotations" / f"{name}.xml").write_text(
+        f"<annotation>\n\t<folder>VOC2012</folder>\n\t<filename>{name}.jpg</filename>\n\t<size>\n\t\t<width>{width}</width>\n"
+        f"\t\t<height>{height}</height>\n\t\t<depth>3</depth>\n\t</size>\n\t<segmented>1</segmented>\n{objects}</annotation>\n")
+
+
 def main(argv: list[str]) -> int:
     """`python -m course_lib data`: fetch, write, and print what is there."""
     parser = argparse.ArgumentParser(prog="python -m course_lib data", description="Fetch the photographs, write the miniatures.")
@@ -254,5 +320,10 @@ def main(argv: list[str]) -> int:
         for identity in ("clothes", "head"):
             folder = mini_market(arguments.root, identity, arguments.seed)
             print(*(Market1501(folder, split) for split in FOLDERS), sep="\n")
+    folder = mini_voc(arguments.root, arguments.source, arguments.seed)
+    for split in ("trainaug", "train", "val"):
+        data = Voc(folder, split)
+        print(data)
+    print(f"  {quality((data.saliency(i).numpy(), data.mask(i).numpy()) for i in range(len(data)))}")
     print(f"Data ready in {time.perf_counter() - start:.1f} s.")
     return 0

@@ -93,21 +93,23 @@ def sample(world: World, split: str, size: tuple[int, int], seed: int) -> Scene:
     return compose(world, split, picks, size, rng)
 
 
-def compose(world: World, split: str, picks: Sequence[tuple[int, object]], size: tuple[int, int],
-            rng: np.random.Generator) -> Scene:
+def compose(world: World, split: str, picks: Sequence[tuple[int, object]], size: tuple[int, int], rng: np.random.Generator,
+            scales: Sequence[tuple[float, float]] = SCALES, overlap: float = OVERLAP, ground: Image.Image | None = None) -> Scene:
     """A scene with the given (label, item) pairs on a random background of the split.
 
-    The first object is always drawn; a later one is left out if it finds no place in six tries where it hides at most 15%
-    of any other.
+    The first object is always drawn; a later one is left out if it finds no place in six tries where it hides at most
+    the share `overlap` of any other.
 
     Args:
         size: (width, height) in pixels.
+        scales, overlap: as SCALES and OVERLAP.
+        ground: a background of that size, drawn already; None for a random one.
     """
     width, height = size
-    picture = _crop(world.draw_ground(world.grounds[split][rng.integers(len(world.grounds[split]))], rng), size, rng)
+    picture = ground.copy() if ground else draw_ground(world, split, size, rng)
     instances, labels = np.zeros((height, width), np.uint8), []
     areas = np.zeros(len(picks) + 1)
-    low, high = SCALES[len(picks) - 1]
+    low, high = scales[len(picks) - 1]
     for label, item in picks:
         cutout = _turn(world.draw(item, rng), rng.uniform(low, high) * min(size), size, rng)
         for _ in range(6):
@@ -115,7 +117,7 @@ def compose(world: World, split: str, picks: Sequence[tuple[int, object]], size:
             window = np.s_[top:top + cutout.height, left:left + cutout.width]
             opaque = np.asarray(cutout.getchannel("A")) > 127
             hidden = np.bincount(instances[window][opaque], minlength=len(areas))
-            if (hidden[1:] <= OVERLAP * areas[1:]).all():
+            if (hidden[1:] <= overlap * areas[1:]).all():
                 break
         else:
             continue
@@ -126,6 +128,11 @@ def compose(world: World, split: str, picks: Sequence[tuple[int, object]], size:
     lookup = np.array([0, *(label + 1 for label in labels)], np.uint8)
     return Scene(np.asarray(picture), lookup[instances], instances, tuple(labels),
                  np.array([_box(instances == i + 1) for i in range(len(labels))]))
+
+
+def draw_ground(world: World, split: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """A random part of a random background of the split, in RGB."""
+    return crop(world.draw_ground(world.grounds[split][rng.integers(len(world.grounds[split]))], rng), size, rng)
 
 
 def _split(members: list, key: str) -> tuple[list, list]:
@@ -150,7 +157,7 @@ def _brighten(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.point(table + list(range(256)) if image.mode == "RGBA" else table)
 
 
-def _crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+def crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A random part of a background, with the aspect ratio of `size`, flipped half of the time."""
     zoom = rng.uniform(0.5, 1.0) * min(image.width / size[0], image.height / size[1])
     width, height = size[0] * zoom, size[1] * zoom
