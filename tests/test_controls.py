@@ -180,3 +180,53 @@ def test_masks_of_numbers_or_of_another_size_are_refused():
         energy(heat, masks.to(torch.uint8) * 255)
     with pytest.raises(ValueError, match=r"\(3, 2, 3, 8\) came"):
         energy(heat, masks[:, :, :3])
+
+
+# energy by part ----------------------------------------------------------------------------------------------------------
+
+def random_parts(b, seed, num_parts=5):
+    return torch.randint(num_parts, (b, 6, 8), generator=seeded(seed)).to(torch.uint8)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+def test_energy_by_part_is_its_definition(images, num_parts, seed):
+    heat, parts = torch.rand(images, 6, 8, generator=seeded(seed)), random_parts(images, seed, num_parts)
+    found = controls.energy_by_part(heat, parts, num_parts + 1)           # the last part occurs in no image
+    torch.testing.assert_close(found.share.sum(1), torch.ones(images).double())
+    torch.testing.assert_close(found.area.sum(1), torch.ones(images).double())
+    for p in range(num_parts + 1):
+        ratios = []
+        for i in range(images):
+            mask = parts[i] == p
+            assert found.share[i, p] == pytest.approx(float(heat[i][mask].sum() / heat[i].sum()), abs=1e-6)
+            assert found.area[i, p] == pytest.approx(float(mask.float().mean()))
+            if mask.any():
+                ratios.append(float(controls.energy_per_area(heat[i], mask)))
+        assert found.images[p] == len(ratios)
+        assert found.per_area[p] == pytest.approx(sum(ratios) / len(ratios) if ratios else 0.0, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 4), st.integers(0, 99), st.sampled_from([0.0, 1e-6, 0.3, 1.0]))
+def test_a_uniform_or_empty_map_gives_every_part_its_area(images, seed, constant):
+    parts = random_parts(images, seed)
+    found = controls.energy_by_part(torch.full(parts.shape, constant), parts, 5)
+    torch.testing.assert_close(found.per_area, (found.images > 0).double())
+    torch.testing.assert_close(found.share, found.area)
+
+
+def test_all_heat_on_one_part_and_parts_that_are_absent():
+    parts = torch.tensor([[[0, 0], [0, 1]], [[0, 0], [0, 0]]], dtype=torch.uint8)
+    found = controls.energy_by_part((parts == 1).float(), parts, 3)
+    assert found.share.tolist() == [[0, 1, 0], [1, 0, 0]]                 # the second heatmap is empty: as a constant one
+    assert found.per_area.tolist() == [0.5, 4, 0] and found.images.tolist() == [2, 1, 0]
+
+
+def test_energy_by_part_refuses_parts_without_a_number_and_raw_maps():
+    with pytest.raises(ValueError, match="Parts from 0 to 3 were expected, but 4 came"):
+        controls.energy_by_part(torch.rand(1, 2, 2), torch.full((1, 2, 2), 4, dtype=torch.uint8), 4)
+    with pytest.raises(ValueError, match="Pass maps through maps.heatmap"):
+        controls.energy_by_part(torch.full((1, 2, 2), 3.0), torch.zeros(1, 2, 2, dtype=torch.uint8), 4)
+    with pytest.raises(ValueError, match="Up-sample the map"):
+        inspect.unwrap(controls.energy_by_part)(torch.rand(1, 2, 2), torch.zeros(1, 4, 4, dtype=torch.uint8), 4)

@@ -1,7 +1,6 @@
 """CUB-200-2011: the retrieval split, boxes, numbers from 1; a sentence for what is broken; and its miniature in the same layout."""
 
 import hashlib
-import shutil
 
 import numpy as np
 import pytest

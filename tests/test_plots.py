@@ -181,6 +181,69 @@ def test_curves_differ_without_colour_and_mark_their_best_point():
     assert figure.axes[0].texts[0].get_text() == "centre box 2.5"
 
 
+def test_a_legend_shows_no_mark_that_the_curve_has_not():
+    line, = plots.curve([0, 1], {"CAM": [1, 5]}, "epoch", "loss", "Falls").axes[0].lines
+    assert not line.get_marker()
+
+
 def test_a_curve_of_another_length_is_refused():
     with pytest.raises(ValueError, match="'CAM' has 2 values for 3"):
         plots.curve([0, 1, 2], {"CAM": [1, 2]}, "x", "y", "title")
+
+
+# rank list ---------------------------------------------------------------------------------------------------------------
+
+PORTRAIT, LANDSCAPE = PHOTO[:128, :64], PHOTO[:60, :120]
+
+
+@pytest.mark.parametrize("image", [PORTRAIT, LANDSCAPE, torch.rand(3, 50, 50)])
+def test_a_rank_list_frames_each_answer_and_puts_its_map_under_it(image):
+    size = image.shape[1:] if isinstance(image, torch.Tensor) else image.shape[:2]
+    heat = torch.rand(4, *size)
+    figure = plots.rank_list(image, [image] * 3, torch.tensor([False, True, False]), torch.tensor([0.1, 0.25, 1 / 3]),
+                             probe_heatmap=heat[0], heatmaps=heat[1:], names=["owl", "wren", "finch"], probe_name="wren",
+                             title="The first right answer is at rank 2")
+    top = [axes for axes in figure.axes if axes.get_title(loc="center")]
+    assert [axes.get_title(loc="center") for axes in top] == [
+        "probe\nwren", "✗ 1 · 0.1\nowl", "✓ 2 · 0.25\nwren", "✗ 3 · 0.333\nfinch"]
+    frames = [axes.patches[0] for axes in top[1:]]
+    assert not top[0].patches and all(frame.get_bbox().bounds == (-0.5, -0.5, size[1], size[0]) for frame in frames)
+    styles, colours = [frame.get_linestyle() for frame in frames], [frame.get_edgecolor() for frame in frames]
+    assert styles[0] == styles[2] != styles[1] and colours[0] == colours[2] != colours[1]      # not by colour alone
+    drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    assert len(drawn) == 8
+    for index, overlaid in enumerate(axes for axes in figure.axes if axes.images and axes not in top):
+        expected = plots.overlay(image, heat[index])
+        assert np.array_equal(np.asarray(overlaid.images[0].get_array()), expected)
+    wide, high = figure.get_size_inches()
+    assert (wide > high) or size[0] > size[1]
+    labels = [text.get_text() for text in figure.legends[0].texts]
+    assert labels == ["✓ correct", "✗ wrong", "above each: rank · distance"]
+
+
+def test_a_rank_list_without_maps_has_one_row_and_keeps_everything_inside():
+    figure = plots.rank_list(PORTRAIT, [PORTRAIT, LANDSCAPE] * 3, [True] * 6, np.arange(6) / 7,
+                             title="A finding that needs more than one line, since it says what is to be seen and why it is so")
+    plots.image_tag(figure, "a rank list")
+    assert len([axes for axes in figure.axes if axes.images]) == 7
+    renderer, whole = figure.canvas.get_renderer(), figure.bbox
+    for part in (*figure.legends, figure._suptitle, *(axes.title for axes in figure.axes)):
+        box = part.get_window_extent(renderer)
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1 + 1
+
+
+def test_only_the_probe_may_have_a_map():
+    figure = plots.rank_list(LANDSCAPE, [LANDSCAPE] * 2, [True, False], [0.1, 0.2], probe_heatmap=np.zeros((60, 120)))
+    assert len([axes for axes in figure.axes if axes.images]) == 4        # probe, two answers, and one map
+
+
+def test_the_description_of_a_rank_list_tells_every_verdict():
+    assert plots.rank_list_alt("a wren", torch.tensor([False, True]), [0.1, 0.25]) == (
+        "Rank list of a wren, nearest first: 1 wrong at 0.1, 2 correct at 0.25.")
+
+
+def test_a_rank_list_that_does_not_fit_together_is_refused():
+    with pytest.raises(ValueError, match="distances has 1 entries for 2 gallery images"):
+        plots.rank_list(PHOTO, [PHOTO] * 2, [True, True], [0.1])
+    with pytest.raises(ValueError, match="gallery is empty"):
+        plots.rank_list(PHOTO, [], [], [])

@@ -95,7 +95,7 @@ def test_classes_may_have_different_numbers_of_samples():
 
 
 def test_only_the_surest_join():
-    support, labels = torch.eye(2), torch.arange(2)
+    support = torch.eye(2)
     query = F.normalize(torch.tensor([[1, 0.1], [1, 0.2], [1, 0.9]]), dim=1)      # all nearest to class 0
     one = rectify(support, labels, query, 2, surest=1, epsilon=0.0)
     torch.testing.assert_close(one[0], (support[0] + query[0]) / 2)
@@ -112,7 +112,7 @@ def test_equal_features_stay_finite(value):
 
 def test_the_shift_helps_balanced_queries_and_harms_unbalanced_ones():
     """A bias common to all queries is taken away; but so is the mean of a class that has more of them."""
-    support, labels = torch.eye(2), torch.arange(2)
+    support = torch.eye(2)
     clean = torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
     query = clean + torch.tensor([0.0, 2.0])                              # biased towards class 1
 

@@ -10,13 +10,12 @@ Labels are positions in the synset file, which is sorted by WordNet id as in tor
 ILSVRC2012_ID is another order). Boxes are x0 y0 x1 y1 in pixels, 0-based and inclusive.
 """
 
-import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms

@@ -8,17 +8,40 @@ takes other questions:
     split half       do two halves of the training set give the same map?           split_half_prototypes, map_correlation
     two objects      is each class hotter on its own object than on the other?      own_object_hotter
     energy           how much of the heat lies on the object, for its area?         energy_per_area
+    energy by part   and how much on each part of it, and on the background?        energy_by_part
     pointing game    does the maximum lie on the object?                            pointing_game
 
 The curve over thresholds and the baselines that never look at the image belong to `localization.MaxBoxAcc`. Randomness comes
 from an explicit generator, on the device of which results are made.
 """
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from torch import Generator, Tensor
 
 from course_lib.prototypes import check_labels, class_prototypes
+
+
+class PartEnergy(NamedTuple):
+    """How the heat of each image divides among the parts, and how its pixels do."""
+
+    share: Float64[Tensor, "b p"]       # of the heat; sums to 1
+    area: Float64[Tensor, "b p"]        # of the pixels; sums to 1
+
+    @property
+    def images(self) -> Int[Tensor, " p"]:
+        """How many images each part occurs in."""
+        return (self.area > 0).sum(0)
+
+    @property
+    def per_area(self) -> Float64[Tensor, " p"]:
+        """Share of the heat over share of the area, mean over the images in which the part occurs: 1 is chance.
+
+        A part that occurs in no image has nothing to measure: it gets 0, and `images` says that it is of 0 images.
+        """
+        return (self.share / self.area.where(self.area > 0, torch.inf)).sum(0) / self.images.clamp_min(1)
 
 
 def wrong_classes(labels: Int[Tensor, " n"], num_classes: int, generator: Generator) -> Int[Tensor, " n"]:
@@ -100,6 +123,26 @@ def energy_per_area(heatmaps: Float[Tensor, "*batch H W"], masks: Bool[Tensor, "
     inside = (heatmaps * masks).sum((-2, -1)) / masks.sum((-2, -1))
     anywhere = heatmaps.mean((-2, -1))
     return torch.where(anywhere > 0, inside / anywhere, 1.0)
+
+
+def energy_by_part(heatmaps: Float[Tensor, "b H W"], parts: UInt8[Tensor, "b H W"], num_parts: int) -> PartEnergy:
+    """Share of the heat, and of the area, of each part of each image: `.per_area` is `energy_per_area` for all parts at once.
+
+    An empty heatmap counts as a constant one: it says as much.
+
+    Args:
+        heatmaps: values in 0..1.
+        parts: a part's number for each pixel, 0..num_parts - 1; 0 is usually the background.
+    """
+    _check(heatmaps, torch.ones_like(parts, dtype=torch.bool))
+    if (parts >= num_parts).any():
+        raise ValueError(f"Parts from 0 to {num_parts - 1} were expected, but {int(parts.max())} came. Raise num_parts, or "
+                         "give pixels that are to be ignored a part of their own.")
+    index, heat = parts.flatten(1).long(), heatmaps.flatten(1).double()   # b pixels
+    empty = heat.new_zeros(len(heat), num_parts)
+    heat = heat.where(heat.any(1, keepdim=True), 1.0)
+    share, area = (empty.scatter_add(1, index, values) for values in (heat, torch.ones_like(heat)))
+    return PartEnergy(share / heat.sum(1, keepdim=True), area / heat.shape[1])
 
 
 def pointing_game(heatmaps: Float[Tensor, "*batch H W"], masks: Bool[Tensor, "*batch H W"]) -> Float[Tensor, "*batch"]:

@@ -43,7 +43,7 @@ from course_lib.data import minis
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.evaluate.episodes import METHODS, TRANSDUCTIVE, accuracies, interval, recalls, sample
 from course_lib.metric_learning.embed import Images, extract
-from course_lib.metric_learning.train import LOSSES, Learner, Terms, _process
+from course_lib.metric_learning.train import LOSSES, Learner, Terms
 
 RESNET12 = "resnet12"
 STEP: engine.Step = lambda learner, batch: learner.step(*batch)
@@ -252,7 +252,7 @@ def _sgd(learner: Learner, rate: float, config: Training) -> torch.optim.SGD:
 
 
 def _write(model: Backbone, path: Path) -> None:
-    if _process().is_main_process:
+    if engine.this_process().is_main_process:
         save_file({name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}, path)
 
 
@@ -374,7 +374,7 @@ def train_main(argv: list[str]) -> int:
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
-    if _process().is_main_process:
+    if engine.this_process().is_main_process:
         for stage, rows in history.items():
             for epoch, row in enumerate(rows, 1):
                 print(f"{stage:8} epoch {epoch:3}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))

@@ -37,7 +37,7 @@ from course_lib.backbones import Backbone
 from course_lib.data import minis
 from course_lib.data.ilsvrc import Batch, Ilsvrc, squash
 from course_lib.evaluate.controls import map_correlation, random_weights, wrong_classes
-from course_lib.evaluate.localization import FIXED, Localization, MaxBoxAcc
+from course_lib.evaluate.localization import Localization, MaxBoxAcc
 from course_lib.maps import (
     centred_weights, channel_weights, heatmap, intersection_weights, match_activity_weights, positive_weights,
     uniform_weights, weighted_map,

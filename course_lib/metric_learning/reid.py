@@ -28,14 +28,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from course_lib import paths
+from course_lib import engine, paths
 from course_lib.data import minis
 from course_lib.data.market1501 import Market1501
 from course_lib.evaluate.ranking import cmc_map, rerank
 from course_lib.metric_learning.embed import Images, extract
 from course_lib.metric_learning.pedestrians import Occluded
 from course_lib.metric_learning.strong_baseline import LOSSES, TRICKS, Baseline, Training, build, load, train
-from course_lib.metric_learning.train import _process
 
 # Luo et al., Market-1501, ResNet-50: rank-1 and mAP, %, when a trick is added to those above it.
 PAPER = {"none": (87.7, 74.0), "warmup": (88.7, 75.2), "erasing": (91.3, 79.3), "smoothing": (91.4, 80.3),
@@ -146,7 +145,7 @@ def cosine(query: Float[Tensor, "q k"], gallery: Float[Tensor, "g k"]) -> Float[
 def _rows(model: Baseline, config: Evaluation, progress: bool) -> dict[str, dict[str, float]]:
     """Scores by cosine distance, the same of f_t if there is a neck, and re-ranked."""
     query, gallery = Market1501(config.data, "query"), Market1501(config.data, "gallery")
-    model.to(_process().device, memory_format=torch.channels_last)
+    model.to(engine.this_process().device, memory_format=torch.channels_last)
     pooled = [_pooled(model, data, config.flip, config.batch_size, config.workers, progress) for data in (query, gallery)]
     everyone = torch.cat((query.identities, gallery.identities))
     images = float((query.identities[:, None] == everyone).sum(1).double().mean())
@@ -168,7 +167,7 @@ def _versions() -> dict[str, str]:
 
 
 def _written(result: dict[str, Any], path: Path, title: str) -> dict[str, Any]:
-    if _process().is_main_process:
+    if engine.this_process().is_main_process:
         paths.write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
         paths.write_text(path.with_suffix(".md"), table(result, title))
     return result
@@ -232,7 +231,7 @@ def train_main(argv: list[str]) -> int:
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
-    if not _process().is_main_process:
+    if not engine.this_process().is_main_process:
         return 0
     if ablated:
         print((folder / "ablation.md").read_text("utf-8"))

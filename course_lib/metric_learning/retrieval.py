@@ -43,7 +43,7 @@ from course_lib.evaluate.ranking import retrieval
 from course_lib.metric_learning.embed import Images, extract
 from course_lib.metric_learning.localise import PAPER as NAMES
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
-from course_lib.metric_learning.train import BalancedBatches, Learner, _process, check_trunk, trunk
+from course_lib.metric_learning.train import BalancedBatches, Learner, check_trunk, trunk
 
 KS = (1, 2, 4, 8)
 PROXY_RATE = 1e-2                       # of a loss's own weights: a hundred times that of the network, in published recipes
@@ -123,7 +123,7 @@ def train(config: Training, folder: Path, progress: bool = True) -> list[dict[st
     dataset = Crops(data, config.size)
     if config.last_block:
         check_trunk(model)
-        device = _process().device
+        device = engine.this_process().device
         model.to(device, memory_format=torch.channels_last)
         dataset = TensorDataset(extract(partial(trunk, model), data, (config.size, config.size), device=device,
                                         workers=config.workers, progress=progress), data.labels)
@@ -138,7 +138,7 @@ def train(config: Training, folder: Path, progress: bool = True) -> list[dict[st
     plan = engine.Plan(config.epochs, config.precision, seed=config.seed)
     history = engine.train(learner, lambda model, batch: model.step(*batch), loader, optimizer, plan, scheduler=scheduler,
                            folder=folder, progress=progress)
-    if _process().is_main_process:
+    if engine.this_process().is_main_process:
         state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
         save_file(state, folder / "model.safetensors", {"loss": config.loss, "classifier": "embedding"})
     return history
@@ -200,7 +200,7 @@ def evaluate(config: Evaluation, folder: Path, progress: bool = True) -> dict[st
     """Recall@K, R-precision and MAP@R of the test classes; writes `retrieval.json` and `retrieval.md`, returns the former."""
     data = Cub(config.data, "test")
     model, loss = load(config.backbone, config.weights, config.seed)
-    model.to(_process().device, memory_format=torch.channels_last)
+    model.to(engine.this_process().device, memory_format=torch.channels_last)
     pooled = pooled_features(model, data, config.size, batch_size=config.batch_size, workers=config.workers,
                              progress=progress).to(model.mean.device)
     compared = {"pooled features, cosine": F.normalize(pooled, dim=1), "pooled features, Euclidean": pooled}
@@ -265,7 +265,7 @@ def train_main(argv: list[str]) -> int:
 
     def work() -> None:
         history = train(Training(**_with_data(chosen)), folder)
-        if _process().is_main_process:
+        if engine.this_process().is_main_process:
             print(*(f"epoch {epoch:3}  loss {row['loss']:.4g}" for epoch, row in enumerate(history, 1)), sep="\n")
             print(f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate retrieval --checkpoint ...")
 

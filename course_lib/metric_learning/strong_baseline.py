@@ -44,7 +44,7 @@ from course_lib.metric_learning.localise import network
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax, center_loss
 from course_lib.metric_learning.pedestrians import SIZE, Pedestrians, erase
 from course_lib.metric_learning.train import (
-    CENTER_RATE, CENTER_WEIGHT, BalancedBatches, _process, check_trunk, tail, trunk,
+    CENTER_RATE, CENTER_WEIGHT, BalancedBatches, check_trunk, tail, trunk,
 )
 
 TRICKS = ("warmup", "erasing", "smoothing", "stride", "bnneck", "center")       # in the order of the paper's ablation
@@ -222,7 +222,7 @@ def build(config: Training, num_classes: int) -> Baseline:
 def views(model: Baseline, data: Market1501, progress: bool = True) -> Views:
     """Training views of all images in front of the last block: 49 KB an image for Lite0, 197 KB if its last stride is 1."""
     check_trunk(model.backbone)
-    device = _process().device
+    device = engine.this_process().device
     model.to(device, memory_format=torch.channels_last).eval()
 
     def both(images: Tensor) -> Tensor:
@@ -238,11 +238,11 @@ def train(config: Training, folder: Path, progress: bool = True) -> list[dict[st
     dataset = (views(model, data, progress) if config.last_block
                else Pedestrians(data, "erasing" in config.tricks, config.size))
     history = fit(model, dataset, data.labels, config, folder, progress)
-    if _process().is_main_process:
+    if engine.this_process().is_main_process:
         about = {"backbone": config.backbone, "classes": len(data.classes), "tricks": config.tricks, "loss": config.loss,
                  "size": config.size}
         save_model(model, str(folder / "model.safetensors"), {"reid": json.dumps(about)})
-    _process().wait_for_everyone()                                        # who comes next may load it
+    engine.this_process().wait_for_everyone()                                        # who comes next may load it
     return history
 
 

@@ -17,7 +17,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
@@ -183,7 +182,7 @@ def train(config: Training, folder: Path, progress: bool = True) -> list[dict[st
     dataset = trunk_features(model, data, config.size, progress) if config.last_block else Photos(data, config.size)
     labels = torch.tensor([photo.label for photo in data.photos])
     history = fit(learner, dataset, labels, config, folder, progress)
-    if _process().is_main_process:
+    if engine.this_process().is_main_process:
         state = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
         about = {"loss": config.loss, "classifier": "trained" if config.loss in CLASSIFYING else "untrained"}
         save_file(state, folder / "model.safetensors", about)
@@ -231,15 +230,10 @@ def check_trunk(backbone: Backbone) -> None:
                          "network has not. Leave out last_block to train all of it, or take tf_efficientnet_lite0.")
 
 
-def _process() -> PartialState:
-    """This process among those of torchrun; without the word accelerate overlooks the others where there are only CPUs."""
-    return PartialState(cpu=not torch.accelerator.is_available())
-
-
 def trunk_features(backbone: Backbone, data: Ilsvrc, size: int, progress: bool = True) -> TensorDataset:
     """Features of the trunk and labels of all images, squashed, without crops or flips: 38 KB an image for Lite0."""
     check_trunk(backbone)
-    device, parts = _process().device, []
+    device, parts = engine.this_process().device, []
     backbone.to(device, memory_format=torch.channels_last)
     with torch.inference_mode():
         for batch in tqdm(data.batches(size, 8), "features", disable=not progress):
@@ -268,7 +262,7 @@ def main(argv: list[str]) -> int:
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
-    if _process().is_main_process:
+    if engine.this_process().is_main_process:
         for epoch, row in enumerate(history, 1):
             print(f"epoch {epoch:3}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
         print(f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate localise --checkpoint ...")

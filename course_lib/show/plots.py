@@ -37,6 +37,7 @@ BOXES = {                                                                 # kind
     "ground truth": ("white", "-", "black"),
     "predicted": (PALETTE[9], (0, (4, 2)), "black"),
 }
+VERDICTS = {True: ("✓", "correct", PALETTE[2], "-"), False: ("✗", "wrong", PALETTE[3], (0, (2, 1)))}    # of a ranked image
 
 
 def theme() -> None:
@@ -178,6 +179,88 @@ def grid(
     return figure
 
 
+def rank_list(
+    probe: Array,
+    gallery: Array | Sequence[Array],
+    correct: Tensor | ndarray | Sequence[bool],
+    distances: Numbers,
+    *,
+    probe_heatmap: Array | None = None,
+    heatmaps: Array | Sequence[Array] | None = None,
+    names: Sequence[str] | None = None,
+    probe_name: str = "",
+    title: str | None = None,
+    side: float = 1.3,
+) -> Figure:
+    """A probe and the gallery images it is answered with, nearest first, each framed as correct or wrong; maps underneath.
+
+    What must not be compared with the probe (itself; junk and its own camera in re-identification) is left out before, as
+    `metric_learning.context.ranked` does it. `rank_list_alt` describes the figure.
+
+    Args:
+        probe, gallery: images (H, W, 3) or (3, H, W), uint8 or float in 0..1; portrait or landscape.
+        correct: whether each gallery image is of the probe's class or identity.
+        distances: one for each gallery image, in its title.
+        probe_heatmap, heatmaps: of the probe and of each gallery image, (H, W) in 0..1: drawn over them in a second row.
+        names: a line more for each title, such as the class.
+        probe_name: the same for the probe.
+        title: states the finding, over the whole figure.
+        side: of a square image on the page, in inches; others get the same area.
+    """
+    probe, gallery = _rgb(probe), [_rgb(image) for image in gallery]
+    for what, given in {"correct": correct, "distances": distances, "heatmaps": heatmaps, "names": names}.items():
+        if given is not None and len(given) != len(gallery):
+            raise ValueError(f"{what} has {len(given)} entries for {len(gallery)} gallery images. Give one for each.")
+    if not gallery:
+        raise ValueError("A rank list needs at least one gallery image, but gallery is empty. A probe for which nothing is "
+                         "kept is left out of the evaluation, too.")
+    images = [probe, *gallery]
+    shown = [images, [image if heat is None else overlay(image, heat)
+                      for image, heat in zip(images, [probe_heatmap, *(heatmaps if heatmaps is not None else [])])]]
+    shown = shown[: 1 if probe_heatmap is None and heatmaps is None else 2]
+    ratio = max(image.shape[0] / image.shape[1] for image in images)
+    width, lines = side / ratio**0.5, 1 if names is None and not probe_name else 2
+    figure = Figure(((len(images) + 0.25) * width, len(shown) * width * ratio + 0.22 * lines + 0.3 + 0.3 * (title is not None)),
+                    layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    columns = figure.subplots(len(shown), len(images) + 1, squeeze=False,
+                              width_ratios=[1, 0.25, *[1] * len(gallery)]).T        # the second one keeps the probe apart
+    legend = {}
+    for column, (top, *rest) in enumerate(columns):
+        for axes in (top, *rest):
+            axes.set_axis_off()
+            axes.set_anchor("N")
+        if column == 1:
+            continue
+        index = max(0, column - 1)
+        for axes, row in zip((top, *rest), shown):
+            if index < len(row):
+                axes.imshow(row[index], interpolation="antialiased")
+        heading, colour = "probe", "black"
+        if index:
+            sign, verdict, colour, style = VERDICTS[bool(correct[index - 1])]
+            heading = f"{sign} {index} · {float(distances[index - 1]):.3g}"
+            height, across = images[index].shape[:2]
+            frame = Rectangle((-0.5, -0.5), across, height, fill=False, edgecolor=colour, linewidth=3, linestyle=style,
+                              clip_on=False)
+            top.add_patch(frame)
+            legend[f"{sign} {verdict}"] = Line2D([], [], color=colour, linewidth=3, linestyle=style)
+        name = (probe_name, *(names or [""] * len(gallery)))[index]
+        top.set_title(f"{heading}\n{name}" if lines == 2 else heading, fontsize="small", pad=4, loc="center", color=colour)
+    if title:
+        figure.suptitle(title, fontsize="medium", x=0.01, ha="left", wrap=True)
+    handles = {**dict(sorted(legend.items())), "above each: rank · distance": Line2D([], [], linestyle="none")}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    return figure
+
+
+def rank_list_alt(probe: str, correct: Tensor | ndarray | Sequence[bool], distances: Numbers) -> str:
+    """What a rank list shows, in words: what the probe is, and each answer with its rank, verdict and distance."""
+    answers = ", ".join(f"{rank} {VERDICTS[bool(right)][1]} at {float(distance):.3g}"
+                        for rank, (right, distance) in enumerate(zip(correct, distances), 1))
+    return f"Rank list of {probe}, nearest first: {answers}."
+
+
 def curve(
     x: Numbers,
     ys: Mapping[str, Numbers],
@@ -210,7 +293,7 @@ def curve(
             mark = [int(np.nanargmax(y))]
             name = f"{name}: {y[mark[0]]:.3g} at {x[mark[0]]:.3g}"
         axes.plot(x, y, label=name, color=colour, linewidth=2, linestyle=["-", "--", "-.", ":"][index % 4],
-                  marker="o", markevery=mark, markersize=9, markeredgecolor="white")
+                  marker="o" if mark else "", markevery=mark, markersize=9, markeredgecolor="white")
     for name, value in (baselines or {}).items():
         axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
         axes.annotate(f"{name} {value:.3g}", (1, value), (0, 2), xycoords=("axes fraction", "data"),
