@@ -95,7 +95,7 @@ def test_classes_may_have_different_numbers_of_samples():
 
 
 def test_only_the_surest_join():
-    support = torch.eye(2)
+    support, labels = torch.eye(2), torch.arange(2)
     query = F.normalize(torch.tensor([[1, 0.1], [1, 0.2], [1, 0.9]]), dim=1)      # all nearest to class 0
     one = rectify(support, labels, query, 2, surest=1, epsilon=0.0)
     torch.testing.assert_close(one[0], (support[0] + query[0]) / 2)
