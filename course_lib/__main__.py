@@ -18,6 +18,9 @@ COMMANDS = {
     "evaluate retrieval": ("course_lib.metric_learning.retrieval:evaluate_main", "measure Recall@K and MAP@R as on CUB-200-2011"),
     "train reid": ("course_lib.metric_learning.reid:train_main", "train the strong baseline of re-identification, or ablate it"),
     "evaluate reid": ("course_lib.metric_learning.reid:evaluate_main", "measure CMC and mAP, with and without re-ranking"),
+    "train wsss": ("course_lib.wsss.train", "train a network on image tags: CAM, SEAM, EPS, with or without contrast"),
+    "evaluate seeds": ("course_lib.wsss.seeds", "measure seeds of a network that was trained from image tags"),
+    "ablate": ("course_lib.wsss.ablate", "measure rows of Tables 5 and 6 of pixel-to-prototype contrast, over seeds"),
 }
 
 

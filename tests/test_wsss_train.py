@@ -1,0 +1,352 @@
+"""Training from tags: published settings, terms of each method, what a batch is made of, interruption, processes, command."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch.utils.data import Subset, default_collate
+
+import wsss_worker
+from course_lib import __main__, engine
+from course_lib.data import minis, tagged
+from course_lib.data.voc import COUNTS, Voc
+from course_lib.wsss import View, tag_loss, train
+from course_lib.wsss.cam_net import LITE0, METHODS, build, load
+from course_lib.wsss.contrast import ContrastConfig, contrast_loss
+from course_lib.wsss.eps import saliency_loss
+from course_lib.wsss.seam import seam_loss
+from course_lib.wsss.train import Kept, Learner, Photos, Training, fit, from_options, loss_terms, recipe, window
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 14, "val": 4}))
+        patch.setattr(minis, "SCORED", 8)
+        return minis.mini_voc(tmp_path_factory.mktemp("data"), "creatures")
+
+
+def tiny(tree, method="seam+p2p", **changes):
+    """The small setting at a third of its size."""
+    return recipe(method, "small", **{"data": str(tree), "size": 32, "small": 16, "epochs": 2, "batch_size": 4,
+                                      "neck": 16} | changes)
+
+
+def published(tree, method="seam+p2p", **changes):
+    """The published setting on a narrow ResNet38 and small images."""
+    return recipe(method, "resnet38", **{"data": str(tree), "weights": "random", "width": 2, "size": 48, "small": 24,
+                                         "long_side": (40, 64), "epochs": 1, "batch_size": 2} | changes)
+
+
+# settings ------------------------------------------------------------------------------------------------------------------
+
+def test_published_settings():
+    images = COUNTS["trainaug"][0]
+    configs = {method: recipe(method, "resnet38", data="voc") for method in METHODS}
+    steps = {method: config.epochs * (images // config.batch_size) for method, config in configs.items()}
+    assert steps == {"cam": 9915, "seam": 10576, "eps": 19830, "seam+p2p": 10576, "eps+p2p": 19830}
+    assert {config.optimizer for config in configs.values()} == {"sgd"} and not any(config.kept for config in configs.values())
+    assert {config.momentum for config in configs.values()} == {5e-4}, "as released, where papers say 0.9"
+    assert [configs[method].small for method in ("seam", "seam+p2p", "eps+p2p")] == [134, 128, 128]
+    assert [configs[method].learning_rate for method in METHODS] == [0.1, 0.01, 0.01, 0.01, 0.01]
+    assert [configs[method].dropout for method in METHODS] == [0.5, 0.5, 0.0, 0.5, 0.0]
+    assert configs["eps+p2p"].contrast == ContrastConfig.code(saliency=True)
+    assert configs["seam+p2p"].contrast == ContrastConfig.code()
+    assert recipe("cam", "resnet50", data="voc").long_side == (256, 512), "other networks of timm are trained as published"
+
+
+def test_optimizer_and_schedule(tree, monkeypatch):
+    seen = {}
+
+    def spy(model, step, loader, optimizer, plan, *, scheduler, folder, progress):
+        seen.update(optimizer=optimizer, scheduler=scheduler, steps=plan.epochs * len(loader))
+        return []
+
+    monkeypatch.setattr(engine, "train", spy)
+    config = published(tree, epochs=3)
+    learner = Learner(build(config.architecture(Voc(tree, "trainaug").classes)), config)
+    fit(learner, Photos(Voc(tree, "trainaug"), config))
+    groups = seen["optimizer"].param_groups
+    assert [len(group["params"]) for group in groups] == [43, 0, 5, 0] and seen["steps"] == 21
+    assert [group["momentum"] for group in groups] == [5e-4] * 4
+    assert [group["weight_decay"] for group in groups] == [5e-4, 0, 5e-4, 0]
+    for step in range(21):
+        share = (1 - step / 21) ** 0.9
+        assert [group["lr"] for group in groups] == pytest.approx([0.01 * share, 0.02 * share, 0.1 * share, 0.2 * share])
+        seen["optimizer"].step()
+        seen["scheduler"].step()
+
+    config = tiny(tree)
+    learner = Learner(build(config.architecture(Voc(tree, "trainaug").classes)), config)
+    fit(learner, Photos(Voc(tree, "trainaug"), config))
+    held = [weight for group in seen["optimizer"].param_groups for weight in group["params"]]
+    assert len(held) == len(list(learner.parameters())), "from random weights everything learns, scales of normalisation too"
+    assert learner.start == int(0.4 * 6)
+
+
+# terms ---------------------------------------------------------------------------------------------------------------------
+
+def views(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(side):
+        return View(*(torch.randn(2, 4, side, side, generator=generator) for _ in range(2)),
+                    torch.rand(2, 8, side, side, generator=generator))
+
+    tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    return [draw(6), draw(3)], tags, torch.rand(2, 1, 48, 48, generator=generator), torch.rand(2, 2, 3, 3, generator=generator)
+
+
+def test_terms_are_the_sums_that_the_table_names():
+    (one, two), tags, saliency, noise = views()
+    found = {method: loss_terms(method, [one] if method in ("cam", "eps") else [one, two], tags, saliency, 48, 24,
+                                ContrastConfig(), noise) for method in METHODS}
+    mean = tag_loss(one.cam.mean((2, 3))[:, 1:], tags)
+    contrast = contrast_loss(one, two, tags, ContrastConfig(), noise)
+    smaller = F.interpolate(saliency, (24, 24), mode="bilinear", align_corners=True)
+    salient = sum(saliency_loss(maps, part, tags) / 2 for maps, part in (
+        (one.cam, saliency), (one.refined, saliency), (two.cam, smaller), (two.refined, smaller)))
+    expected = {
+        "cam": {"tags": mean}, "eps": {"tags": mean, "saliency": saliency_loss(one.cam, saliency, tags)},
+        "seam": seam_loss(one, two, tags, 48, 24), "seam+p2p": seam_loss(one, two, tags, 48, 24) | contrast,
+        "eps+p2p": seam_loss(one, two, tags, 6, 3) | {"saliency": salient} | contrast,
+    }
+    for method, terms in expected.items():
+        assert found[method].keys() == terms.keys(), method
+        for name, term in terms.items():
+            torch.testing.assert_close(found[method][name], term, msg=f"{method}: {name}")
+
+
+def test_statistics_for_evaluation_are_those_of_the_first_view(tree):
+    """Those of the second view differ: with a mixture of both, SEAM lost a point and a half on creatures."""
+    config, data = tiny(tree, dropout=0.0), Voc(tree, "trainaug")
+    learner = Learner(build(config.architecture(data.classes)), config).train()
+    batch = default_collate([Photos(data, config)[i] for i in range(4)])
+    learner.step(batch)
+    norm = learner.net.trunk.blocks[0][1]
+    first = learner.net.trunk.blocks[0][0](learner.net.prepare(batch["image"])["trunk"])
+    torch.testing.assert_close(norm.running_mean, 0.1 * first.mean((0, 2, 3)))
+
+
+def test_contrast_counts_from_its_step_on(tree):
+    config = tiny(tree)
+    data = Voc(tree, "trainaug")
+    learner = Learner(build(config.architecture(data.classes)), config).train()
+    learner.start = 1
+    batch = default_collate([Photos(data, config)[i] for i in range(4)])
+    before, after = learner.step(batch), learner.step(batch)
+    assert all(not before[name] for name in train.CONTRAST) and all(after[name] > 0 for name in train.CONTRAST)
+    assert before.keys() == after.keys() and learner.steps == 2 and "steps" in learner.state_dict()
+
+
+# data ----------------------------------------------------------------------------------------------------------------------
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_a_window_is_a_piece_of_the_image(height, width, size, seed):
+    torch.manual_seed(seed)
+    image = torch.arange(1, height * width + 1, dtype=torch.uint8).view(1, height, width)
+    found = window(image, size)[0]
+    rows, columns = found.any(1).nonzero()[:, 0], found.any(0).nonzero()[:, 0]
+    assert len(rows) == min(height, size) and len(columns) == min(width, size)
+    piece = found[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    top, left = divmod(int(piece[0, 0]) - 1, width)
+    assert torch.equal(piece, image[0, top : top + len(rows), left : left + len(columns)]), "one piece, without gaps"
+
+
+def test_windows_go_everywhere():
+    torch.manual_seed(0)
+    image = torch.arange(1, 26, dtype=torch.uint8).view(1, 5, 5)
+    assert len({int(window(image, 3)[0, 0, 0]) for _ in range(200)}) == 9
+    assert len({tuple(window(image, 7)[0].nonzero()[0].tolist()) for _ in range(200)}) == 9
+
+
+class Gradient(Voc):
+    """Images whose red is also their saliency, so that both must be moved alike."""
+
+    def __init__(self, height, width):
+        ramp = 20 + torch.arange(width).expand(height, width) + torch.arange(height)[:, None] * 2
+        self.image = ramp.byte().expand(3, height, width)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.image, torch.tensor([1.0])
+
+    def saliency(self, index):
+        return self.image[0]
+
+
+def test_image_and_saliency_are_cut_and_turned_alike():
+    config = recipe("eps", "resnet38", data="", size=40, long_side=(30, 60), jitter=False)
+    turned, sizes = set(), set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        item = Photos(Gradient(40, 50), config)[0]
+        assert item["image"].shape == (3, 40, 40) and torch.equal(item["image"][:1], item["saliency"])
+        assert torch.equal(item["inside"], item["image"][0] > 0), "outside there is nothing"
+        rows = item["inside"].any(1).sum()
+        sizes.add(int(rows))
+        inside = item["image"][0][item["inside"]].view(rows, -1).int()
+        turned.add(bool((inside[:, -1] < inside[:, 0]).all()))
+    assert turned == {True, False} and len(sizes) > 5
+    jittered = Photos(Gradient(40, 50), replace(config, jitter=True))[0]
+    assert not torch.equal(jittered["image"][:1], jittered["saliency"]), "colours of the image only"
+
+
+def test_batches_of_methods_without_saliency_do_not_read_it(tree):
+    for method in METHODS:
+        item = Photos(Voc(tree, "trainaug"), tiny(tree, method))[0]
+        assert ("saliency" in item) == ("eps" in method)
+        assert item["image"].shape == (3, 32, 32) and item["inside"].all()
+
+
+def test_kept_features_are_those_of_the_images(tree):
+    config = tiny(tree, "eps+p2p", kept=True)
+    data = Voc(tree, "trainaug")
+    net = build(config.architecture(data.classes)).eval()
+    kept, photos = Kept(net, data, config, progress=False), Photos(data, config)
+    flips = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        item = kept[seed]
+        drawn = (photos[seed] for _ in range(20))
+        straight = min(drawn, key=lambda photo: (photo["saliency"].int() - item["saliency"]).abs().sum())
+        assert torch.equal(straight["saliency"], item["saliency"]) and torch.equal(straight["tags"], item["tags"])
+        for size, view in zip((None, 16), item["views"]):
+            for name, maps in net.prepare(straight["image"][None], size=size).items():
+                torch.testing.assert_close(view[name], maps[0])
+        torch.manual_seed(seed)
+        flips.add(int(torch.randint(2, ())))
+    assert flips == {0, 1} and len(kept) == 14
+    assert len(Kept(net, data, replace(config, method="cam"), progress=False)[0]["views"]) == 1
+
+
+# training ------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_can_be_loaded(tree, tmp_path, method):
+    config = tiny(tree, method, epochs=4)
+    history = train.train(config, tmp_path, progress=False)
+    assert history[-1]["tags"] < history[0]["tags"]
+    again = load(tmp_path / "model.safetensors")
+    assert again.architecture.method == method and again.architecture.classes == tuple(Voc(tree, "train").classes)
+
+
+def test_the_setting_for_photographs(tree, tmp_path):
+    """EfficientNet-Lite0 with its ImageNet weights, frozen but for one block, on kept features."""
+    config = recipe("seam+p2p", data=str(tree), size=64, small=48, epochs=2, batch_size=7)
+    torch.manual_seed(0)
+    net = build(config.architecture(Voc(tree, "trainaug").classes), config.weights)
+    train.train(config, tmp_path, progress=False)
+    before, after = net.state_dict(), load_file(tmp_path / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    trunk = {name.rsplit(".", 1)[0] for name in moved if name.startswith("trunk")}
+    last = [part for part in net.trunk.parts if any(weight.requires_grad for weight in part.parameters())]
+    assert len(last) == 1 and last[0] is net.trunk.parts[-1] and all(f"parts.{len(net.trunk.parts) - 1}." in name for name in trunk)
+    assert {"neck.weight", "classifier.weight", "similar.weight", "projector.weight"} <= moved and trunk
+
+
+def test_an_interrupted_training_ends_as_if_it_had_not_been(tree, tmp_path, monkeypatch):
+    config = tiny(tree, epochs=3, contrast_from=0.5)
+    train.train(config, tmp_path / "whole", progress=False)
+    step, calls = Learner.step, iter(range(100))
+
+    def fails(self, batch):
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(Learner, "step", fails)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path / "parts", progress=False)
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    train.train(config, tmp_path / "parts", progress=False)
+    whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_the_same_batches_with_and_without_contrast(tree, tmp_path):
+    """A method is compared with its own batches and weights: contrast of weight 0 changes nothing."""
+    off = ContrastConfig(cross_prototype=0.0, cross_cam=0.0, intra=1e-30)
+    histories = [train.train(tiny(tree, epochs=1, contrast=off, contrast_from=0.0), tmp_path / "0", progress=False),
+                 train.train(tiny(tree, epochs=1, contrast=off, contrast_from=1.0), tmp_path / "1", progress=False)]
+    assert histories[0][0]["tags"] == histories[1][0]["tags"]
+
+
+def test_two_processes_train_as_one(tree, tmp_path):
+    """Shares of a batch on two processes: prototypes, counts and gradients are those of the whole batch."""
+    wsss_worker.run(str(tree), tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", wsss_worker.__file__]
+    subprocess.run([*command, str(tree), str(tmp_path / "two")], check=True, timeout=240, capture_output=True,
+                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    torch.manual_seed(0)
+    start = build(published(tree).architecture(Voc(tree, "trainaug").classes)).state_dict()
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")]
+    for row, other in zip(*histories):
+        assert {name: row[name] for name in row if name != "seconds"} == pytest.approx(
+            {name: other[name] for name in other if name != "seconds"}, rel=1e-4)
+    moved = [name for name, weight in start.items() if not torch.equal(one[name], weight)]
+    assert {"classifier.weight", "projector.weight", "similar.weight", "trunk.b3.conv_branch1.weight"} <= set(moved)
+
+
+def test_twenty_steps_of_the_published_command(tree, tmp_path, capsys):
+    """SGD, crops, jitter and padding on a narrow ResNet38: three epochs of seven batches."""
+    options = ["train", "wsss", "--backbone", "resnet38", "--weights", "random", "--width", "2", "--data", str(tree),
+               "--size", "48", "--small", "24", "--epochs", "3", "--batch-size", "2", "--folder", str(tmp_path)]
+    assert __main__.main(options) == 0
+    assert "epoch   3  tags" in capsys.readouterr().out
+    assert __main__.main(["evaluate", "seeds", "--checkpoint", str(tmp_path / "model.safetensors"), "--data", str(tree),
+                          "--splits", "val", "--limit", "1", "--out", str(tmp_path / "seeds")]) == 0
+    assert "Scales: 0.5, 1, 1.5, 2" in capsys.readouterr().out
+
+
+# the command ---------------------------------------------------------------------------------------------------------------
+
+def test_options_mean_settings():
+    assert from_options({"data": "d"}) == recipe(data="d") and recipe(data="d").kept and recipe(data="d").backbone == LITE0
+    paper = from_options({"data": "d", "preset": "paper", "alpha": 0.2, "beta": 0.3, "top_k": 8, "momentum": 0.9})
+    assert paper.contrast == replace(ContrastConfig.paper(), cross_prototype=0.2, cross_cam=0.2, intra=0.3, top_k=8)
+    assert paper.momentum == 0.9
+    code = from_options({"data": "d", "preset": "code", "method": "eps+p2p"})
+    assert code.contrast == ContrastConfig.code(saliency=True) and code.contrast.top_k == 16
+    unknown = [name for name in train.OPTIONS if name not in {field.name for field in fields(Training)}]
+    assert not unknown
+
+
+def test_what_is_refused_is_said(tree, tmp_path, capsys):
+    def error(*options):
+        assert __main__.main(["train", "wsss", "--data", str(tree), "--folder", str(tmp_path), *options]) == 1
+        return capsys.readouterr().err
+
+    assert "no method 'irn'" in error("--method", "irn")
+    assert "options of contrast, which seam has not" in error("--method", "seam", "--alpha", "1")
+    assert "ImageNet weights in a file only" in error("--backbone", "resnet38")
+    assert "there are 14 images. Take smaller" in error("--backbone", "small", "--batch-size", "15", "--epochs", "1")
+    with pytest.raises(ValueError, match="not cropped or jittered"):
+        Training("d", kept=True)
+
+
+@pytest.mark.slow
+def test_one_published_step_at_full_size(tree):
+    """SEAM+P2P on the whole ResNet38, 448 px, batch 1; states the peak memory."""
+    config = recipe("seam+p2p", "resnet38", data=str(tree), weights="random", batch_size=1, epochs=1)
+    data = Voc(tree, "trainaug")
+    learner = Learner(build(config.architecture(data.classes)), config)
+    before = learner.net.similar.weight.detach().clone()
+    history = fit(learner, Subset(Photos(data, config), [0]), progress=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\nloss {history[0]['loss']:.3f}, peak memory {peak:.1f} GB")
+    assert not torch.equal(before, learner.net.similar.weight) and peak < 16
