@@ -229,7 +229,6 @@ def test_kept_features_are_those_of_the_images(tree):
         torch.manual_seed(seed)
         flips.add(int(torch.randint(2, ())))
     assert flips == {0, 1} and len(kept) == 14
-    assert len(Kept(net, data, replace(config, method="cam"), progress=False)[0]["views"]) == 1
 
 
 # training ------------------------------------------------------------------------------------------------------------------
@@ -237,7 +236,7 @@ def test_kept_features_are_those_of_the_images(tree):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_can_be_loaded(tree, tmp_path, method):
     config = tiny(tree, method, epochs=4)
-    history = train.train(config, tmp_path, progress=False)
+    _, history = train.train(config, tmp_path, progress=False)
     assert history[-1]["tags"] < history[0]["tags"]
     again = load(tmp_path / "model.safetensors")
     assert again.architecture.method == method and again.architecture.classes == tuple(Voc(tree, "train").classes)
@@ -279,8 +278,7 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tree, tmp_path, monk
 def test_the_same_batches_with_and_without_contrast(tree, tmp_path):
     """A method is compared with its own batches and weights: contrast of weight 0 changes nothing."""
     off = ContrastConfig(cross_prototype=0.0, cross_cam=0.0, intra=1e-30)
-    histories = [train.train(tiny(tree, epochs=1, contrast=off, contrast_from=0.0), tmp_path / "0", progress=False),
-                 train.train(tiny(tree, epochs=1, contrast=off, contrast_from=1.0), tmp_path / "1", progress=False)]
+    histories = [train.train(tiny(tree, epochs=1, contrast=off, contrast_from=start), progress=False)[1] for start in (0.0, 1.0)]
     assert histories[0][0]["tags"] == histories[1][0]["tags"]
 
 

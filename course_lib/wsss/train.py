@@ -67,6 +67,7 @@ class Training:
     power: float = 0.9                  # of the schedule
     size: int = 448                     # side of the first view, pixels
     small: int = 128                    # side of the second view; 134 in SEAM
+    on_features: bool = False           # SEAM's terms on the grids of features, as released with EPS; else as large as images
     long_side: tuple[int, int] | None = (448, 768)      # the longer side is drawn from it before the crop; None: no crop
     jitter: bool = True                 # of colours: brightness, contrast, saturation 0.3, hue 0.1
     contrast: ContrastConfig = field(default_factory=ContrastConfig.code)
@@ -129,7 +130,7 @@ def recipe(method: str = "seam+p2p", backbone: str = LITE0, **chosen: Any) -> Tr
 
 def loss_terms(
     method: str, views: Sequence[View], tags: Float[Tensor, "n t"], saliency: Float[Tensor, "n 1 H W"] | None,
-    size1: int, size2: int, contrast: ContrastConfig, noise: Float[Tensor, "2 n h w"] | None,
+    size1: int, size2: int, contrast: ContrastConfig, noise: Float[Tensor, "2 n h w"] | None, on_features: bool = False,
 ) -> dict[str, Float[Tensor, ""]]:
     """Named terms of a method, whose sum is the loss.
 
@@ -138,19 +139,21 @@ def loss_terms(
         saliency: 0..1, of the first view; for "eps" and "eps+p2p".
         size1, size2: sides of the images of both views.
         noise: see `contrast_loss`; for "...+p2p".
+        on_features: SEAM's terms on the grids of the views, as always with EPS; else at the sizes of the images.
     """
     first = views[0]
     if len(views) == 1:
         terms = {"tags": tag_loss(first.cam.mean((2, 3))[:, 1:], tags)}
         return terms | ({"saliency": saliency_loss(first.cam, saliency, tags)} if method == "eps" else {})
     second = views[1]
-    if method == "eps+p2p":
+    if on_features or method == "eps+p2p":
         terms = seam_loss(first, second, tags, *(tuple(view.cam.shape[2:]) for view in views))
+    else:
+        terms = seam_loss(first, second, tags, size1, size2)
+    if method == "eps+p2p":
         both = ((first, saliency), (second, resize(saliency, size2)))
         terms["saliency"] = sum(saliency_loss(maps, salient, tags) for view, salient in both
                                 for maps in (view.cam, view.refined)) / 2
-    else:
-        terms = seam_loss(first, second, tags, size1, size2)
     return terms | (contrast_loss(first, second, tags, contrast, noise) if method.endswith("+p2p") else {})
 
 
@@ -173,11 +176,12 @@ class Learner(nn.Module):
         prepared = batch.get("views")
         if prepared is None:
             prepared = [net.prepare(batch["image"], batch["inside"], size) for size in _sizes(config)]
-        views = [self._view(maps, number) for number, maps in enumerate(prepared)]
-        saliency = batch["saliency"] / 255 if "saliency" in batch else None
+        views = [self._view(maps, number) for number, maps in enumerate(prepared[: len(_sizes(config))])]
+        saliency = batch["saliency"] / 255 if "eps" in config.method else None
         contrasted = net.architecture.contrasted
         noise = torch.rand(2, len(tags), *views[1].cam.shape[2:], device=tags.device) if contrasted else None
-        terms = loss_terms(config.method, views, tags, saliency, config.size, config.small, config.contrast, noise)
+        terms = loss_terms(config.method, views, tags, saliency, config.size, config.small, config.contrast, noise,
+                           config.on_features)
         if contrasted:
             counts = (self.steps >= self.start).to(tags.dtype)
             terms = {name: term * counts if name in CONTRAST else term for name, term in terms.items()}
@@ -253,17 +257,15 @@ def _place(side: int, size: int) -> tuple[slice, slice]:
 
 
 class Kept(Dataset):
-    """What the frozen part of a network makes of all images and of their mirror images, with tags and saliency.
+    """What the frozen part of a network makes of both views of all images and of their mirror images, with tags and saliency.
 
-    An item is that of one of both, by torch's generator.
+    An item is that of one of both, by torch's generator. One serves all methods: it depends on data, trunk and sizes only.
     """
 
     def __init__(self, net: CamNet, data: Voc, config: Training, progress: bool = True):
-        device, sizes = net.trunk.mean.device, _sizes(config)
+        device, sizes = net.trunk.mean.device, (None, config.small)
         self.tags = data.tags.float()
-        self.saliency = None
-        if "eps" in config.method:
-            self.saliency = torch.stack([_resized(data.saliency(i)[None], [config.size] * 2) for i in range(len(data))])
+        self.saliency = torch.stack([_resized(data.saliency(i)[None], [config.size] * 2) for i in range(len(data))])
         parts: list[list[list[Maps]]] = [[[] for _ in sizes] for _ in range(2)]        # flip, view, batch
         with torch.no_grad():
             for start in tqdm(range(0, len(data), 8), "features", disable=not progress):
@@ -281,28 +283,40 @@ class Kept(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         flip = int(torch.randint(2, ()))
-        item = {"views": [{name: maps[index] for name, maps in view.items()} for view in self.views[flip]],
-                "tags": self.tags[index]}
-        if self.saliency is not None:
-            item["saliency"] = self.saliency[index].flip(-1) if flip else self.saliency[index]
-        return item
+        views = [{name: maps[index] for name, maps in view.items()} for view in self.views[flip]]
+        saliency = self.saliency[index].flip(-1) if flip else self.saliency[index]
+        return {"views": views, "tags": self.tags[index], "saliency": saliency}
 
 
-def train(config: Training, folder: Path, progress: bool = True) -> list[dict[str, float]]:
-    """Mean loss terms of each epoch; writes `model.safetensors` for `evaluate seeds`. What was interrupted goes on."""
+def training_images(config: Training, progress: bool = True) -> Dataset:
+    """The images of split trainaug as `train` wants them: read one by one, or kept with what frozen parts make of them.
+
+    What is kept serves every training on the same data with the same trunk and sizes, whatever its method and seed.
+    """
     data = Voc(config.data, "trainaug")
-    torch.manual_seed(config.seed)
+    if not config.kept:
+        return Photos(data, config)
     net = build(config.architecture(data.classes), config.weights)
-    if config.kept:
-        net.to(engine.this_process().device, memory_format=torch.channels_last)
-        dataset: Dataset = Kept(net, data, config, progress)
-    else:
-        dataset = Photos(data, config)
-    history = fit(Learner(net, config), dataset, folder, progress)
-    if engine.this_process().is_main_process:
+    return Kept(net.to(engine.this_process().device, memory_format=torch.channels_last), data, config, progress)
+
+
+def train(
+    config: Training, folder: Path | None = None, progress: bool = True, images: Dataset | None = None
+) -> tuple[CamNet, list[dict[str, float]]]:
+    """A trained network in evaluation mode, and the mean loss terms of each epoch.
+
+    Args:
+        folder: of checkpoints, where what was interrupted goes on, and of `model.safetensors` for `evaluate seeds`.
+        images: of an earlier `training_images`; None: made here.
+    """
+    images = training_images(config, progress) if images is None else images
+    torch.manual_seed(config.seed)
+    net = build(config.architecture(Voc(config.data, "trainaug").classes), config.weights)
+    history = fit(Learner(net, config), images, folder, progress)
+    if folder is not None and engine.this_process().is_main_process:
         save(net, folder / "model.safetensors")
     engine.this_process().wait_for_everyone()                             # who comes next may load it
-    return history
+    return net.eval(), history
 
 
 def fit(learner: Learner, dataset: Dataset, folder: Path | None = None, progress: bool = True) -> list[dict[str, float]]:
@@ -376,7 +390,7 @@ def main(argv: list[str]) -> int:
     chosen = vars(parser.parse_args(argv))
     folder = chosen.pop("folder")
     try:
-        history = train(from_options(chosen), folder)
+        _, history = train(from_options(chosen), folder)
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
