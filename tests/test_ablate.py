@@ -9,7 +9,9 @@ from course_lib import __main__
 from course_lib.data import minis, tagged
 from course_lib.wsss import ablate as ablation
 from course_lib.wsss.ablate import PAPER, ablate, as_markdown, rows
+from course_lib.wsss.cam_net import LITE0
 from course_lib.wsss.train import recipe
+from course_lib.wsss.views import Transformation
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def tiny(tree):
 
 
 @pytest.mark.parametrize("table", PAPER)
-@pytest.mark.parametrize("backbone", ["small", "resnet38"])
+@pytest.mark.parametrize("backbone", ["small", "resnet38", LITE0])
 def test_rows_change_what_they_say(table, backbone):
     config = recipe("seam+p2p", backbone, data="d")
     found = rows(table, config)
@@ -33,6 +35,12 @@ def test_rows_change_what_they_say(table, backbone):
     if table == 6:
         assert [part.contrast.top_k for part in found.values()][1:] == [4, 8, 16, 32, 64]
         assert found["K = 0"].method == "seam" and found["K = 32"] == config
+    elif table == 7:
+        plain, *turned = [part.transformation for part in list(found.values())[1:]]
+        assert plain == Transformation() and turned == [Transformation(flip=True), Transformation(rotation=20.0),
+                                                        Transformation(translation=16.0)]
+        assert not any(part.kept for part in found.values()), "all rows draw the same images"
+        assert found["rescale"] == replace(config, kept=False) and found["CAM"].method == "cam"
     else:
         assert found["+ pixel sampling"] == config
         weights = [(part.contrast.cross_prototype > 0, part.contrast.cross_cam > 0, part.contrast.intra > 0)
@@ -40,7 +48,8 @@ def test_rows_change_what_they_say(table, backbone):
         assert weights == [(True, False, False), (True, True, False), *[(True, True, True)] * 3]
         mined = [(part.contrast.mine_prototypes, part.contrast.mine_pixels) for part in list(found.values())[4:]]
         assert mined == [(False, False), (True, False), (True, True)]
-        assert (found["CAM"].epochs, found["SEAM"].small) == ((15, 134) if backbone == "resnet38" else (8, 48))
+        assert (found["CAM"].epochs, found["SEAM"].small) == {
+            "resnet38": (15, 134), "small": (8, 48), LITE0: (config.epochs, config.small)}[backbone]
 
 
 def test_what_was_interrupted_goes_on(tree, tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from course_lib.backbones import released
 from course_lib.backbones.dense import parameter_groups
 from course_lib.wsss import cam_net
 from course_lib.wsss.cam_net import METHODS, PUBLISHED, Architecture, build, load, save
-from course_lib.wsss.seam import pixel_correlation, resize, winning_maps
+from course_lib.wsss.seam import pixel_correlation, winning_maps
+from course_lib.wsss.views import resize
 
 CLASSES = ("background", "bird", "fish", "train")
 TRUNKS = {

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib import prototypes, wsss
 from course_lib.prototypes import pixel_prototypes
-from course_lib.wsss import View, contrast, seam
+from course_lib.wsss import View, contrast, seam, views as second_views
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss, contrast_terms, min_max, pixel_to_prototype, pseudo_labels
+from course_lib.wsss.views import Warp
 
 CODE, PAPER = ContrastConfig.code(), ContrastConfig.paper()
 TERMS = ("cross-prototype", "cross-cam", "intra")
@@ -418,7 +419,7 @@ def test_nothing_waits_for_the_device(config):
 @pytest.fixture
 def unchecked(monkeypatch):
     """The modules without the shape checks of the tests, which do not compile."""
-    for module in (contrast, seam, prototypes, wsss):
+    for module in (contrast, seam, second_views, prototypes, wsss):
         for name, own in inspect.getmembers(module, inspect.isfunction):
             if str(own.__module__).startswith("course_lib"):
                 monkeypatch.setattr(module, name, inspect.unwrap(own))
@@ -457,22 +458,27 @@ def test_single_precision_is_close_to_double():
 # several processes -------------------------------------------------------------------------------------------------------
 
 def shared():
-    """4 images; the first two have other tags than the last two."""
+    """4 images; the first two have other tags than the last two. Their second views may be turned."""
     *views, _, noise = sample(8, images=4, classes=9)
     tags = torch.zeros(4, 8, dtype=torch.float64)
     tags[0, 0] = tags[0, 3] = tags[1, 1] = tags[2, 1] = tags[2, 5] = tags[3, 7] = 1
-    return *views, tags, noise
+    warp = Warp(torch.tensor([True, False, False, True]), torch.tensor([[0.3, -0.2, 0.0, 0.1], [0.0] * 4, [0.0, 0.0, 0.3, 0.0]]))
+    return *views, tags, noise, warp
+
+
+CASES = {"code": (CODE, False), "paper": (PAPER, False), "code, turned": (CODE, True), "paper, turned": (PAPER, True)}
 
 
 def worker(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    *views, tags, noise = shared()
+    *views, tags, noise, warp = shared()
     own = slice(2 * rank, 2 * rank + 2)
+    warp = Warp(warp.flip[own], warp.rigid[:, own])
     views = [View(*(part[own].detach() for part in view)) for view in views]
     views = [view._replace(embeddings=view.embeddings.requires_grad_()) for view in views]
-    found = {name: outcome(contrast_loss(*views, tags[own], config, noise[:, own]), views)
-             for name, config in (("code", CODE), ("paper", PAPER))}
+    found = {name: outcome(contrast_loss(*views, tags[own], config, noise[:, own], warp if turned else None), views)
+             for name, (config, turned) in CASES.items()}
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -480,9 +486,9 @@ def worker(rank, folder):
 def test_two_processes_together_are_one(tmp_path):
     torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    *views, tags, noise = shared()
-    for name, config in (("code", CODE), ("paper", PAPER)):
-        expected = outcome(contrast_loss(*views, tags, config, noise), views)
+    *views, tags, noise, warp = shared()
+    for name, (config, turned) in CASES.items():
+        expected = outcome(contrast_loss(*views, tags, config, noise, warp if turned else None), views)
         first, second = (half[name] for half in halves)
         torch.testing.assert_close([(a + b) / 2 for a, b in zip(first[:3], second[:3])], expected[:3])
         torch.testing.assert_close([torch.cat((a, b)) / 2 for a, b in zip(first[3:], second[3:])], expected[3:])

@@ -32,6 +32,7 @@ Array = Tensor | ndarray
 Numbers = Tensor | ndarray | Sequence[float | int]
 IGNORE = 255                                                              # the label that no class has
 PALETTE = seaborn.color_palette("colorblind")
+CLASSES = [colour for colour in PALETTE if len(set(colour)) > 1]          # its grey is that of ignored pixels
 GREY = "0.35"
 BOXES = {                                                                 # kind -> colour, line style, colour of the halo
     "ground truth": ("white", "-", "black"),
@@ -328,7 +329,7 @@ def _rgb(image: Array) -> UInt8[ndarray, "h w 3"]:
 
 
 def _colour(label: int) -> tuple[float, float, float]:
-    return (0.6, 0.6, 0.6) if label == IGNORE else PALETTE[(label - 1) % len(PALETTE)]
+    return (0.6, 0.6, 0.6) if label == IGNORE else CLASSES[(label - 1) % len(CLASSES)]
 
 
 def _tint(image: UInt8[ndarray, "H W 3"], mask: ndarray) -> tuple[UInt8[ndarray, "H W 3"], list[int]]:

@@ -1,6 +1,7 @@
 """Evidence: what a lesson measures with one seed, measured with several, and kept in git.
 
     python -m course_lib evidence 02            runs lesson 02 with seeds 0, 1, 2 and writes data/evidence/02.json
+    python -m course_lib evidence seeds         what no lesson has time for: see `wsss.study`
     python -m course_lib evidence --check       holds the last `make run` against the committed tables
 
 A seed changes the split of the photographs, the scenes and all random controls. Finished seeds are kept in build/evidence and
@@ -19,6 +20,7 @@ from pathlib import Path
 from course_lib import paths
 from course_lib.teach import build, run
 from course_lib.teach.lesson import commit, evidence, over_seeds
+from course_lib.wsss import study
 
 SEEDS = (0, 1, 2)
 SLACK = 3.0                             # standard deviations beyond the range of the seeds that a re-run may lie
@@ -62,7 +64,8 @@ def main(argv: list[str]) -> int:
     """`python -m course_lib evidence [NN ...] [--seeds 0 1 2] [--check]`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m course_lib evidence",
                                      description="Measure lessons with several seeds, and write data/evidence/NN.json.")
-    parser.add_argument("lessons", nargs="*", metavar="NN", help="numbers of lessons (default: those that have a table)")
+    parser.add_argument("lessons", nargs="*", metavar="NN",
+                        help=f"numbers of lessons, {' or '.join(study.STUDIES)} (default: all that have a table)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--check", action="store_true", help="run nothing; hold build/results against the committed tables")
     arguments = parser.parse_args(argv)
@@ -70,7 +73,8 @@ def main(argv: list[str]) -> int:
     if root is None:
         sys.exit("Evidence is collected in a checkout of the course, but course_lib is installed without one.")
     shelf = root / "data" / "evidence"
-    chosen = arguments.lessons or sorted(path.stem for path in shelf.glob("[0-9][0-9].json"))
+    chosen = arguments.lessons or sorted(path.stem for path in shelf.glob("*.json"))
+    studies, chosen = [name for name in chosen if name in study.STUDIES], [name for name in chosen if name not in study.STUDIES]
     if arguments.check:
         results = [paths.results() / f"{number}.json" for number in chosen]
         found = [line for number, path in zip(chosen, results) for line in
@@ -81,6 +85,8 @@ def main(argv: list[str]) -> int:
     notebooks = {path.stem.split("_")[0]: path for path in build.build_solved(root / "notebooks" / "src", root / "build" / "solved")}
     if unknown := set(chosen) - set(notebooks):
         parser.error(f"there is no lesson {', '.join(sorted(unknown))}; there are: {', '.join(notebooks)}")
+    for name in studies:                                                  # lessons place their run in these tables
+        print(*study.summary(study.write(name, shelf)), sep="\n")
     for number in chosen:
         table = collect(notebooks[number], root / "build" / "evidence", tuple(arguments.seeds), os.cpu_count() or 1)
         paths.write_text(shelf / f"{number}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")

@@ -3,9 +3,9 @@
     python -m course_lib ablate --table 5 --folder runs/table5                  mini-voc
     python -m course_lib ablate --table 6 --backbone resnet38 --weights ... --data /data/VOCdevkit/VOC2012 --folder ...
 
-Du et al., CVPR 2022. Table 5 adds one part after another, Table 6 varies the number K of pixels that a prototype is made of;
-both score seeds before any refinement. (Their Table 7 turns and shifts the second view; here it is made smaller only.) All
-rows of a seed start from the same weights and see the same batches. What was interrupted goes on.
+Du et al., CVPR 2022. Table 5 adds one part after another, Table 6 varies the number K of pixels that a prototype is made of,
+Table 7 flips, turns or shifts the second view (`views`); all score seeds before any refinement. All rows of a seed start from
+the same weights and see the same batches. What was interrupted goes on.
 """
 
 import argparse
@@ -21,18 +21,21 @@ from course_lib import engine, paths
 from course_lib.data import minis
 from course_lib.wsss.seeds import Evaluation, evaluate
 from course_lib.wsss.train import METHOD_RECIPES, SMALL_RECIPES, Training, add_options, from_options, train
+from course_lib.wsss.views import Transformation
 
 # mIoU of seeds, %: on train, and on val where it is given.
 PAPER = {
     5: {"CAM": (47.43,), "SEAM": (55.41, 52.54), "+ cross-prototype": (59.08, 55.75), "+ cross-CAM": (60.35, 57.33),
         "+ intra-view": (59.80, 56.97), "+ prototype mining": (60.91, 58.20), "+ pixel sampling": (61.54, 58.41)},
     6: {"K = 0": (55.41,), "K = 4": (60.02,), "K = 8": (60.87,), "K = 16": (61.08,), "K = 32": (61.54,), "K = 64": (60.55,)},
+    7: {"CAM": (47.43,), "rescale": (61.54,), "rescale + flip": (61.63,), "rescale + rotation": (58.57,),
+        "rescale + translation": (59.31,)},
 }
 SPLITS = ("train", "val")
 
 
 def rows(table: int, config: Training) -> dict[str, Training]:
-    """What is trained for each row of Table 5 or 6.
+    """What is trained for each row of Table 5, 6 or 7.
 
     Args:
         config: of contrast on SEAM with everything, the last row of Table 5.
@@ -46,6 +49,12 @@ def rows(table: int, config: Training) -> dict[str, Training]:
     if table == 6:
         counts = {f"K = {count}": replace(config, contrast=replace(config.contrast, top_k=count)) for count in (4, 8, 16, 32, 64)}
         return {"K = 0": seam} | counts
+    if table == 7:
+        added = {"rescale": Transformation(), "rescale + flip": Transformation(flip=True),
+                 "rescale + rotation": Transformation(rotation=20.0), "rescale + translation": Transformation(translation=16.0)}
+        # Nothing is kept of transformed views; without it in any row, all draw the same images and mirror images.
+        turned = {name: replace(config, kept=False, transformation=change) for name, change in added.items()}
+        return {"CAM": replace(cam, kept=False)} | turned
     changes = {
         "+ cross-prototype": {"cross_cam": 0.0, "intra": 0.0}, "+ cross-CAM": {"intra": 0.0},
         "+ intra-view": {"mine_prototypes": False, "mine_pixels": False}, "+ prototype mining": {"mine_pixels": False},
@@ -58,7 +67,7 @@ def rows(table: int, config: Training) -> dict[str, Training]:
 def ablate(
     table: int, config: Training, seeds: Sequence[int], folder: Path, limit: int | None = None, progress: bool = True
 ) -> dict[str, Any]:
-    """mIoU of the seeds of every row and training seed; writes `table5.json` and `table5.md` (or 6), returns the former.
+    """mIoU of the seeds of every row and training seed; writes `table5.json` and `table5.md` (or 6, 7), returns the former.
 
     Args:
         limit: images that score, of each split; None: all.
@@ -108,7 +117,7 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m course_lib ablate`: rows of Table 5 or 6 of pixel-to-prototype contrast; options as of `train wsss`."""
+    """`python -m course_lib ablate`: rows of Table 5, 6 or 7 of pixel-to-prototype contrast; options as of `train wsss`."""
     parser = argparse.ArgumentParser(prog="python -m course_lib ablate", description=main.__doc__,
                                      argument_default=argparse.SUPPRESS)
     add_options(parser)

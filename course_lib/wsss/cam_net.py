@@ -36,7 +36,8 @@ from course_lib.backbones import released, resnet38
 from course_lib.backbones.dense import TAPS, Dense, Maps, Timm
 from course_lib.data.voc import CLASSES
 from course_lib.wsss import View
-from course_lib.wsss.seam import pixel_correlation, resize, winning_maps
+from course_lib.wsss.seam import pixel_correlation, winning_maps
+from course_lib.wsss.views import Warp, resize
 
 METHODS = ("cam", "seam", "eps", "seam+p2p", "eps+p2p")
 PUBLISHED = {"fc8": "classifier", "f8_3": "similar4", "f8_4": "similar5", "f9": "similar", "fc_proj": "projector"}
@@ -58,6 +59,7 @@ class Architecture:
     taps: tuple[str, str, str] | None = None            # of timm's; None: chosen there
     frozen: str = ""                    # of timm's, the last part that is not trained
     output_stride: int = 16             # of timm's
+    scored_at: int | None = None        # longer side that images are brought to when seeds are made; None: as they are
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -122,7 +124,7 @@ class CamNet(nn.Module):
 
     def prepare(
         self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"], inside: Bool[Tensor, "b H W"] | None = None,
-        size: int | None = None,
+        size: int | None = None, warp: Warp | None = None,
     ) -> Maps:
         """All of the network that depends on the image alone: what the frozen parts return, and colours on the final grid.
 
@@ -130,12 +132,13 @@ class CamNet(nn.Module):
             images: RGB, uint8 in 0..255 or float in 0..1.
             inside: False where an image was padded: there it becomes the mean colour.
             size: side to which images are brought after normalisation, bilinear, corner on corner: of a smaller view.
+            warp: what else is done to a smaller view; what it brings in from outside gets the mean colour.
         """
         images = self.trunk.normalise(images)
         if inside is not None:
             images = images * inside[:, None]
         if size is not None:
-            images = resize(images, size)
+            images = resize(images, size) if warp is None else warp(images, size)
         grid = tuple(ceil(side / self.trunk.stride) for side in images.shape[2:])
         return {**self.trunk.frozen(images), "colours": resize(images, grid)}
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from course_lib.prototypes import at_least_float32, gathered, pixel_prototypes, process, processes
 from course_lib.wsss import View
-from course_lib.wsss.seam import resize
+from course_lib.wsss.views import Warp, resize
 
 EPS = 1e-5                              # of the min-max in the released code
 TINY = 1e-12                            # below it an embedding has no direction
@@ -97,7 +97,8 @@ def pixel_to_prototype(
 
 
 def contrast_loss(
-    view1: View, view2: View, tags: Float[Tensor, "n t"], config: ContrastConfig, noise: Float[Tensor, "2 n h w"]
+    view1: View, view2: View, tags: Float[Tensor, "n t"], config: ContrastConfig, noise: Float[Tensor, "2 n h w"],
+    warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Weighted terms "cross-prototype", "cross-cam" and "intra" of both views; their sum is L_contrast  (Du et al., Eq. 1).
 
@@ -109,14 +110,16 @@ def contrast_loss(
         tags: 1 where the class is in the image, else 0; class t is channel t + 1 of the maps.
         noise: uniform random numbers for each pixel of both views on the grid of view2, which choose the random half of the
             pixels: `torch.rand(2, n, h, w, generator=generator, device=device)`.
+        warp: if the second view is more than a smaller copy; pixels from outside the image take no part.
     """
     weight = {"cross-prototype": config.cross_prototype, "cross-cam": config.cross_cam, "intra": config.intra}
-    terms = contrast_terms(view1, view2, tags, config, noise)
+    terms = contrast_terms(view1, view2, tags, config, noise, warp)
     return {name: weight[name] * (term.sum() if config.sum_views else term.mean()) for name, term in terms.items()}
 
 
 def contrast_terms(
-    view1: View, view2: View, tags: Float[Tensor, "n t"], config: ContrastConfig, noise: Float[Tensor, "2 n h w"]
+    view1: View, view2: View, tags: Float[Tensor, "n t"], config: ContrastConfig, noise: Float[Tensor, "2 n h w"],
+    warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, "2"]]:
     """The six terms before their weights: for each name that of the first and of the second view.
 
@@ -124,26 +127,33 @@ def contrast_terms(
     """
     _check(view1, view2, tags, noise)
     size = view2.cam.shape[2:]
+    inside = None if warp is None else warp.inside(tuple(size))           # n 1 h w
     with torch.autocast(tags.device.type, enabled=False):                 # fp32 island: all of it
+        if warp is not None:
+            view1, view2 = warp.align(view1, view2)
         cam = torch.stack([resize((view.refined if config.refined else view.cam).detach(), size) for view in (view1, view2)])
         embeddings = [resize(view.embeddings, size) for view in (view1, view2)]                   # n d h w each
         labels, confidence = pseudo_labels(cam, tags, config)
+        if inside is not None:
+            confidence, inside = torch.where(inside, confidence, -torch.inf), inside.flatten()            # m
         prototypes = torch.stack([                                                                # 2 c d
             pixel_prototypes(own, pixels / _lengths(pixels) if config.unit_embeddings else pixels, config.top_k)
             for own, pixels in zip(confidence, embeddings)]).to(embeddings[0].dtype)
         labels = labels.flatten(1)                                        # 2 m
-        counts = gathered(_one_hot(labels, cam.shape[2]).sum(1)[None]).sum(0)                     # 2 c
+        members = _one_hot(labels, cam.shape[2])                          # 2 m c
+        members = members if inside is None else members & inside[:, None]
+        counts = gathered(members.sum(1)[None]).sum(0)                    # 2 c
         competing = None if config.absent_compete else counts > 0
         rivals = torch.cat((prototypes, prototypes.flip(0)), 1)           # 2 2c d: the view's own, then the other view's
         logits = torch.stack([_logits(pixels, of, config.temperature) for pixels, of in zip(embeddings, rivals)])
         own, other = logits.chunk(2, 2)                                   # 2 m c each
         terms = {}
         if config.cross_prototype:
-            terms["cross-prototype"] = _cross(other, labels, None if competing is None else competing.flip(0))
+            terms["cross-prototype"] = _cross(other, labels, None if competing is None else competing.flip(0), inside)
         if config.cross_cam:
-            terms["cross-cam"] = _cross(own, labels.flip(0), competing)
+            terms["cross-cam"] = _cross(own, labels.flip(0), competing, inside)
         if config.intra:
-            terms["intra"] = _intra(own, labels, counts, competing, noise.flatten(1), config)
+            terms["intra"] = _intra(own, labels, counts, competing, noise.flatten(1), config, inside)
     return terms
 
 
@@ -205,18 +215,20 @@ def _one_hot(labels: Int[Tensor, "*shape"], num_classes: int) -> Bool[Tensor, "*
 
 
 def _cross(
-    logits: Float[Tensor, "2 m c"], labels: Int[Tensor, "2 m"], competing: Bool[Tensor, "2 c"] | None
+    logits: Float[Tensor, "2 m c"], labels: Int[Tensor, "2 m"], competing: Bool[Tensor, "2 c"] | None,
+    inside: Bool[Tensor, " m"] | None,
 ) -> Float[Tensor, "2"]:
-    """Mean contrast over all pixels with the competing prototypes (None: all).
+    """Mean contrast over the pixels inside (None: all) with the competing prototypes (None: all).
 
     A pixel whose own prototype does not compete is left out.
     """
     if competing is not None:                                             # its own stays in, so that the loss is finite
         logits = torch.where(competing[:, None] | _one_hot(labels, logits.shape[2]), logits, -torch.inf)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    if competing is None:
+    if competing is None and inside is None:
         return losses.mean(1)
-    valid = competing.gather(1, labels).to(losses.dtype)
+    valid = torch.ones_like(labels, dtype=torch.bool) if competing is None else competing.gather(1, labels)
+    valid = (valid if inside is None else valid & inside).to(losses.dtype)
     return _sum(losses, valid / gathered(valid.sum(1)[None]).sum(0).clamp_min(1)[:, None])
 
 
@@ -227,6 +239,7 @@ def _intra(
     competing: Bool[Tensor, "2 c"] | None,
     noise: Float[Tensor, "2 m"],
     config: ContrastConfig,
+    inside: Bool[Tensor, " m"] | None,
 ) -> Float[Tensor, "2"]:
     """Contrast with the prototypes of the same view: mined ones, on mined pixels."""
     own = logits.gather(2, labels[..., None])                             # 2 m 1
@@ -242,7 +255,7 @@ def _intra(
     ranked = torch.where((rank >= start) & (rank < end), ranked, -torch.inf)
     logits = torch.cat((own, ranked), 2).flatten(0, 1)                    # the positive comes first
     losses = F.cross_entropy(logits, torch.zeros_like(labels).flatten(), reduction="none").view_as(labels)
-    return _sum(losses, _pixel_weights(labels, own.detach()[..., 0], noise, counts, config))
+    return _sum(losses, _pixel_weights(labels, own.detach()[..., 0], noise, counts, config, inside))
 
 
 def _pixel_weights(
@@ -251,6 +264,7 @@ def _pixel_weights(
     noise: Float[Tensor, "2 m"],
     counts: Int[Tensor, "2 c"],
     config: ContrastConfig,
+    inside: Bool[Tensor, " m"] | None = None,
 ) -> Float[Tensor, "2 m"]:
     """Weight of each pixel in the intra-view term. The weights of all processes sum to 1, less where classes are too small.
 
@@ -260,16 +274,21 @@ def _pixel_weights(
     if config.mine_pixels:
         half = counts // 2
         skip = 6 * counts // 10 - half if config.skip_hardest else torch.zeros_like(counts)
-        everyone = torch.stack((labels.to(similarity.dtype), similarity, noise.to(similarity.dtype)))     # 3 2 m
+        kinds, sizes = labels, counts
+        if inside is not None:                                            # outside is a class of its own, behind all others
+            kinds, sizes = torch.where(inside, labels, counts.shape[1]), F.pad(counts, (0, 1))
+        everyone = torch.stack((kinds.to(similarity.dtype), similarity, noise.to(similarity.dtype)))      # 3 2 m
         classes, *keys = gathered(everyone.movedim(-1, 0)).movedim(0, -1)
-        rank = _rank_in_class(torch.stack(keys), classes.long().expand(2, -1, -1), counts)
+        rank = _rank_in_class(torch.stack(keys), classes.long().expand(2, -1, -1), sizes)
         hardness, chance = rank[..., process() * labels.shape[1] : (process() + 1) * labels.shape[1]]
         first, enough = skip.gather(1, labels), half.gather(1, labels)
         hard = (hardness >= first) & (hardness < first + enough)
         taken, times = 2 * half, hard.to(times.dtype) + (chance < enough)
+    if inside is not None:
+        times = times * inside
     if config.class_mean:
         # A class of one pixel cannot be halved. It adds nothing, but is counted among the classes, as released.
-        return times / taken.clamp_min(1).gather(1, labels) / (counts > 0).sum(1, keepdim=True)
+        return times / taken.clamp_min(1).gather(1, labels) / (counts > 0).sum(1, keepdim=True).clamp_min(1)
     return times / taken.sum(1, keepdim=True).clamp_min(1)
 
 

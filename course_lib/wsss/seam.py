@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from course_lib.prototypes import at_least_float32
 from course_lib.wsss import View, tag_loss
+from course_lib.wsss.views import Warp, resize
 
 EPS = 1e-5                              # of all divisions and floors in the released code
 BLOCK = 2**21                           # affinities at a time: 8 MB
@@ -126,25 +127,9 @@ def cross_regularisation(cam: Float[Tensor, "n c h w"], refined: Float[Tensor, "
     return difference.topk(int(difference.shape[1] * HARD), 1, sorted=False).values.mean()
 
 
-def resize(maps: Float[Tensor, "n c h w"], size: int | tuple[int, int]) -> Float[Tensor, "n c H W"]:
-    """Maps on another grid, bilinear, corner on corner (align_corners), in float32 or more: SEAM's A.
-
-    Args:
-        size: side of a square, or (height, width).
-    """
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    maps = at_least_float32(maps)
-    if maps.shape[2:] == size:
-        return maps
-    # A small matrix for each axis: with its backward twice as fast as F.interpolate, whose gradients no GPU repeats exactly.
-    rows, columns = (F.interpolate(torch.eye(old, dtype=maps.dtype, device=maps.device)[None], new, mode="linear",
-                                   align_corners=True)[0] for old, new in zip(maps.shape[2:], size))      # h H, w W
-    with torch.autocast(maps.device.type, enabled=False):                 # fp32 island: weights of neighbours
-        return rows.T @ (maps @ columns)
-
-
 def seam_loss(
-    view1: View, view2: View, tags: Float[Tensor, "n t"], size1: int | tuple[int, int], size2: int | tuple[int, int]
+    view1: View, view2: View, tags: Float[Tensor, "n t"], size1: int | tuple[int, int], size2: int | tuple[int, int],
+    warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Terms of SEAM: "tags" and "min-pool" (means of the two views), "equivariance" (ER), "cross-equivariance" (ECR).
 
@@ -153,19 +138,24 @@ def seam_loss(
         tags: 1 where the class is in the image, else 0.
         size1, size2: grids that each view's maps are brought to before anything is computed. SEAM takes the sizes of the
             images, 448 and 134 (with contrast 128), so its logits are means over up-sampled maps; ER and ECR compare on size2.
+        warp: if the second view is more than a smaller copy; ER and ECR see nothing outside the image.
     """
     _check(view1, tags)
     tags = tags.to(torch.promote_types(view1.cam.dtype, torch.float32))
     present = F.pad(tags, (1, 0), value=1.0)[:, :, None, None]            # n c 1 1: the background always is
     with torch.autocast(view1.cam.device.type, enabled=False):            # fp32 island: differences of maps in 0..1
-        pairs = [(resize(view.cam, size), resize(view.refined, size)) for view, size in ((view1, size1), (view2, size2))]
-        tagging = sum(tag_loss(cam.mean((2, 3))[:, 1:], tags) for cam, _ in pairs) / 2
-        pooling = sum(adaptive_min_pooling((refined * present)[:, 1:]) for _, refined in pairs) / 2
+        pair = [View(resize(view.cam, size), resize(view.refined, size)) for view, size in ((view1, size1), (view2, size2))]
+        tagging = sum(tag_loss(view.cam.mean((2, 3))[:, 1:], tags) for view in pair) / 2
+        pooling = sum(adaptive_min_pooling((view.refined * present)[:, 1:]) for view in pair) / 2
+        if warp is not None:
+            pair = warp.align(*pair)
         (cam1, refined1), (cam2, refined2) = (
-            tuple(resize(max_norm(maps), size2) * present for maps in pair) for pair in pairs)
+            tuple(resize(max_norm(maps), size2) * present for maps in view[:2]) for view in pair)
         equivariance = (cam1[:, 1:] - cam2[:, 1:]).abs().mean()
-        crossed = (cross_regularisation(with_background(cam2), refined1)
-                   + cross_regularisation(with_background(cam1), refined2))
+        guide1, guide2 = with_background(cam1), with_background(cam2)
+        if warp is not None:                                              # outside there is no background either
+            guide1, guide2 = (guide * warp.inside(size2) for guide in (guide1, guide2))
+        crossed = cross_regularisation(guide2, refined1) + cross_regularisation(guide1, refined2)
     return {"tags": tagging, "min-pool": pooling, "equivariance": equivariance, "cross-equivariance": crossed}
 
 

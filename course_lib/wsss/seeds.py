@@ -43,7 +43,7 @@ from course_lib.evaluate.segmentation import THRESHOLDS, Sweep, ThresholdSweep
 from course_lib.prototypes import sum_over_processes
 from course_lib.wsss.cam_net import CamNet, load
 from course_lib.wsss.contrast import min_max
-from course_lib.wsss.seam import resize
+from course_lib.wsss.views import resize
 
 EPS = 1e-5                              # beside a maximum, as released
 SCALES = (0.5, 1.0, 1.5, 2.0)           # published, on VOC
@@ -90,12 +90,13 @@ def score_maps(
     Args:
         net: in evaluation mode, on the device of images and tags.
         images: of one size.
-        scales: factors of their sides.
+        scales: factors of their sides, or of what these become if the network says at which size it looks (`scored_at`).
     """
     size, sums = images.shape[2:], {}
+    longest = net.architecture.scored_at or max(size)
     for scale in scales:
-        scaled = [max(1, round(side * scale)) for side in size]
-        these = images if scale == 1 else transforms.resize(images, scaled, InterpolationMode.BICUBIC, antialias=True)
+        scaled = [max(1, round(side * scale * longest / max(size))) for side in size]
+        these = images if scaled == [*size] else transforms.resize(images, scaled, InterpolationMode.BICUBIC, antialias=True)
         view = net(net.prepare(torch.cat((these, these.flip(-1)))))
         for name, reading in READINGS[net.architecture.method].items():
             maps = getattr(view, reading.source).float()

@@ -12,9 +12,10 @@
     seam+p2p     those of seam, cross-prototype, cross-cam, intra                       (`contrast`)              2
     eps+p2p      those of seam (on the grids of features), saliency of maps and refined maps, and of contrast     2
 
-The second view is the first one made smaller. With two views all terms are means over both, as released. Optimiser and
-schedule are those of the released code: SGD with a learning rate that falls as (1 - step / steps)^0.9, four parameter groups,
-and a momentum of 0.0005: their optimiser hands weight decay on to SGD in the place of momentum. Published numbers were made so.
+The second view is the first one made smaller, and on request turned or shifted besides (`views`). With two views all terms are
+means over both, as released. Optimiser and schedule are those of the released code: SGD with a learning rate that falls as
+(1 - step / steps)^0.9, four parameter groups, and a momentum of 0.0005: their optimiser hands weight decay on to SGD in the
+place of momentum. Published numbers were made so.
 
 What a CPU can do differs from that by the fields in SMALL_RECIPES: AdamW, no crops and no colour jitter, a flip as the only
 augmentation, and contrast among pixels that are labelled as the class (see `ContrastConfig`).
@@ -22,8 +23,9 @@ augmentation, and contrast among pixels that are labelled as the class (see `Con
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,8 +45,9 @@ from course_lib.wsss import View, tag_loss
 from course_lib.wsss.cam_net import LITE0, METHODS, Architecture, CamNet, build, save
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss
 from course_lib.wsss.eps import saliency_loss
-from course_lib.wsss.seam import resize, seam_loss
+from course_lib.wsss.seam import seam_loss
 from course_lib.wsss.seeds import default_data
+from course_lib.wsss.views import Transformation, Warp, resize
 
 CONTRAST = ("cross-prototype", "cross-cam", "intra")
 
@@ -67,6 +70,7 @@ class Training:
     power: float = 0.9                  # of the schedule
     size: int = 448                     # side of the first view, pixels
     small: int = 128                    # side of the second view; 134 in SEAM
+    transformation: Transformation = Transformation()   # of the second view beside its size (Table 7)
     on_features: bool = False           # SEAM's terms on the grids of features, as released with EPS; else as large as images
     long_side: tuple[int, int] | None = (448, 768)      # the longer side is drawn from it before the crop; None: no crop
     jitter: bool = True                 # of colours: brightness, contrast, saturation 0.3, hue 0.1
@@ -78,6 +82,7 @@ class Training:
     taps: tuple[str, str, str] | None = None
     frozen: str = ""
     output_stride: int = 16
+    scored_at: int | None = None
     kept: bool = False                  # compute what is frozen once for all images and their mirror images
     precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = 0                    # processes that read images
@@ -89,6 +94,9 @@ class Training:
         if self.kept and (self.long_side or self.jitter):
             raise ValueError("Features can be kept only of images that are not cropped or jittered. Leave out `kept`, or set "
                              "long_side=None and jitter=False.")
+        if self.kept and self.transformation != Transformation():
+            raise ValueError("What is kept of the second view is the smaller image as it is. Leave out `kept`, or the "
+                             "transformation.")
 
     def architecture(self, classes: Sequence[str]) -> Architecture:
         """The network that this trains."""
@@ -105,16 +113,18 @@ METHOD_RECIPES: dict[str, dict[str, Any]] = {
     "seam+p2p": {},
     "eps+p2p": {"epochs": 15, "dropout": 0.0, "contrast": ContrastConfig.code(saliency=True)},
 }
-# A prototype is made of pixels of its own class, and only classes that are there compete.
-OWN_PIXELS = replace(ContrastConfig.code(), assigned=True, ranked_background=True, absent_compete=False)
-_CPU = {"batch_size": 16, "optimizer": "adamw", "weight_decay": 0.01, "long_side": None, "jitter": False, "dropout": 0.3,
-        "contrast": OWN_PIXELS}
-# For miniatures on a CPU, whatever the method.
+# A prototype is made of pixels of its own class, only classes that are there compete, and views add up, as in the paper.
+OWN_PIXELS = replace(ContrastConfig.code(), assigned=True, ranked_background=True, absent_compete=False, sum_views=True)
+_CPU = {"batch_size": 16, "optimizer": "adamw", "weight_decay": 0.01, "on_features": True, "long_side": None, "jitter": False,
+        "dropout": 0.3, "contrast": OWN_PIXELS}
+# For miniatures on a CPU, whatever the method. The second view is about a third of the first one, as published: views that are
+# more alike leave contrast across them little to teach. Contrast waits until the maps that label its pixels mean something.
 SMALL_RECIPES: dict[str, dict[str, Any]] = {
-    LITE0: _CPU | {"epochs": 10, "learning_rate": 3e-4, "new_learning_rate": 1e-3, "size": 192, "small": 128, "neck": 256,
-                   "taps": ("blocks.2", "blocks.4", "blocks.5.0"), "frozen": "blocks.4", "kept": True},
+    LITE0: _CPU | {"epochs": 20, "learning_rate": 3e-4, "new_learning_rate": 1e-3, "size": 256, "small": 96, "scored_at": 256,
+                   "neck": 256, "taps": ("blocks.2", "blocks.4", "blocks.5.0"), "frozen": "blocks.4", "kept": True,
+                   "contrast_from": 0.3},
     "small": _CPU | {"weights": "random", "epochs": 8, "learning_rate": 3e-3, "new_learning_rate": 3e-3, "size": 96,
-                     "small": 48, "neck": 128, "contrast_from": 0.4},
+                     "small": 32, "neck": 128, "contrast_from": 0.4},
 }
 
 
@@ -131,6 +141,7 @@ def recipe(method: str = "seam+p2p", backbone: str = LITE0, **chosen: Any) -> Tr
 def loss_terms(
     method: str, views: Sequence[View], tags: Float[Tensor, "n t"], saliency: Float[Tensor, "n 1 H W"] | None,
     size1: int, size2: int, contrast: ContrastConfig, noise: Float[Tensor, "2 n h w"] | None, on_features: bool = False,
+    warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Named terms of a method, whose sum is the loss.
 
@@ -140,6 +151,7 @@ def loss_terms(
         size1, size2: sides of the images of both views.
         noise: see `contrast_loss`; for "...+p2p".
         on_features: SEAM's terms on the grids of the views, as always with EPS; else at the sizes of the images.
+        warp: if the second view is more than a smaller copy.
     """
     first = views[0]
     if len(views) == 1:
@@ -147,14 +159,14 @@ def loss_terms(
         return terms | ({"saliency": saliency_loss(first.cam, saliency, tags)} if method == "eps" else {})
     second = views[1]
     if on_features or method == "eps+p2p":
-        terms = seam_loss(first, second, tags, *(tuple(view.cam.shape[2:]) for view in views))
+        terms = seam_loss(first, second, tags, *(tuple(view.cam.shape[2:]) for view in views), warp)
     else:
-        terms = seam_loss(first, second, tags, size1, size2)
+        terms = seam_loss(first, second, tags, size1, size2, warp)
     if method == "eps+p2p":
-        both = ((first, saliency), (second, resize(saliency, size2)))
+        both = ((first, saliency), (second, resize(saliency, size2) if warp is None else warp(saliency, size2)))
         terms["saliency"] = sum(saliency_loss(maps, salient, tags) for view, salient in both
                                 for maps in (view.cam, view.refined)) / 2
-    return terms | (contrast_loss(first, second, tags, contrast, noise) if method.endswith("+p2p") else {})
+    return terms | (contrast_loss(first, second, tags, contrast, noise, warp) if method.endswith("+p2p") else {})
 
 
 class Learner(nn.Module):
@@ -173,15 +185,17 @@ class Learner(nn.Module):
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a batch of Photos or of Kept."""
         config, net, tags = self.config, self.net, batch["tags"]
-        prepared = batch.get("views")
+        prepared, warp = batch.get("views"), config.transformation.draw(len(tags), tags.device)
         if prepared is None:
-            prepared = [net.prepare(batch["image"], batch["inside"], size) for size in _sizes(config)]
+            prepared = [net.prepare(batch["image"], batch["inside"], size, warp) for size in _sizes(config)]
+        elif warp is not None:
+            raise ValueError("Kept features are those of second views without a transformation, but one is set. Train on `Photos`.")
         views = [self._view(maps, number) for number, maps in enumerate(prepared[: len(_sizes(config))])]
         saliency = batch["saliency"] / 255 if "eps" in config.method else None
         contrasted = net.architecture.contrasted
         noise = torch.rand(2, len(tags), *views[1].cam.shape[2:], device=tags.device) if contrasted else None
         terms = loss_terms(config.method, views, tags, saliency, config.size, config.small, config.contrast, noise,
-                           config.on_features)
+                           config.on_features, warp)
         if contrasted:
             counts = (self.steps >= self.start).to(tags.dtype)
             terms = {name: term * counts if name in CONTRAST else term for name, term in terms.items()}
@@ -301,27 +315,34 @@ def training_images(config: Training, progress: bool = True) -> Dataset:
 
 
 def train(
-    config: Training, folder: Path | None = None, progress: bool = True, images: Dataset | None = None
+    config: Training, folder: Path | None = None, progress: bool = True, images: Dataset | None = None,
+    watch: Callable[[CamNet, int], None] | None = None,
 ) -> tuple[CamNet, list[dict[str, float]]]:
     """A trained network in evaluation mode, and the mean loss terms of each epoch.
 
     Args:
         folder: of checkpoints, where what was interrupted goes on, and of `model.safetensors` for `evaluate seeds`.
         images: of an earlier `training_images`; None: made here.
+        watch: see `fit`.
     """
     images = training_images(config, progress) if images is None else images
     torch.manual_seed(config.seed)
     net = build(config.architecture(Voc(config.data, "trainaug").classes), config.weights)
-    history = fit(Learner(net, config), images, folder, progress)
+    history = fit(Learner(net, config), images, folder, progress, watch)
     if folder is not None and engine.this_process().is_main_process:
         save(net, folder / "model.safetensors")
     engine.this_process().wait_for_everyone()                             # who comes next may load it
     return net.eval(), history
 
 
-def fit(learner: Learner, dataset: Dataset, folder: Path | None = None, progress: bool = True) -> list[dict[str, float]]:
+def fit(
+    learner: Learner, dataset: Dataset, folder: Path | None = None, progress: bool = True,
+    watch: Callable[[CamNet, int], None] | None = None,
+) -> list[dict[str, float]]:
     """Mean loss terms of each epoch of a learner by its own configuration.
 
+    Args:
+        watch: called with the network and the number of the step before each of them, for pictures of a training.
     Raises:
         ValueError: fewer images than a batch.
     """
@@ -335,7 +356,14 @@ def fit(learner: Learner, dataset: Dataset, folder: Path | None = None, progress
     learner.start = int(config.contrast_from * steps)
     optimizer = _optimizer(learner.net, config)
     scheduler = LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** config.power)
-    return engine.train(learner, lambda model, batch: model.step(batch), loader, optimizer,
+    numbers = count()
+
+    def step(model: Learner, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if watch is not None:
+            watch(model.net, next(numbers))
+        return model.step(batch)
+
+    return engine.train(learner, step, loader, optimizer,
                         engine.Plan(config.epochs, config.precision, seed=config.seed), scheduler=scheduler, folder=folder,
                         progress=progress)
 

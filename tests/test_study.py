@@ -1,0 +1,150 @@
+"""Evidence of seeds: the same training is done once, tables are read by method and seed, intervals are Student's."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from scipy import stats
+
+from course_lib.data import minis
+from course_lib.teach import evidence, lesson
+from course_lib.wsss import ablate, study
+from course_lib.wsss.study import Case, ablations, collect, interval, methods, summary, values
+from course_lib.wsss.train import recipe
+
+
+class Inline:
+    """A pool that works in this process, so that trainings can be counted."""
+
+    def __init__(self, workers, **_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    map = staticmethod(map)
+
+
+@pytest.fixture
+def trainings(monkeypatch, tmp_path):
+    """Trainings that take no time: what was trained. Seeds score 40 and their number, 10 more for SEAM, 1 less without PCM."""
+    done = []
+
+    def train(config, images=None, progress=True):
+        done.append(config)
+        return config, [{"seconds": 1.0}]
+
+    def score(config, data):
+        miou = 40.0 + config.seed + 10 * (config.method == "seam") + 0.5 * (data.split == "val")
+        row = {"miou": miou, "miou_others": miou + 2, "precision": 60.0, "recall": 70.0, "threshold": 0.2, "track": 30.0,
+               "iou": {"dots creature": 12.0}}
+        return {"with PCM": row, "without PCM": row | {"miou": miou - 1}} if config.method == "seam" else {"without PCM": row}
+
+    class Split:
+        confounded = "dots creature"
+
+        def __init__(self, root, split):
+            self.split = split
+
+    monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study.seeds, "score", score)
+    monkeypatch.setattr(study, "Voc", Split)
+    monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(minis, "mini_voc", lambda **asked: tmp_path / f"{asked['source']}{asked['seed']}")
+    monkeypatch.setattr(minis, "fingerprint", lambda folder: folder.name)
+    return done
+
+
+def creatures(method, seed, data_seed=0):
+    return method, Case("creatures", data_seed, recipe(method, "small", data="", seed=seed))
+
+
+ROWS = [creatures(method, seed, data_seed) for data_seed in (0, 1) for seed in (0, 1) for method in ("cam", "seam")]
+
+
+def test_rows_that_ask_for_the_same_training_share_it(trainings, tmp_path):
+    rows = [*ROWS, ("the same as SEAM", ROWS[1][1])]
+    table = collect(rows, tmp_path / "runs", 1)
+    assert len(trainings) == len(ROWS) and len(table["runs"]) == len(rows)
+    assert {name: value for name, value in table["runs"][-1].items() if name != "row"} == {
+        name: value for name, value in table["runs"][1].items() if name != "row"}
+    assert collect(rows, tmp_path / "runs", 1)["runs"] == table["runs"] and len(trainings) == len(ROWS), "finished ones run again"
+    assert {config.data for config in trainings} == {str(tmp_path / "creatures0"), str(tmp_path / "creatures1")}
+
+
+def test_other_settings_are_another_training(trainings, tmp_path):
+    row, case = ROWS[0]
+    changed = (row, case._replace(config=replace(case.config, epochs=case.config.epochs + 1)))
+    collect([ROWS[0]], tmp_path, 1)
+    collect([changed], tmp_path, 1)
+    assert len(trainings) == 2
+
+
+def test_values_of_a_method_stand_in_the_order_of_the_seeds(trainings, tmp_path):
+    table = collect(ROWS, tmp_path, 1)
+    assert values(table, "creatures", "cam", "train") == [40, 41, 40, 41]
+    assert values(table, "creatures", "seam", "val") == [50.5, 51.5, 50.5, 51.5]
+    assert values(table, "creatures", "seam", "val", reading="without PCM") == [49.5, 50.5, 49.5, 50.5]
+    assert values(table, "creatures", "cam", "val", "confounded") == [12.0] * 4
+    assert values(table, "creatures", "cam", "val", "miou_others") == [42.5, 43.5, 42.5, 43.5]
+    assert values(table, "photographs", "cam", "val") == []
+    assert [line.split()[:2] for line in summary(table)] == [["creatures", "cam"], ["creatures", "seam"]]
+
+
+def test_what_is_written_can_be_read(trainings, tmp_path, monkeypatch):
+    monkeypatch.setitem(study.STUDIES, "seeds", lambda: ROWS)
+    monkeypatch.setattr(study.paths, "checkout", lambda: tmp_path)
+    table = study.write("seeds", tmp_path)
+    assert json.loads((tmp_path / "seeds.json").read_text()) == json.loads(json.dumps(table))
+    assert sum('"world": "creatures"' in line for line in (tmp_path / "seeds.json").read_text().splitlines()) == len(ROWS)
+
+
+def test_interval_is_that_of_a_paired_test():
+    first, second = [40.0, 43.0, 41.0, 39.5], [42.0, 44.0, 43.5, 41.0]
+    low, high = stats.ttest_rel(second, first).confidence_interval(0.95)
+    assert interval([b - a for a, b in zip(first, second)]) == pytest.approx((1.75, low, high))
+    assert interval([2.0]) == (2.0, -float("inf"), float("inf"))
+
+
+def test_every_method_and_every_row_has_its_seeds():
+    found = methods()
+    for method in ("cam", "seam", "eps", "seam+p2p", "eps+p2p"):
+        worlds = [case.world for row, case in found if row == method]
+        assert worlds.count("photographs") >= 4 and worlds.count("creatures") >= 6
+        assert len({(case.data_seed, case.config.seed) for row, case in found if row == method and case.world == "creatures"}) >= 6
+    rows = {row for row, _ in ablations()}
+    assert rows == {f"{table}: {row}" for table, paper in ablate.PAPER.items() for row in paper}
+
+
+def test_a_table_of_rows(trainings, tmp_path, monkeypatch):
+    table = collect(ablations(), tmp_path, 1)
+    monkeypatch.setattr(study, "table", lambda name="seeds": table)
+    five = study.ablation(5)
+    assert list(five) == list(ablate.PAPER[5]) and five["CAM"]["train"] == [40, 41, 42]
+    assert five["SEAM"]["paper"] == (55.41, 52.54) and study.ablation(7)["rescale"]["paper"] == (61.54, None)
+    monkeypatch.setattr(study, "table", lambda name="seeds": None)
+    assert study.ablation(5) is None
+
+
+def test_the_command_measures_studies(monkeypatch, capsys, trainings):
+    asked = []
+    table = {"runs": []}
+    monkeypatch.setattr(study, "write", lambda name, shelf: asked.append(name) or table)
+    monkeypatch.setattr(evidence.build, "build_solved", lambda *_: [])
+    assert evidence.main(["seeds"]) == 0 and asked == ["seeds"]
+    with pytest.raises(SystemExit):
+        evidence.main(["sedes"])
+    assert "there is no lesson sedes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["seeds", "ablations"])
+def test_committed_tables_have_every_run(name):
+    table = study.table(name)
+    if table is None:
+        pytest.skip("not measured yet")
+    asked = [(row, case.world, case.data_seed, case.config.seed) for row, case in study.STUDIES[name]()]
+    assert [(run["row"], run["world"], run["data_seed"], run["seed"]) for run in table["runs"]] == asked
+    assert not str(table["commit"]).endswith("dirty") and set(table["versions"]) <= set(lesson.PACKAGES) | {"python"}
