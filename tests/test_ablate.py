@@ -49,7 +49,7 @@ def test_rows_change_what_they_say(table, backbone):
         mined = [(part.contrast.mine_prototypes, part.contrast.mine_pixels) for part in list(found.values())[4:]]
         assert mined == [(False, False), (True, False), (True, True)]
         assert (found["CAM"].epochs, found["SEAM"].small) == {
-            "resnet38": (15, 134), "small": (8, 48), LITE0: (config.epochs, config.small)}[backbone]
+            "resnet38": (15, 134), "small": (8, 32), LITE0: (config.epochs, config.small)}[backbone]
 
 
 def test_what_was_interrupted_goes_on(tree, tmp_path, monkeypatch):
