@@ -18,7 +18,7 @@ from course_lib.data import minis, tagged
 from course_lib.data.voc import Voc, palette
 from course_lib.evaluate.segmentation import Confusion
 from course_lib.wsss import seeds
-from course_lib.wsss.cam_net import METHODS, Architecture, build, save
+from course_lib.wsss.cam_net import METHODS, Architecture, build, load, save
 from course_lib.wsss.seeds import (
     Evaluation, evaluate, hard_seeds, read_scores, same_size, scaled_scores, score_maps, write_scores,
 )
@@ -80,6 +80,18 @@ def test_scores_equal_those_made_pass_by_pass(method):
         assert 0 <= scores.min() and 0.9 < scores.max() <= 1
         for image, tag, score in zip(images, tags, scores):
             torch.testing.assert_close(score, slow(model, image, tag, scales, name), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_looks_at_the_size_it_was_trained_for(tmp_path):
+    """`scored_at` is the longer side of the scale 1, is kept in checkpoints, and scores are as large as the images."""
+    plain, told, tags = net(), net(), torch.ones(3, 3)
+    told.architecture = replace(told.architecture, scored_at=96)          # twice the longer side
+    save(told, tmp_path / "told.safetensors")
+    for scores, expected in zip(*(score_maps(model, pictures(), tags, scales).values()
+                                  for model, scales in ((load(tmp_path / "told.safetensors"), (0.5, 1.0)), (plain, (1.0, 2.0))))):
+        assert scores.shape[2:] == (40, 48) and torch.equal(scores, expected)
+    ones = next(iter(score_maps(plain, pictures(), tags).values()))
+    assert not torch.equal(ones, next(iter(score_maps(told, pictures(), tags).values())))
 
 
 def test_mirror_images_have_mirrored_scores():

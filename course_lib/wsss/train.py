@@ -1,6 +1,6 @@
 """Training from image tags: CAM, SEAM, EPS, and pixel-to-prototype contrast (P2P) on the latter two, by one command.
 
-    python -m course_lib train wsss --method seam+p2p --folder runs/p2p                     mini-voc: a minute or two on a CPU
+    python -m course_lib train wsss --method seam+p2p --folder runs/p2p                     mini-voc: about three minutes on a CPU
     python -m course_lib train wsss --method seam+p2p --backbone small --folder runs/b2     creatures, from random weights
     torchrun --nproc-per-node 4 -m course_lib train wsss --method seam+p2p --backbone resnet38 --workers 8 --folder runs/voc \\
         --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params --data /data/VOCdevkit/VOC2012   as published

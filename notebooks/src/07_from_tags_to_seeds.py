@@ -799,7 +799,8 @@ else:
 # %% tags=["widget"]
 groups = {f"{vehicle} on its track": has & on_track, f"{vehicle}, no track": has & ~on_track, "track only": ~has & on_track,
           "neither": ~has & ~on_track}
-choice = {f"{kind}: scene {i}": int(i) for kind, where in groups.items() for i in where.nonzero()[:3, 0]}
+each = lesson.choose(smoke=1, mini=3, paper=3)
+choice = {f"{kind}: scene {i}": int(i) for kind, where in groups.items() for i in where.nonzero()[:each, 0]}
 picked = list(choice.values())
 held = {method: dict(zip(picked, maps_of(nets[method], images[picked], tags[picked]))) for method in LABELS}
 

@@ -417,8 +417,9 @@ for name, method in {"CAM": "cam", "SEAM": "seam", "SEAM + P2P": "seam+p2p", "co
     nets[name], histories[name], pages[name] = learn(method, shuffled=name == "control")
     found[name] = seeds.score(nets[name], unseen)
     print(f"{name:11} " + "  ".join(f"{term} {value:.3f}" for term, value in histories[name][-1].items()))
-cost = {name: histories[name][-1]["cross-prototype"] / config.contrast.cross_prototype for name in ("SEAM + P2P", "control")}
-print(f"cross-prototype contrast before its weight, last epoch: P2P {cost['SEAM + P2P']:.2f}, control {cost['control']:.2f}; "
+weight = config.contrast.cross_prototype * (1 + config.contrast.sum_views)
+cost = {name: histories[name][-1]["cross-prototype"] / weight for name in ("SEAM + P2P", "control")}
+print(f"cross-prototype contrast of a view before its weight, last epoch: P2P {cost['SEAM + P2P']:.2f}, control {cost['control']:.2f}; "
       f"guessing among {len(classes)} prototypes costs ln {len(classes)} = {log(len(classes)):.2f}")
 
 # %% [markdown]
