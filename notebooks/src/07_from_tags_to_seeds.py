@@ -777,8 +777,8 @@ def strip(figure_name, label, split="val"):
                 axes.plot([place], [published(method, split).get(figure_name, float("nan"))], "D", markersize=11,
                           markerfacecolor="none", markeredgecolor="black")
         steps = [study.interval((runs[place] - runs[0]).tolist()) for place in (1, 2)]
-        axes.set_title(f"{world}: minus CAM, SEAM {steps[0][0]:+.1f} [{steps[0][1]:+.1f}, {steps[0][2]:+.1f}],\n"
-                       f"EPS {steps[1][0]:+.1f} [{steps[1][1]:+.1f}, {steps[1][2]:+.1f}]", fontsize="medium")
+        axes.set_title(f"{world}, minus CAM:\nSEAM {steps[0][0]:+.1f} [{steps[0][1]:+.1f}, {steps[0][2]:+.1f}], "
+                       f"EPS {steps[1][0]:+.1f} [{steps[1][1]:+.1f}, {steps[1][2]:+.1f}]", fontsize="small")
         axes.set(xticks=range(3), xticklabels=[LABELS[method] for method in methods], ylabel=label)
         axes.margins(x=0.2)
     return figure
