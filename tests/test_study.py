@@ -50,6 +50,7 @@ def trainings(monkeypatch, tmp_path):
             self.split = split
 
     monkeypatch.setattr(study, "train", train)
+    monkeypatch.setattr(study, "_images", lambda *asked: None)
     monkeypatch.setattr(study.seeds, "score", score)
     monkeypatch.setattr(study, "Voc", Split)
     monkeypatch.setattr(study, "ProcessPoolExecutor", Inline)
@@ -129,6 +130,19 @@ def test_a_table_of_rows(trainings, tmp_path, monkeypatch):
     assert study.ablation(5) is None
 
 
+def test_gains_are_those_of_a_seed_over_itself(trainings, tmp_path, monkeypatch):
+    tables = {"seeds": collect(methods(), tmp_path / "a", 1), "contrast": collect(study.changes(), tmp_path / "b", 1)}
+    monkeypatch.setattr(study, "table", tables.get)
+    found = study.gains()
+    assert list(found) == ["as in the recipe", *study.CHANGES]
+    assert found["as in the recipe"] == [-10.0] * 4                       # contrast scores as any method here, SEAM 10 more
+    assert all(found[name] == [-10.0] * 3 for name in study.CHANGES)
+    sizes = {config.size for config in trainings if config.backbone != "small"}
+    assert sizes == {192, 288} and len({config.contrast for config in trainings if config.method == "seam+p2p"}) == 3
+    monkeypatch.setattr(study, "table", lambda name="seeds": None)
+    assert study.gains() is None
+
+
 def test_the_command_measures_studies(monkeypatch, capsys, trainings):
     asked = []
     table = {"runs": []}
@@ -140,7 +154,7 @@ def test_the_command_measures_studies(monkeypatch, capsys, trainings):
     assert "there is no lesson sedes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["seeds", "ablations"])
+@pytest.mark.parametrize("name", study.STUDIES)
 def test_committed_tables_have_every_run(name):
     table = study.table(name)
     if table is None:

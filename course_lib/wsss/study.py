@@ -2,6 +2,7 @@
 
     python -m course_lib evidence seeds         CAM, SEAM, SEAM+P2P, EPS, EPS+P2P: writes data/evidence/seeds.json
     python -m course_lib evidence ablations     rows of Tables 5, 6 and 7 of Du et al., CVPR 2022: data/evidence/ablations.json
+    python -m course_lib evidence contrast      what the gain of contrast depends on: data/evidence/contrast.json
 
 A training seed changes weights, batches and dropout; a data seed changes scenes, and with photographs also which of them are
 for training and which for validation. All methods of one seed start from the same weights and see the same batches, so what is
@@ -32,7 +33,8 @@ from course_lib.data.voc import Voc
 from course_lib.teach import lesson
 from course_lib.wsss import ablate, seeds
 from course_lib.wsss.cam_net import LITE0, METHODS
-from course_lib.wsss.train import Training, recipe, train, training_images
+from course_lib.wsss.contrast import ContrastConfig
+from course_lib.wsss.train import SMALL_RECIPES, Training, recipe, train, training_images
 
 BACKBONES = {"photographs": LITE0, "creatures": "small"}
 # (data seed, training seed) of each world
@@ -40,6 +42,13 @@ SEEDS = {"photographs": tuple((0, seed) for seed in range(4)),
          "creatures": tuple((data, seed) for data in (0, 1) for seed in range(3))}
 ABLATED = {5: "creatures", 6: "creatures", 7: "creatures"}                # world of each table
 ABLATION_SEEDS = (0, 1, 2)
+# What is changed for photographs, one thing at a time, to see what the gain of contrast depends on: Training and its contrast.
+CHANGES: dict[str, dict[str, Any]] = {
+    "views of 192 and 128 pixels": {"size": 192, "scored_at": 192},
+    "half as long": {"epochs": SMALL_RECIPES[LITE0]["epochs"] // 2},
+    "contrast as released": {"contrast": ContrastConfig.code()},
+    "contrast as in the paper": {"contrast": ContrastConfig.paper()},
+}
 SPLITS = ("train", "val")
 FIGURES = ("miou", "miou_others", "precision", "recall", "threshold", "track")
 
@@ -72,7 +81,15 @@ def ablations() -> list[tuple[str, Case]]:
             for row, changed in ablate.rows(table, recipe("seam+p2p", BACKBONES[world], data="")).items()]
 
 
-STUDIES = {"seeds": methods, "ablations": ablations}
+def changes() -> list[tuple[str, Case]]:
+    """SEAM and contrast on it under every change that concerns them, on photographs; unchanged they are among `methods`."""
+    asked = [(name, method, change) for name, change in CHANGES.items()
+             for method in (("seam+p2p",) if "contrast" in change else ("seam", "seam+p2p"))]
+    return [(f"{name}: {method}", Case("photographs", 0, recipe(method, LITE0, data="", seed=seed, **change)))
+            for name, method, change in asked for seed in ABLATION_SEEDS]
+
+
+STUDIES = {"seeds": methods, "ablations": ablations, "contrast": changes}
 
 
 def collect(rows: Sequence[tuple[str, Case]], folder: Path, workers: int) -> dict[str, Any]:
@@ -94,7 +111,7 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     data = minis.mini_voc(source=case.world, seed=case.data_seed)
     config = replace(case.config, data=str(data))
-    images = _images(str(data), case.world) if config.kept else None
+    images = _images(str(data), case.world, config.size, config.small) if config.kept else None
     net, history = train(config, images=images, progress=False)
     found = {"world": case.world, "data_seed": case.data_seed, "seed": config.seed, "fingerprint": minis.fingerprint(data),
              "seconds": round(sum(row["seconds"] for row in history), 1), "splits": {}}
@@ -108,9 +125,9 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _images(data: str, world: str) -> Dataset:
+def _images(data: str, world: str, size: int, small: int) -> Dataset:
     """What is kept of the images: the same for all methods and seeds."""
-    return training_images(recipe("seam", BACKBONES[world], data=data), progress=False)
+    return training_images(recipe("seam", BACKBONES[world], data=data, size=size, small=small), progress=False)
 
 
 def write(name: str, folder: Path) -> dict[str, Any]:
@@ -158,6 +175,24 @@ def ablation(number: int) -> dict[str, dict[str, Any]] | None:
         return None
     return {row: {split: values(found, ABLATED[number], f"{number}: {row}", split) for split in SPLITS} | {"paper": (*paper, None)[:2]}
             for row, paper in ablate.PAPER[number].items()}
+
+
+def gains(split: str = "val", reading: str | None = None) -> dict[str, list[float]] | None:
+    """Contrast on SEAM minus SEAM, mIoU on photographs, seed by seed, for the recipe and every change; None if not measured.
+
+    Args:
+        reading: of both, as in `values`.
+    """
+    plain, changed = table("seeds"), table("contrast")
+    if plain is None or changed is None:
+        return None
+    found = {}
+    for name, change in {"as in the recipe": {}, **CHANGES}.items():
+        before, after = ((changed, f"{name}: {method}") if change and not ("contrast" in change and method == "seam")
+                         else (plain, method) for method in ("seam", "seam+p2p"))
+        found[name] = [b - a for a, b in zip(values(before[0], "photographs", before[1], split, reading=reading),
+                                             values(after[0], "photographs", after[1], split, reading=reading))]
+    return found
 
 
 def summary(table: dict[str, Any]) -> Iterable[str]:
