@@ -9,7 +9,7 @@ from course_lib import paths
 from course_lib.teach import evidence, lesson
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = sorted((ROOT / "data" / "evidence").glob("*.json"))
+TABLES = sorted((ROOT / "data" / "evidence").glob("[0-9][0-9].json"))
 
 
 def result(seed, value):
@@ -77,5 +77,7 @@ def test_mean_and_deviation(values, text):
 def test_committed_tables_say_where_they_come_from(path):
     table = json.loads(path.read_text())
     assert table["lesson"] == path.stem and table["profile"] == "mini" and len(table["seeds"]) >= 3
-    assert table["commit"] and not table["commit"].endswith("-dirty") and len(set(table["fingerprints"])) == len(table["seeds"])
+    assert table["commit"] and not table["commit"].endswith("-dirty") and len(table["fingerprints"]) == len(table["seeds"])
+    # A seed splits the photographs of a world anew; the creatures' world, of lesson 08, has nothing to split.
+    assert len(set(table["fingerprints"])) == (1 if path.stem == "08" else len(table["seeds"]))
     assert all(len(figure["values"]) == len(table["seeds"]) for figure in table["figures"].values())
