@@ -16,7 +16,7 @@
 # 2. write the pixel correlation of SEAM, and see what it spreads over, and what it should not;
 # 3. take a class that never shows up without its railroad, and find out which method tells the two apart, and why.
 #
-# **Time** 90 minutes to work through; about nine minutes on a CPU, less on a GPU.
+# **Time** 90 minutes to work through; about ten minutes on a CPU, less on a GPU.
 # **Before** [01 Class activation maps](01_class_activation_maps.ipynb).
 #
 # **Source** Wang et al., *Self-supervised Equivariant Attention Mechanism* (SEAM, CVPR 2020); Lee et al., *Railroad is
