@@ -17,23 +17,8 @@ def result(seed, value):
             "figures": [{"name": "error", "value": value, "unit": "%"}, {"name": "winner", "value": "CAM", "unit": ""}]}
 
 
-class Inline:
-    """A pool that works in this process, so that what runs can be counted."""
-
-    def __init__(self, workers):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    map = staticmethod(map)
-
-
 @pytest.fixture
-def runs(monkeypatch):
+def runs(monkeypatch, inline_pool):
     """Lessons that take no time: the seeds they were run with."""
     seeds = []
 
@@ -43,7 +28,7 @@ def runs(monkeypatch):
                          json.dumps(result(parameters["SEED"], 20.0 + parameters["SEED"])))
 
     monkeypatch.setattr(evidence.run, "execute", execute)
-    monkeypatch.setattr(evidence, "ProcessPoolExecutor", Inline)
+    monkeypatch.setattr(evidence, "ProcessPoolExecutor", inline_pool)
     return seeds
 
 

@@ -236,11 +236,9 @@ def train_main(argv: list[str]) -> int:
     if ablated:
         print((folder / "ablation.md").read_text("utf-8"))
         return 0
-    for epoch, row in enumerate(history, 1):
-        print(f"epoch {epoch:3}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
     if note := config.note():
         print(note)
-    print(f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate reid --checkpoint ...")
+    engine.tell(history, folder, "reid")
     return 0
 
 

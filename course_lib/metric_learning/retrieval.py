@@ -265,9 +265,7 @@ def train_main(argv: list[str]) -> int:
 
     def work() -> None:
         history = train(Training(**_with_data(chosen)), folder)
-        if engine.this_process().is_main_process:
-            print(*(f"epoch {epoch:3}  loss {row['loss']:.4g}" for epoch, row in enumerate(history, 1)), sep="\n")
-            print(f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate retrieval --checkpoint ...")
+        engine.tell(history, folder, "retrieval")
 
     return _answer(work)
 

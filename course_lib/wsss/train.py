@@ -423,10 +423,7 @@ def main(argv: list[str]) -> int:
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
-    if engine.this_process().is_main_process:
-        for epoch, row in enumerate(history, 1):
-            print(f"epoch {epoch:3}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-        print(f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate seeds --checkpoint ...")
+    engine.tell(history, folder, "seeds")
     return 0
 
 
