@@ -118,8 +118,8 @@ OWN_PIXELS = replace(ContrastConfig.code(), assigned=True, ranked_background=Tru
 _CPU = {"batch_size": 16, "optimizer": "adamw", "weight_decay": 0.01, "on_features": True, "long_side": None, "jitter": False,
         "dropout": 0.3, "contrast": OWN_PIXELS}
 # For miniatures on a CPU, whatever the method. The second view is less than half of the first one (published: 0.29). Contrast
-# waits until the maps that label its pixels mean something, and takes its time: in half of it, its gain on photographs that were
-# not trained on is gone (`python -m course_lib evidence contrast`).
+# waits until the maps that label its pixels mean something, and takes its time: in half of it, what it adds to SEAM's seeds of
+# unseen photographs is inside the noise (`python -m course_lib evidence contrast`).
 SMALL_RECIPES: dict[str, dict[str, Any]] = {
     LITE0: _CPU | {"epochs": 16, "learning_rate": 3e-4, "new_learning_rate": 1e-3, "size": 288, "small": 128, "scored_at": 288,
                    "neck": 256, "taps": ("blocks.2", "blocks.4", "blocks.5.0"), "frozen": "blocks.4", "kept": True,
