@@ -16,7 +16,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def photos():
     """The real photographs, fetched once into the data folder of the checkout."""
-    from course_lib.data.fetch import photographs
+    from course_lib.worlds.photographs import photographs
 
     return photographs()
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from course_lib import __main__
-from course_lib.data import minis, tagged
-from course_lib.wsss import ablate as ablation
-from course_lib.wsss.ablate import PAPER, ablate, as_markdown, rows
+from course_lib.worlds import minis, tagged
+from course_lib.experiments import wsss as ablation
+from course_lib.experiments.wsss import PAPER, ablate, as_markdown, rows
 from course_lib.wsss.cam_net import LITE0
-from course_lib.wsss.train import recipe
+from course_lib.wsss.learner import recipe
 from course_lib.wsss.views import Transformation
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from course_lib import bench
+from course_lib.course import bench
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from course_lib import __main__, paths
-from course_lib.teach import build
+from course_lib.course import build
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = ROOT / "tests" / "lessons" / "miniature"
@@ -177,7 +177,7 @@ def test_lessons_load_nothing_of_the_build():
     code = "import sys, course_lib.paths, json; print(json.dumps(sorted(m for m in sys.modules if '.' not in m)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert not {"torch", "numpy", "jupytext", "nbgrader", "papermill"} & set(loaded)
-    code = "import sys, course_lib.teach; print('jupytext' in sys.modules or 'nbgrader' in sys.modules or 'papermill' in sys.modules)"
+    code = "import sys, course_lib.lesson, course_lib.checks; print('jupytext' in sys.modules or 'nbgrader' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 

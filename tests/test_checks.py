@@ -12,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib.teach import checks, lesson, same, start
+from course_lib import checks, lesson
+from course_lib.checks import same
+from course_lib.lesson import start
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +236,7 @@ def test_record_refuses_what_is_not_one_number(place):
 def test_peak_memory_is_this_process_alone():
     ballast = bytearray(300_000_000)
     ballast[::4096] = b"x" * len(ballast[::4096])                         # a parent with much memory
-    code = "from course_lib.teach.lesson import peak_memory; print(peak_memory())"
+    code = "from course_lib.lesson import peak_memory; print(peak_memory())"
     child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     alone = float(subprocess.run(["env", sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert abs(child - alone) < 50

@@ -9,7 +9,7 @@ from torch import Generator
 from course_lib import maps
 from course_lib.evaluate import controls
 from course_lib.metric_learning import context
-from course_lib.metric_learning.context import NONE, neighbours, pair_maps, random_wrong, ranked
+from course_lib.metric_learning.rules import NONE, neighbours, pair_maps, random_wrong, ranked
 
 
 def seeded(seed=0):

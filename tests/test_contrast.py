@@ -123,7 +123,7 @@ def test_scaled_maps_are_those_of_the_released_code():
 @settings(deadline=None, max_examples=12)
 @given(st.integers(0, 9999), st.integers(1, 4), st.sampled_from([(9, 7), (6, 6), (7, 11)]), st.sampled_from([0.0, 0.2, 0.9]))
 def test_the_code_preset_is_the_released_arithmetic(seed, images, sides, tagged):
-    from course_lib.bench import released_contrast                        # here, since the processes below need no benchmark
+    from course_lib.course.bench import released_contrast                        # here, since the processes below need no benchmark
 
     *views, tags, noise = sample(seed, images, 21, 8, sides, tagged=tagged)
     views = moved(views, lambda cam: cam + 1.5)                           # which of equal confidences it takes is open

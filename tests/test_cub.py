@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from course_lib.data import cub, minis, scenes
+from course_lib.data import cub
+from course_lib.worlds import minis, scenes
 from course_lib.data.cub import ARCHIVE, Cub
 from course_lib.data.images import BrokenFile
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
 
-from course_lib.data import dolls
+from course_lib.worlds import dolls
 
 ANY = st.integers(0, 2**32)
 

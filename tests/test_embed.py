@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from course_lib.metric_learning.embed import extract
+from course_lib.metric_learning.features import extract
 
 
 def items(count: int = 5) -> list:

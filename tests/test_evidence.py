@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from course_lib import paths
-from course_lib.teach import evidence, lesson
+from course_lib.course import evidence
+from course_lib import lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = sorted((ROOT / "data" / "evidence").glob("[0-9][0-9].json"))

@@ -12,7 +12,7 @@ import tarfile
 import pytest
 
 from course_lib import paths
-from course_lib.data import fetch
+from course_lib.worlds import photographs as fetch
 
 OBJECT, GROUND, OTHER = b"a bird" * 50, b"a meadow" * 40, b"not in the manifest"
 

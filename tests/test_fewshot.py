@@ -14,9 +14,9 @@ from torch import Generator, nn
 from course_lib import __main__
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.evaluate.episodes import METHODS, interval, recalls, sample
-from course_lib.metric_learning import fewshot
-from course_lib.metric_learning.embed import extract
-from course_lib.metric_learning.fewshot import (
+from course_lib.experiments import fewshot
+from course_lib.metric_learning.features import extract
+from course_lib.experiments.fewshot import (
     EpisodeBatches, Evaluation, Training, Views, episode_terms, evaluate, network, table, train,
 )
 

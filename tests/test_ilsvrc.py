@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.images import BrokenFile
 

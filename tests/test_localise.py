@@ -17,12 +17,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from course_lib import __main__, backbones, maps
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.evaluate.localization import MaxBoxAcc
-from course_lib.metric_learning import localise, train
-from course_lib.metric_learning.localise import METHODS, PAPER, Evaluation, evaluate, linear_probe, network, table
-from course_lib.metric_learning.train import LOSSES, BalancedBatches, Learner, Photos, Training
+from course_lib.experiments import localise
+from course_lib.metric_learning import learner as train
+from course_lib.experiments.localise import METHODS, PAPER, Evaluation, evaluate, linear_probe, network, table
+from course_lib.metric_learning.learner import LOSSES, BalancedBatches, Learner, Photos, Training
 from course_lib.prototypes import class_prototypes
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from course_lib.data import dolls, market1501, minis
+from course_lib.worlds import dolls, minis
+from course_lib.data import market1501
 from course_lib.data.images import BrokenFile
 from course_lib.data.market1501 import ARCHIVE, Market1501
 

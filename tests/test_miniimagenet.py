@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from course_lib.data import miniimagenet, minis
+from course_lib.data import miniimagenet
+from course_lib.worlds import minis
 from course_lib.data.images import BrokenFile
 from course_lib.data.miniimagenet import MiniImageNet
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from course_lib.teach import build, report
+from course_lib.course import build, report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

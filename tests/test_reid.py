@@ -18,11 +18,11 @@ from course_lib import __main__, backbones, engine
 from course_lib.data.market1501 import Market1501
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
 from course_lib.metric_learning.pedestrians import Occluded, Pedestrians, erase, occlude, random_rectangle
-from course_lib.metric_learning.reid import Evaluation, ablation, embeddings, evaluate, occlusion, parse_tricks, scores
+from course_lib.experiments.reid import Evaluation, ablation, embeddings, evaluate, occlusion, parse_tricks, scores
 from course_lib.metric_learning.strong_baseline import (
     TRICKS, Baseline, Training, build, fit, last_stride_one, learning_rate_factor, load, train, views,
 )
-from course_lib.metric_learning.train import trunk
+from course_lib.metric_learning.learner import trunk
 
 SMALL = (64, 32)
 

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import nbformat
 import pytest
 
-from course_lib.teach import report
-from course_lib.teach import run as runner
+from course_lib.course import report
+from course_lib.course import run as runner
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n-").decode()
 FLIPBOOK = ('<figure class="flipbook"><label>threshold <input type="range" min="0" max="1" value="0"></label>'

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from course_lib import maps
 from course_lib.backbones import resnet12
 from course_lib.backbones.resnet12 import ANNEALED, DropBlock
-from course_lib.metric_learning.embed import extract
+from course_lib.metric_learning.features import extract
 
 
 @pytest.fixture(scope="module")

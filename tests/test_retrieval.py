@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from course_lib import __main__, backbones
 from course_lib.data.cub import Cub
 from course_lib.evaluate.ranking import retrieval as score
-from course_lib.metric_learning import retrieval
+from course_lib.experiments import retrieval
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
-from course_lib.metric_learning.retrieval import Crops, Evaluation, Training, embedding, evaluate, load, metric_loss, table, train
+from course_lib.experiments.retrieval import Crops, Evaluation, Training, embedding, evaluate, load, metric_loss, table, train
 
 CLASSES, IMAGES = 8, 4
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_lib.data import creatures, scenes
+from course_lib.worlds import creatures, scenes
 
 CREATURES = scenes.creature_world()
 

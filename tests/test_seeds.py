@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from course_lib import __main__
-from course_lib.data import minis, tagged
+from course_lib.worlds import minis, tagged
 from course_lib.data.voc import Voc, palette
 from course_lib.evaluate.segmentation import Confusion
 from course_lib.wsss import seeds

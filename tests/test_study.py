@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from course_lib.data import minis
-from course_lib.teach import evidence, lesson
-from course_lib.wsss import ablate, study
-from course_lib.wsss.study import Case, ablations, collect, interval, methods, summary, values
-from course_lib.wsss.train import recipe
+from course_lib.worlds import minis
+from course_lib.course import evidence
+from course_lib import lesson
+from course_lib.experiments import wsss as ablate
+from course_lib.course import studies as study
+from course_lib.course.studies import Case, ablations, collect, interval, methods, summary, values
+from course_lib.wsss.learner import recipe
 
 
 @pytest.fixture

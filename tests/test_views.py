@@ -15,13 +15,13 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from course_lib import prototypes, wsss
-from course_lib.data import minis, tagged
+from course_lib.worlds import minis, tagged
 from course_lib.data.voc import Voc
 from course_lib.wsss import View, contrast, seam, train, views
 from course_lib.wsss.cam_net import Architecture, build
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss, contrast_terms
 from course_lib.wsss.seam import seam_loss, with_background
-from course_lib.wsss.train import Learner, Photos, recipe
+from course_lib.wsss.learner import Learner, Photos, recipe
 from course_lib.wsss.views import Transformation, Warp, resize
 
 CODE, PAPER = ContrastConfig.code(), ContrastConfig.paper()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from course_lib.data import minis, saliency, tagged
+from course_lib.worlds import minis, saliency, tagged
 from course_lib.data.images import BrokenFile
 from course_lib.data.voc import CLASSES, COUNTS, IGNORE, Voc, palette, write_mask
 

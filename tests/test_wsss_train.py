@@ -17,14 +17,14 @@ from torch.utils.data import Subset, default_collate
 
 import wsss_worker
 from course_lib import __main__, engine
-from course_lib.data import minis, tagged
+from course_lib.worlds import minis, tagged
 from course_lib.data.voc import COUNTS, Voc
 from course_lib.wsss import View, tag_loss, train
 from course_lib.wsss.cam_net import LITE0, METHODS, build, load
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss
 from course_lib.wsss.eps import saliency_loss
 from course_lib.wsss.seam import seam_loss
-from course_lib.wsss.train import Kept, Learner, Photos, Training, fit, from_options, loss_terms, recipe, window
+from course_lib.wsss.learner import Kept, Learner, Photos, Training, fit, from_options, loss_terms, recipe, window
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from course_lib.backbones.resnet38 import Bottleneck  # noqa: E402
 from course_lib.data.voc import Voc  # noqa: E402
 from course_lib.wsss.cam_net import build, save  # noqa: E402
 from course_lib.wsss.contrast import ContrastConfig  # noqa: E402
-from course_lib.wsss.train import Learner, Photos, fit, recipe  # noqa: E402
+from course_lib.wsss.learner import Learner, Photos, fit, recipe  # noqa: E402
 
 
 def run(data: str, folder: Path) -> None:

@@ -39,11 +39,11 @@ from torch.utils.data import DataLoader, Dataset
 from course_lib import engine
 from course_lib.backbones import Backbone
 from course_lib.data.market1501 import Market1501
-from course_lib.metric_learning.embed import extract
-from course_lib.metric_learning.localise import network
+from course_lib.metric_learning.features import extract
+from course_lib.experiments.localise import network
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax, center_loss
 from course_lib.metric_learning.pedestrians import SIZE, Pedestrians, erase
-from course_lib.metric_learning.train import (
+from course_lib.metric_learning.learner import (
     CENTER_RATE, CENTER_WEIGHT, BalancedBatches, check_trunk, tail, trunk,
 )
 

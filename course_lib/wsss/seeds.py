@@ -37,7 +37,7 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from course_lib import engine, paths
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.voc import IGNORE, Voc, write_mask
 from course_lib.evaluate.segmentation import THRESHOLDS, Sweep, ThresholdSweep
 from course_lib.prototypes import sum_over_processes

@@ -31,11 +31,12 @@ import torch
 from torchvision.transforms.v2 import functional as transforms
 
 from course_lib import backbones, maps
-from course_lib.data import fetch, minis, scenes
+from course_lib.worlds import photographs as fetch, minis, scenes
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.images import load
 from course_lib.show import plots, widgets
-from course_lib.teach import check, expect_error, same, start
+from course_lib.checks import check, expect_error, same
+from course_lib.lesson import start
 
 lesson = start("00", PROFILE, DATA_ROOT, DEVICE, SEED)
 
@@ -219,7 +220,7 @@ for name, answer in answers.items():
 # Each lesson ends like this: its figures go to a file, with the versions, the seed and the fingerprint of the data.
 
 # %%
-from course_lib.teach import checks
+from course_lib import checks
 
 checks.status.clear()                                                     # the three answers above were only a demonstration
 lesson.record("cut-out photographs", len(photos.cutouts))

@@ -42,12 +42,13 @@ from torchvision.models import densenet121
 from torchvision.transforms.v2 import functional as transforms
 
 from course_lib import backbones, maps
-from course_lib.data import fetch, minis, scenes
+from course_lib.worlds import photographs as fetch, minis, scenes
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.images import load
 from course_lib.evaluate.localization import THRESHOLDS, MaxBoxAcc, PxAP, iou
 from course_lib.show import plots, widgets
-from course_lib.teach import check, expect_error, same, start
+from course_lib.checks import check, expect_error, same
+from course_lib.lesson import start
 
 lesson = start("01", PROFILE, DATA_ROOT, DEVICE, SEED)
 

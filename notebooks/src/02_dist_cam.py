@@ -36,12 +36,13 @@ from IPython.display import Markdown, display
 from sklearn.linear_model import LogisticRegression
 
 from course_lib import backbones, maps, prototypes
-from course_lib.data import fetch, minis, scenes
+from course_lib.worlds import photographs as fetch, minis, scenes
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.evaluate import controls
 from course_lib.evaluate.localization import MaxBoxAcc
 from course_lib.show import plots, widgets
-from course_lib.teach import check, expect_error, same, start
+from course_lib.checks import check, expect_error, same
+from course_lib.lesson import start
 
 lesson = start("02", PROFILE, DATA_ROOT, DEVICE, SEED)
 

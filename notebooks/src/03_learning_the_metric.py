@@ -41,13 +41,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from course_lib import backbones, engine, maps, prototypes
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.evaluate import controls
 from course_lib.evaluate.localization import THRESHOLDS, MaxBoxAcc
-from course_lib.metric_learning import embed, localise, losses, train
+from course_lib.metric_learning import features as embed, losses, learner as train
+from course_lib.experiments import localise
 from course_lib.show import plots, widgets
-from course_lib.teach import check, same, start
+from course_lib.checks import check, same
+from course_lib.lesson import start
 
 lesson = start("03", PROFILE, DATA_ROOT, DEVICE, SEED)
 
@@ -715,7 +717,7 @@ lesson.finish(fingerprint=minis.fingerprint(root))
 # with a cosine loss?
 #
 # **Where things are** · `course_lib.metric_learning.losses` (and any loss of pytorch-metric-learning fits in its place);
-# `course_lib.metric_learning.train.Learner`; `course_lib.engine.train`. On whole networks, and on the real ILSVRC 2012:
+# `course_lib.metric_learning.learner.Learner`; `course_lib.engine.train`. On whole networks, and on the real ILSVRC 2012:
 # `python -m course_lib train localise --backbone resnet50 --loss triplet --data PATH --folder runs/triplet`, then
 # `python -m course_lib evaluate localise --backbone resnet50 --checkpoint runs/triplet/model.safetensors --data PATH`.
 #

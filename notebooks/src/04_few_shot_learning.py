@@ -42,13 +42,15 @@ from torch import Generator
 from torch.utils.data import Subset
 
 from course_lib import backbones, maps, prototypes
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.evaluate import controls, episodes
-from course_lib.metric_learning import context, embed, fewshot
+from course_lib.metric_learning import rules as context, features as embed
+from course_lib.experiments import fewshot
 from course_lib.show import plots, widgets
-from course_lib.teach import check, same, start
+from course_lib.checks import check, same
+from course_lib.lesson import start
 
 lesson = start("04", PROFILE, DATA_ROOT, DEVICE, SEED)
 
@@ -856,7 +858,7 @@ lesson.finish(fingerprint=minis.fingerprint(root))
 # they silence. What do the samples nearest to their own prototype have in common?
 #
 # **Where things are** · `course_lib.evaluate.episodes` (sampling, scores, intervals); `course_lib.prototypes.shift` and
-# `rectify`; `course_lib.metric_learning.context.pair_maps`. ResNet-12 trained on base classes, then on episodes, on the
+# `rectify`; `course_lib.metric_learning.rules.pair_maps`. ResNet-12 trained on base classes, then on episodes, on the
 # real miniImageNet: `python -m course_lib train fewshot --data PATH --backbone resnet12 --folder runs/fewshot`, then
 # `python -m course_lib evaluate fewshot --data PATH --backbone resnet12 --checkpoint runs/fewshot/model.safetensors`;
 # with `--queries 15,2,2,2,2` the counter-example.

@@ -39,12 +39,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2 import functional as transforms
 
 from course_lib import backbones, engine, maps
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.cub import Cub
 from course_lib.evaluate import controls, ranking
-from course_lib.metric_learning import context, embed, retrieval, train
+from course_lib.metric_learning import rules as context, features as embed, learner as train
+from course_lib.experiments import retrieval
 from course_lib.show import plots, widgets
-from course_lib.teach import check, same, start
+from course_lib.checks import check, same
+from course_lib.lesson import start
 
 lesson = start("05", PROFILE, DATA_ROOT, DEVICE, SEED)
 
@@ -681,8 +683,8 @@ lesson.finish(fingerprint=minis.fingerprint(root))
 # would you measure it? · The difference of two similarity maps, with the right and with the wrong partner, is exact as well:
 # what does its mean say, and where would you expect it to be hot?
 #
-# **Where things are** · `course_lib.evaluate.ranking.retrieval` (all measures), `course_lib.metric_learning.context` (maps of
-# pairs and their controls), `course_lib.metric_learning.retrieval`. The real CUB-200-2011, with a ResNet-50: `python -m
+# **Where things are** · `course_lib.evaluate.ranking.retrieval` (all measures), `course_lib.metric_learning.rules` (maps of
+# pairs and their controls), `course_lib.experiments.retrieval`. The real CUB-200-2011, with a ResNet-50: `python -m
 # course_lib train retrieval --backbone resnet50 --data PATH --folder runs/birds`, then `evaluate retrieval --backbone
 # resnet50 --data PATH --checkpoint runs/birds/model.safetensors`.
 #

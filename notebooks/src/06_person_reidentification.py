@@ -35,14 +35,16 @@ import torch
 from IPython.display import Markdown, display
 
 from course_lib import maps
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.images import load
 from course_lib.data.market1501 import PARTS, Market1501
 from course_lib.evaluate import controls, ranking
-from course_lib.metric_learning import context, embed, reid, strong_baseline, train
+from course_lib.metric_learning import rules as context, features as embed, strong_baseline, learner as train
+from course_lib.experiments import reid
 from course_lib.metric_learning.pedestrians import Occluded
 from course_lib.show import plots, widgets
-from course_lib.teach import check, same, start
+from course_lib.checks import check, same
+from course_lib.lesson import start
 
 lesson = start("06", PROFILE, DATA_ROOT, DEVICE, SEED)
 
@@ -512,7 +514,7 @@ lesson.finish(fingerprint=minis.fingerprint(worlds["clothes"]["train"].root))
 # to forget? · Our cameras differ in light and background. How would you find out whether the network uses the street?
 #
 # **Where things are** · `course_lib.evaluate.ranking` (CMC, mAP, re-ranking, exact and in chunks),
-# `course_lib.metric_learning.strong_baseline` (the tricks), `course_lib.metric_learning.context` (maps of pairs). The real
+# `course_lib.metric_learning.strong_baseline` (the tricks), `course_lib.metric_learning.rules` (maps of pairs). The real
 # benchmark: `python -m course_lib train reid --backbone resnet50 --data PATH --folder RUN`, then
 # `python -m course_lib evaluate reid --checkpoint RUN/model.safetensors --data PATH`; the table of tricks is
 # `python -m course_lib train reid --ablation ...`.

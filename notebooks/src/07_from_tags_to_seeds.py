@@ -40,12 +40,14 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from torch.utils.data import Subset
 
-from course_lib.data import minis, saliency
+from course_lib.worlds import minis, saliency
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.evaluate.segmentation import THRESHOLDS, ThresholdSweep
 from course_lib.show import plots, widgets
-from course_lib.teach import check, same, start
-from course_lib.wsss import eps, seam, seeds, study, train
+from course_lib.checks import check, same
+from course_lib.lesson import start
+from course_lib.wsss import eps, seam, seeds, learner as train
+from course_lib.course import studies as study
 from course_lib.wsss.cam_net import build
 
 lesson = start("07", PROFILE, DATA_ROOT, DEVICE, SEED)
@@ -883,7 +885,7 @@ lesson.finish(fingerprint=minis.fingerprint(folder))
 # the railroad"? · Which other data than tags and saliency could break the habit: other images, another view, a caption?
 #
 # **Where things are** · `course_lib.wsss.seam` (PCM, ER, ECR), `course_lib.wsss.eps`, `course_lib.wsss.seeds`,
-# `course_lib.evaluate.segmentation`, `course_lib.data.saliency`. On the real PASCAL VOC 2012, with the released weights:
+# `course_lib.evaluate.segmentation`, `course_lib.worlds.saliency`. On the real PASCAL VOC 2012, with the released weights:
 # `python -m course_lib train wsss --method seam --backbone resnet38 --weights PATH --data PATH --folder runs/seam`, then
 # `evaluate seeds --checkpoint runs/seam/model.safetensors --data PATH`.
 #

@@ -43,13 +43,15 @@ from matplotlib.figure import Figure
 from torch import Generator
 from torch.utils.data import Subset
 
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.prototypes import class_prototypes, pixel_prototypes
 from course_lib.show import plots, widgets
-from course_lib.teach import check, same, start
-from course_lib.wsss import cam_net, contrast, seeds, study, train
-from course_lib.wsss.ablate import PAPER
+from course_lib.checks import check, same
+from course_lib.lesson import start
+from course_lib.wsss import cam_net, contrast, seeds, learner as train
+from course_lib.course import studies as study
+from course_lib.experiments.wsss import PAPER
 from course_lib.wsss.views import resize
 
 lesson = start("08", PROFILE, DATA_ROOT, DEVICE, SEED)
@@ -955,7 +957,7 @@ lesson.finish(fingerprint=minis.fingerprint(folder))
 # a memory over batches gain, and what would it do with classes whose early pixels were wrong?
 #
 # **Where things are** · `course_lib.prototypes.pixel_prototypes` (Eq. 5); `course_lib.wsss.contrast` (Eq. 1–9 and all
-# differences); `course_lib.wsss.study` (many runs). On PASCAL VOC, as published:
+# differences); `course_lib.course.studies` (many runs). On PASCAL VOC, as published:
 # `python -m course_lib train wsss --method seam+p2p --backbone resnet38 --weights PATH --data VOCdevkit/VOC2012
 # --folder runs/p2p`, then
 # `python -m course_lib evaluate seeds --checkpoint runs/p2p/model.safetensors --data VOCdevkit/VOC2012`; Tables 5 and 6:

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_lib.teach import build, run
+from course_lib.course import build, run
 
 ROOT = Path(__file__).resolve().parents[2]
 # The miniature course goes first: it proves the mechanics in seconds, whatever the lessons are about.

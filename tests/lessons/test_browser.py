@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from course_lib import paths
-from course_lib.teach import build, report, run
+from course_lib.course import build, report, run
 
 from .conftest import NAMES, ROOT, SOURCES
 

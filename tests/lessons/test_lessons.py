@@ -17,8 +17,8 @@ import papermill
 import pytest
 
 from course_lib import paths
-from course_lib.teach import build, report
-from course_lib.teach.lesson import Lesson
+from course_lib.course import build, report
+from course_lib.lesson import Lesson
 
 from .conftest import ROOT, SOURCES
 
@@ -173,7 +173,7 @@ def test_a_lesson_needs_no_network(tmp_path):
 import subprocess
 from pathlib import Path
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-from course_lib.teach import build, run
+from course_lib.course import build, run
 build.build_solved(Path({str(source.parent)!r}), Path("solved"))
 run.execute(Path("solved/{source.name.replace('.py', '.ipynb')}").absolute(), Path("run/lesson.ipynb").absolute(), "smoke",
             {{"COURSE_STRICT": "1", "COURSE_RESULTS": str(Path("results").absolute()), "COURSE_DATA": {str(paths.data_root())!r}}})

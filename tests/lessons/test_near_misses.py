@@ -8,7 +8,8 @@ import linecache
 
 import pytest
 
-from course_lib.teach import build, checks
+from course_lib.course import build
+from course_lib import checks
 
 from .conftest import ROOT, SOURCES
 

@@ -22,7 +22,8 @@ SEED = 0
 # %% tags=["setup"]
 # {{setup}}
 import torch
-from course_lib.teach import check, expect_error, same, start
+from course_lib.checks import check, expect_error, same
+from course_lib.lesson import start
 
 lesson = start("00", PROFILE, DATA_ROOT, DEVICE, SEED)
 

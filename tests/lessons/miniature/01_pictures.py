@@ -23,7 +23,7 @@ import ipywidgets
 import torch
 from matplotlib.figure import Figure
 from course_lib.show import plots, widgets
-from course_lib.teach import start
+from course_lib.lesson import start
 
 lesson = start("01", PROFILE, DATA_ROOT, DEVICE, SEED)
 

@@ -16,8 +16,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from course_lib import paths
-from course_lib.teach import build
-from course_lib.teach.lesson import PROFILES, commit, evidence, over_seeds, with_unit
+from course_lib.course import build
+from course_lib.lesson import PROFILES, commit, evidence, over_seeds, with_unit
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2530; --dim: #55606e; --paper: #fdfdfb; --card: #ffffff; --line: #d9dde3;

@@ -28,13 +28,13 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from course_lib import paths
 from course_lib.backbones import imagenet_classes
-from course_lib.data import dolls, scenes, tagged
+from course_lib.worlds import dolls, scenes, tagged
 from course_lib.data.cub import Cub
-from course_lib.data.fetch import Photographs, photographs
+from course_lib.worlds.photographs import Photographs, photographs
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.market1501 import FOLDERS, Market1501
 from course_lib.data.miniimagenet import MiniImageNet
-from course_lib.data.saliency import quality, saliency
+from course_lib.worlds.saliency import quality, saliency
 from course_lib.data.voc import IGNORE, Voc, write_mask
 
 SIZES = ((320, 240), (240, 320), (288, 288), (352, 234))    # width, height: squashing must matter, as on real photographs

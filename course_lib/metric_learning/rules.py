@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 
 from course_lib.evaluate.controls import random_weights
 from course_lib.maps import uniform_weights, weighted_map
-from course_lib.metric_learning.localise import METHODS
+from course_lib.experiments.localise import METHODS
 
 # (pooled queries b k, references g k, those chosen b) -> weights b 1 k; "prototype" is W = P with any reference as P.
 RULES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

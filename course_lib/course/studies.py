@@ -28,13 +28,14 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from course_lib import paths
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.voc import Voc
-from course_lib.teach import lesson
-from course_lib.wsss import ablate, seeds
+from course_lib import lesson
+from course_lib.experiments import wsss as ablate
+from course_lib.wsss import seeds
 from course_lib.wsss.cam_net import LITE0, METHODS
 from course_lib.wsss.contrast import ContrastConfig
-from course_lib.wsss.train import SMALL_RECIPES, Training, recipe, train, training_images
+from course_lib.wsss.learner import SMALL_RECIPES, Training, recipe, train, training_images
 
 BACKBONES = {"photographs": LITE0, "creatures": "small"}
 # (data seed, training seed) of each world

@@ -37,13 +37,13 @@ from torchvision.transforms import v2
 
 from course_lib import backbones, engine, paths
 from course_lib.backbones import Backbone
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.cub import Cub
 from course_lib.evaluate.ranking import retrieval
-from course_lib.metric_learning.embed import Images, extract
-from course_lib.metric_learning.localise import PAPER as NAMES
+from course_lib.metric_learning.features import Images, extract
+from course_lib.experiments.localise import PAPER as NAMES
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
-from course_lib.metric_learning.train import BalancedBatches, Learner, check_trunk, trunk
+from course_lib.metric_learning.learner import BalancedBatches, Learner, check_trunk, trunk
 
 KS = (1, 2, 4, 8)
 PROXY_RATE = 1e-2                       # of a loss's own weights: a hundred times that of the network, in published recipes

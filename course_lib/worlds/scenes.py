@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from course_lib.data import creatures
-from course_lib.data.fetch import Photographs, manifest
+from course_lib.worlds import creatures
+from course_lib.worlds.photographs import Photographs, manifest
 from course_lib.data.images import open_image
 
 VERSION = 1                          # part of every fingerprint, like the settings below: raise it when code makes other pixels of the same seed

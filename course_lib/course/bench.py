@@ -32,7 +32,7 @@ from course_lib.evaluate.episodes import interval, recalls, sample
 from course_lib.evaluate.localization import DELTAS, THRESHOLDS, MaxBoxAcc
 from course_lib.evaluate.segmentation import IGNORE, sweep
 from course_lib.evaluate.segmentation import THRESHOLDS as SEED_THRESHOLDS
-from course_lib.teach.lesson import commit
+from course_lib.lesson import commit
 from course_lib.wsss import View, seam
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss
 

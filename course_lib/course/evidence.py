@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 
 from course_lib import paths
-from course_lib.teach import build, run
-from course_lib.teach.lesson import commit, evidence, over_seeds
-from course_lib.wsss import study
+from course_lib.course import build, run
+from course_lib.lesson import commit, evidence, over_seeds
+from course_lib.course import studies as study
 
 SEEDS = (0, 1, 2)
 SLACK = 3.0                             # standard deviations beyond the range of the seeds that a re-run may lie

@@ -15,8 +15,8 @@ from pathlib import Path
 import papermill
 
 from course_lib import paths
-from course_lib.teach import build, report
-from course_lib.teach.lesson import PROFILES
+from course_lib.course import build, report
+from course_lib.lesson import PROFILES
 
 # Seconds that one cell may take. The smoke profile has to be quick; the real benchmark may train for days.
 TIMEOUT = {"smoke": 300, "mini": 1800, "paper": None}

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from course_lib import backbones, paths
 from course_lib.backbones import Backbone
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Batch, Ilsvrc, squash
 from course_lib.evaluate.controls import map_correlation, random_weights, wrong_classes
 from course_lib.evaluate.localization import Localization, MaxBoxAcc

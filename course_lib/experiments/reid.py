@@ -29,10 +29,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from course_lib import engine, paths
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.market1501 import Market1501
 from course_lib.evaluate.ranking import cmc_map, rerank
-from course_lib.metric_learning.embed import Images, extract
+from course_lib.metric_learning.features import Images, extract
 from course_lib.metric_learning.pedestrians import Occluded
 from course_lib.metric_learning.strong_baseline import LOSSES, TRICKS, Baseline, Training, build, load, train
 

@@ -18,9 +18,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from course_lib import engine, paths
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.wsss.seeds import Evaluation, evaluate
-from course_lib.wsss.train import METHOD_RECIPES, SMALL_RECIPES, Training, add_options, from_options, train
+from course_lib.wsss.learner import METHOD_RECIPES, SMALL_RECIPES, Training, add_options, from_options, train
 from course_lib.wsss.views import Transformation
 
 # mIoU of seeds, %: on train, and on val where it is given.

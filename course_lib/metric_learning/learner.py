@@ -27,7 +27,7 @@ from tqdm import tqdm
 from course_lib import engine
 from course_lib.backbones import Backbone
 from course_lib.data.ilsvrc import Ilsvrc
-from course_lib.metric_learning.localise import add_data, add_options, network
+from course_lib.experiments.localise import add_data, add_options, network
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax, center_loss
 
 SCALE = 128.0                           # of a mean over channels, so that a distance means the same at 512 and 2048 channels

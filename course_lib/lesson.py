@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from course_lib import paths
-from course_lib.teach import checks
+from course_lib import checks
 
 PROFILES = ("smoke", "mini", "paper")
 PACKAGES = ("torch", "torchvision", "timm", "numpy")

@@ -39,11 +39,11 @@ from torchvision.transforms import v2
 
 from course_lib import backbones, engine, paths
 from course_lib.backbones import Backbone, resnet12
-from course_lib.data import minis
+from course_lib.worlds import minis
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.evaluate.episodes import METHODS, TRANSDUCTIVE, accuracies, interval, recalls, sample
-from course_lib.metric_learning.embed import Images, extract
-from course_lib.metric_learning.train import LOSSES, Learner, Terms
+from course_lib.metric_learning.features import Images, extract
+from course_lib.metric_learning.learner import LOSSES, Learner, Terms
 
 RESNET12 = "resnet12"
 STEP: engine.Step = lambda learner, batch: learner.step(*batch)

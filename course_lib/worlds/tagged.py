@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from course_lib.data import creatures, scenes
-from course_lib.data.fetch import Photographs
+from course_lib.worlds import creatures, scenes
+from course_lib.worlds.photographs import Photographs
 from course_lib.data.images import open_image
 
 OVERLAP = 0.4                           # share of an object that each later one may cover: large objects must go together

@@ -1,0 +1,1 @@
+"""The wing of benchmark tables: one file a benchmark, each with its commands. Nothing imports them."""
