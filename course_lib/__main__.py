@@ -12,15 +12,36 @@ COMMANDS = {
     "bench": ("course_lib.course.bench", "measure our speed beside that of other libraries"),
     "train localise": ("course_lib.metric_learning.learner", "train a network by classification or metric learning"),
     "evaluate localise": ("course_lib.experiments.localise", "measure CAM, Dist-CAM and their relatives as in Table 1"),
-    "train fewshot": ("course_lib.experiments.fewshot:train_main", "train a network on base classes, then on their episodes"),
-    "evaluate fewshot": ("course_lib.experiments.fewshot:evaluate_main", "measure prototypes on episodes of novel classes"),
-    "train retrieval": ("course_lib.experiments.retrieval:train_main", "train an embedding in which a class is near itself"),
-    "evaluate retrieval": ("course_lib.experiments.retrieval:evaluate_main", "measure Recall@K and MAP@R as on CUB-200-2011"),
-    "train reid": ("course_lib.experiments.reid:train_main", "train the strong baseline of re-identification, or ablate it"),
+    "train fewshot": (
+        "course_lib.experiments.fewshot:train_main",
+        "train a network on base classes, then on their episodes",
+    ),
+    "evaluate fewshot": (
+        "course_lib.experiments.fewshot:evaluate_main",
+        "measure prototypes on episodes of novel classes",
+    ),
+    "train retrieval": (
+        "course_lib.experiments.retrieval:train_main",
+        "train an embedding in which a class is near itself",
+    ),
+    "evaluate retrieval": (
+        "course_lib.experiments.retrieval:evaluate_main",
+        "measure Recall@K and MAP@R as on CUB-200-2011",
+    ),
+    "train reid": (
+        "course_lib.experiments.reid:train_main",
+        "train the strong baseline of re-identification, or ablate it",
+    ),
     "evaluate reid": ("course_lib.experiments.reid:evaluate_main", "measure CMC and mAP, with and without re-ranking"),
-    "train wsss": ("course_lib.wsss.learner", "train a network on image tags: CAM, SEAM, EPS, with or without contrast"),
+    "train wsss": (
+        "course_lib.wsss.learner",
+        "train a network on image tags: CAM, SEAM, EPS, with or without contrast",
+    ),
     "evaluate seeds": ("course_lib.wsss.seeds", "measure seeds of a network that was trained from image tags"),
-    "ablate": ("course_lib.experiments.wsss", "measure rows of Tables 5 and 6 of pixel-to-prototype contrast, over seeds"),
+    "ablate": (
+        "course_lib.experiments.wsss",
+        "measure rows of Tables 5 and 6 of pixel-to-prototype contrast, over seeds",
+    ),
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-status: dict[str, str] = {}                                               # "01.1" -> PASS, FAIL or TODO, in order
+status: dict[str, str] = {}  # "01.1" -> PASS, FAIL or TODO, in order
 
 
 def strict() -> bool:
@@ -55,11 +55,19 @@ def expect_error(*types: type[Exception]) -> Iterator[None]:
         print(f"{type(error).__name__}: {error}")
     else:
         names = " or ".join(kind.__name__ for kind in types)
-        raise AssertionError(f"This cell shows what happens when something is wrong: {names} was expected, but none came.")
+        raise AssertionError(
+            f"This cell shows what happens when something is wrong: {names} was expected, but none came."
+        )
 
 
-def same(got: Any, want: Any, name: str = "result", suspects: Mapping[str, Any] | None = None, atol: float = 1e-5,
-         axes: str = "") -> None:
+def same(
+    got: Any,
+    want: Any,
+    name: str = "result",
+    suspects: Mapping[str, Any] | None = None,
+    atol: float = 1e-5,
+    axes: str = "",
+) -> None:
     """Assert inside a check that an answer equals the wanted value; the message names the most likely reason.
 
     Args:
@@ -87,8 +95,11 @@ def same(got: Any, want: Any, name: str = "result", suspects: Mapping[str, Any] 
     for sentence, value in (suspects or {}).items():
         if _equal(came, torch.as_tensor(value() if callable(value) else value).detach().cpu(), atol):
             raise AssertionError(sentence)
-    raise AssertionError(_shape_message(came, wanted, name, axes) if came.shape != wanted.shape
-                         else _value_message(came, wanted, name, axes, atol))
+    raise AssertionError(
+        _shape_message(came, wanted, name, axes)
+        if came.shape != wanted.shape
+        else _value_message(came, wanted, name, axes, atol)
+    )
 
 
 def _equal(a: Tensor, b: Tensor, atol: float) -> bool:
@@ -100,7 +111,9 @@ def _kind(value: Any) -> str:
 
 
 def _shape_message(came: Tensor, want: Tensor, name: str, axes: str) -> str:
-    text = f"{name} has the shape {tuple(came.shape)}, but {tuple(want.shape)} is expected" + (f" ({axes})." if axes else ".")
+    text = f"{name} has the shape {tuple(came.shape)}, but {tuple(want.shape)} is expected" + (
+        f" ({axes})." if axes else "."
+    )
     if came.squeeze().shape == want.squeeze().shape:
         return text + " Only axes of length 1 differ: look at keepdim, squeeze and indexing with None."
     if came.ndim == want.ndim:
@@ -116,31 +129,42 @@ def _value_message(came: Tensor, want: Tensor, name: str, axes: str, atol: float
     came, want = came.double(), want.double()
     if torch.isnan(came).any() and not torch.isnan(want).any():
         return f"{name} holds NaN ({int(came.isnan().sum())} of {came.numel()} values): is something divided by 0?"
-    if came.numel() < 4:                                                  # of few values any wrong answer has some pattern
+    if came.numel() < 4:  # of few values any wrong answer has some pattern
         return f"{name} is {_few(came)}, but {_few(want)} is expected."
-    ratio = ((came * want).sum() / (want * want).sum()).item()            # least squares: came = ratio * want
+    ratio = ((came * want).sum() / (want * want).sum()).item()  # least squares: came = ratio * want
     if math.isfinite(ratio) and abs(ratio) > 1e-6 and _equal(came, ratio * want, atol * abs(ratio)):
-        return (f"{name} has the wrong sign: every value is the negative of the expected one." if abs(ratio + 1) < 1e-4
-                else f"{name} has the right pattern, but every value is {ratio:.4g} times the expected one.")
+        return (
+            f"{name} has the wrong sign: every value is the negative of the expected one."
+            if abs(ratio + 1) < 1e-4
+            else f"{name} has the right pattern, but every value is {ratio:.4g} times the expected one."
+        )
     offset = (came - want).mean().item()
     if math.isfinite(offset) and _equal(came, want + offset, atol):
         return f"{name} has the right pattern, but every value is off by the same {offset:+.4g}."
     wrong = ~torch.isclose(came, want, rtol=1e-4, atol=atol)
     error = (came - want).abs().nan_to_num(math.inf, math.inf)
     worst = np.unravel_index(int(error.argmax()), tuple(want.shape))
-    at = ", ".join(f"{axis}={int(i)}" for axis, i in zip(axes.split(), worst)) if len(axes.split()) == want.ndim else \
-        ", ".join(str(int(i)) for i in worst)
-    return (f"{name}: {int(wrong.sum())} of {want.numel()} values differ" + (f", most at [{at}]" if at else "")
-            + f": {came[worst].item():.5g} came, {want[worst].item():.5g} is expected.")
+    at = (
+        ", ".join(f"{axis}={int(i)}" for axis, i in zip(axes.split(), worst))
+        if len(axes.split()) == want.ndim
+        else ", ".join(str(int(i)) for i in worst)
+    )
+    return (
+        f"{name}: {int(wrong.sum())} of {want.numel()} values differ"
+        + (f", most at [{at}]" if at else "")
+        + f": {came[worst].item():.5g} came, {want[worst].item():.5g} is expected."
+    )
 
 
 def _few(values: Tensor) -> str:
-    return str([float(f"{value:.5g}") for value in values.flatten().tolist()]) if values.ndim else f"{values.item():.5g}"
+    return (
+        str([float(f"{value:.5g}") for value in values.flatten().tolist()]) if values.ndim else f"{values.item():.5g}"
+    )
 
 
 def _reason(error: Exception) -> str:
     """One sentence about an error: an assertion's own, or the kind of error and the line of the student's code."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]                # the first frame is `check` itself
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first frame is `check` itself
     cell = frames[0].filename if frames else ""
     if isinstance(error, AssertionError):
         inside = [frame for frame in frames if frame.filename == cell]

@@ -25,27 +25,27 @@ import torch
 from jaxtyping import Float64, Int, Int32, UInt8
 from torch import Tensor
 
-PIXELS = 2**23                            # basin * 256 + level is an int32, area * PIXELS + index is exact in a double
+PIXELS = 2**23  # basin * 256 + level is an int32, area * PIXELS + index is exact in a double
 
 
 class Tree(NamedTuple):
     """Which basin of a framed image ends in which. The last one, the highest, is the root and its own parent."""
 
-    basin: Int32[np.ndarray, " pixels"]   # of every pixel, in reading order
-    peak: Int[np.ndarray, " runs"]        # highest pixel of every run
+    basin: Int32[np.ndarray, " pixels"]  # of every pixel, in reading order
+    peak: Int[np.ndarray, " runs"]  # highest pixel of every run
     parent: Int[np.ndarray, " basins"]
-    saddle: Int[np.ndarray, " basins"]    # it is in one region with its parent at all levels l < saddle; 0 at the root
-    top: Int[np.ndarray, " basins"]       # level of its highest pixel
+    saddle: Int[np.ndarray, " basins"]  # it is in one region with its parent at all levels l < saddle; 0 at the root
+    top: Int[np.ndarray, " basins"]  # level of its highest pixel
 
 
 class Regions(NamedTuple):
     """All regions of {level > l}, l = 0..254: one for every basin and level between its saddle and its top."""
 
     basin: Int[np.ndarray, " regions"]
-    above: Int[np.ndarray, " regions"]    # the level l
-    offset: Int[np.ndarray, " basins"]    # the region of a basin at level l is number offset + l
-    first: Int[np.ndarray, " regions"]    # peak of the first of its runs in reading order: a pixel of its topmost row
-    box: Int[np.ndarray, "regions 4"]     # as a contour has it, in the coordinates of the image
+    above: Int[np.ndarray, " regions"]  # the level l
+    offset: Int[np.ndarray, " basins"]  # the region of a basin at level l is number offset + l
+    first: Int[np.ndarray, " regions"]  # peak of the first of its runs in reading order: a pixel of its topmost row
+    box: Int[np.ndarray, "regions 4"]  # as a contour has it, in the coordinates of the image
 
 
 def largest_boxes(levels: UInt8[Tensor, "n H W"]) -> Int[Tensor, "n 256 4"]:
@@ -71,8 +71,10 @@ def contour_boxes(
     """
     images, height, width = levels.shape
     if not (height and width and (height + 2) * (width + 2) < PIXELS):
-        raise ValueError(f"Heatmaps of 1 x 1 to 2894 x 2894 pixels were expected, but {height} x {width} came. "
-                         "Compute the boxes at another size and scale them.")
+        raise ValueError(
+            f"Heatmaps of 1 x 1 to 2894 x 2894 pixels were expected, but {height} x {width} came. "
+            "Compute the boxes at another size and scale them."
+        )
     largest = np.zeros((images, 256, 4), int)
     rows = [(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 4), int))]
     for image, level in enumerate(np.pad(levels.cpu().numpy(), ((0, 0), (1, 1), (1, 1)))):
@@ -95,7 +97,7 @@ def _contours(level: UInt8[np.ndarray, "H W"]) -> tuple[Regions, Float64[np.ndar
     rows, columns = _turns(level.ravel()), _turns(level.T.ravel())
     tree = _tree(level, rows, diagonal=True)
     regions = _regions(tree, level, columns, len(tree.parent))
-    a, b, c, d = (level.ravel()[step: level.size - width - 1 + step] for step in (0, 1, width, width + 1))
+    a, b, c, d = (level.ravel()[step : level.size - width - 1 + step] for step in (0, 1, width, width + 1))
     low, other = np.minimum(a, d), np.minimum(b, c)
     lowest = np.minimum(low, other)
     second = np.minimum(np.maximum(low, other), np.minimum(np.maximum(a, d), np.maximum(b, c)))
@@ -110,10 +112,15 @@ def _contours(level: UInt8[np.ndarray, "H W"]) -> tuple[Regions, Float64[np.ndar
     if outside == 0:
         return regions, area, holes
 
-    top, end = holes.box[:, 1].min() + 1, holes.box[:, 3].max() + 2       # rows of the framed image that matter
+    top, end = holes.box[:, 1].min() + 1, holes.box[:, 3].max() + 2  # rows of the framed image that matter
     cells = slice(top * width, (end - 1) * width - 1)
-    half = _half_cells(dark_tree._replace(basin=dark_tree.basin[top * width: end * width]), dark[top:end],
-                       255 - lowest[cells], 255 - second[cells], diagonal=False)
+    half = _half_cells(
+        dark_tree._replace(basin=dark_tree.basin[top * width : end * width]),
+        dark[top:end],
+        255 - lowest[cells],
+        255 - second[cells],
+        diagonal=False,
+    )
     own = _collect(dark_tree, half, np.add)[0, holes.basin, holes.above]
     # The pixel above the topmost row of a hole is of the region around it; above a region lies the hole that it is in.
     around = _owner(tree, tree.basin[holes.first - width], 254 - holes.above)
@@ -126,14 +133,14 @@ def _contours(level: UInt8[np.ndarray, "H W"]) -> tuple[Regions, Float64[np.ndar
         return area + np.bincount(around, own + np.bincount(hole, area_of_islands[inside], len(own)), len(area))
 
     filled = fill(area)
-    while not np.array_equal(filled, further := fill(filled)):            # islands in holes of islands
+    while not np.array_equal(filled, further := fill(filled)):  # islands in holes of islands
         filled = further
     return regions, filled, holes
 
 
 def _turns(flat: UInt8[np.ndarray, " pixels"]) -> Int[np.ndarray, " turns"]:
     """Peak, valley, peak, ..., peak of the rows of a framed image, one after another: the frame is its lowest place."""
-    rises = np.ones(len(flat) + 1, bool)                                  # into every pixel from the one before it
+    rises = np.ones(len(flat) + 1, bool)  # into every pixel from the one before it
     rises[-1] = False
     np.greater_equal(flat[1:], flat[:-1], out=rises[1:-1])
     # Quantisation makes terraces. Either way is right on one; if the slope goes on, there are three times fewer runs.
@@ -146,15 +153,17 @@ def _tree(level: UInt8[np.ndarray, "H W"], turns: Int[np.ndarray, " turns"], dia
     width, flat, peak = level.shape[1], level.ravel(), turns[::2]
     start = np.concatenate(([0], turns[1::2], [flat.size]))
     start, length = start[:-1], start[1:] - start[:-1]
-    rank = flat[peak].argsort(kind="stable")                              # a higher run has a higher number
+    rank = flat[peak].argsort(kind="stable")  # a higher run has a higher number
     number = np.empty(len(rank), np.int32)
     number[rank] = np.arange(len(rank))
     run, top = np.repeat(number, length), flat[peak[rank]]
 
     # Pairs of touching runs: in a row, below one another, and diagonally where no way around is as high.
     meet = np.sort(np.concatenate((start[start < flat.size - width], start[start >= width] - width)), kind="stable")
-    pairs = [(start[1:] - 1, start[1:], flat[start[1:]]),
-             (meet, meet + width, np.maximum.reduceat(np.minimum(flat[:-width], flat[width:]), meet))]
+    pairs = [
+        (start[1:] - 1, start[1:], flat[start[1:]]),
+        (meet, meet + width, np.maximum.reduceat(np.minimum(flat[:-width], flat[width:]), meet)),
+    ]
     if diagonal:
         _, one, other = _crossings(flat, width)
         pairs.append((one, other, np.minimum(flat[one], flat[other])))
@@ -184,19 +193,25 @@ def _crossings(
     flat: UInt8[np.ndarray, " pixels"], step: int
 ) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
     """Diagonal neighbours that are both higher than the other two pixels of their cell: the cell's first pixel, the two."""
-    a, b, c, d = flat[: -step - 1], flat[1:-step], flat[step:-1], flat[step + 1:]
+    a, b, c, d = flat[: -step - 1], flat[1:-step], flat[step:-1], flat[step + 1 :]
     falling = (np.minimum(a, d) > np.maximum(b, c)).nonzero()[0]
     rising = (np.minimum(b, c) > np.maximum(a, d)).nonzero()[0]
-    return (np.concatenate((falling, rising)), np.concatenate((falling, rising + 1)),
-            np.concatenate((falling + step + 1, rising + step)))
+    return (
+        np.concatenate((falling, rising)),
+        np.concatenate((falling, rising + 1)),
+        np.concatenate((falling + step + 1, rising + step)),
+    )
 
 
 def _merge(
-    lower: Int[np.ndarray, " pairs"], higher: Int[np.ndarray, " pairs"], saddle: UInt8[np.ndarray, " pairs"], basins: int
+    lower: Int[np.ndarray, " pairs"],
+    higher: Int[np.ndarray, " pairs"],
+    saddle: UInt8[np.ndarray, " pairs"],
+    basins: int,
 ) -> tuple[Int[np.ndarray, " basins"], Int[np.ndarray, " basins"]]:
     """Parent and saddle of every basin: flooding from the top, a basin ends in the first higher one that it meets."""
     pairs = np.sort(((lower * basins + higher) << 8) + saddle)
-    pairs = pairs[np.append(pairs[1:] >> 8 != pairs[:-1] >> 8, True)[: len(pairs)]]       # the highest saddle of each pair
+    pairs = pairs[np.append(pairs[1:] >> 8 != pairs[:-1] >> 8, True)[: len(pairs)]]  # the highest saddle of each pair
     pairs = pairs[np.argsort(-(pairs & 255), kind="stable")]
     parent, root, passes = list(range(basins)), list(range(basins)), [0] * basins
     for one, other, saddle in zip(*(part.tolist() for part in (*np.divmod(pairs >> 8, basins), pairs & 255))):
@@ -224,29 +239,36 @@ def _regions(
     # Where anything is left of a run, its peak is: peaks of rows tell first and last row, peaks of columns the columns.
     (height, width), peak = level.shape, columns[::2]
     table = np.full((4, 256 * len(tree.parent)), -PIXELS, np.int32)
-    for lowest, highest, place, pixel in ((*table[:2], tree.peak, tree.peak),
-                                          (*table[2:], peak, peak % height * width + peak // height)):
+    for lowest, highest, place, pixel in (
+        (*table[:2], tree.peak, tree.peak),
+        (*table[2:], peak, peak % height * width + peak // height),
+    ):
         node = tree.basin[pixel] * 256 + level.ravel()[pixel]
-        lowest[node[::-1]] = -place[::-1]                                 # where a node comes twice, the last one stays
+        lowest[node[::-1]] = -place[::-1]  # where a node comes twice, the last one stays
         highest[node] = place
     first, last, left, right = _collect(tree, table, np.maximum)[:, basin, above]
-    box = np.stack((-left // height - 1 - grow, -first // width - 1 - grow,
-                    np.minimum(right // height + grow, width - 3), np.minimum(last // width + grow, height - 3)), 1)
+    box = np.stack(
+        (
+            -left // height - 1 - grow,
+            -first // width - 1 - grow,
+            np.minimum(right // height + grow, width - 3),
+            np.minimum(last // width + grow, height - 3),
+        ),
+        1,
+    )
     return Regions(basin, above, offset, -first, box)
 
 
 def _collect(tree: Tree, table: Int[np.ndarray, "kinds nodes"], add: np.ufunc) -> Int[np.ndarray, "kinds basins 255"]:
     """What is known of the pixels of every basin and level, for all regions of {level > l} by the basins that own them."""
     falling = table.reshape(len(table), -1, 256)[..., ::-1]
-    table = add.accumulate(falling, 2, out=falling)[..., 254::-1]         # pixels of level l + 1 and more
+    table = add.accumulate(falling, 2, out=falling)[..., 254::-1]  # pixels of level l + 1 and more
     for basin, (onto, saddle) in enumerate(zip(tree.parent[:-1].tolist(), tree.saddle.tolist())):
         add(table[:, onto, :saddle], table[:, basin, :saddle], out=table[:, onto, :saddle])
     return table
 
 
-def _owner(
-    tree: Tree, basin: Int[np.ndarray, " rows"], above: Int[np.ndarray, " rows"]
-) -> Int[np.ndarray, " rows"]:
+def _owner(tree: Tree, basin: Int[np.ndarray, " rows"], above: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
     """The basin that owns the region of {level > above} which these basins are in."""
     while (joined := tree.saddle[basin] > above).any():
         basin = np.where(joined, tree.parent[basin], basin)
@@ -254,7 +276,10 @@ def _owner(
 
 
 def _half_cells(
-    tree: Tree, level: UInt8[np.ndarray, "h W"], one: UInt8[np.ndarray, " cells"], more: UInt8[np.ndarray, " cells"],
+    tree: Tree,
+    level: UInt8[np.ndarray, "h W"],
+    one: UInt8[np.ndarray, " cells"],
+    more: UInt8[np.ndarray, " cells"],
     diagonal: bool,
 ) -> Int[np.ndarray, "1 nodes"]:
     """Table of cells that count for each basin and level: every 2x2 cell counts at level `one`, and again at `more`.
@@ -263,18 +288,18 @@ def _half_cells(
     when it is filled, gets them with the first pixel and the second.
     """
     flat, step, nodes = level.ravel(), level.shape[1], 256 * len(tree.parent)
-    a, b, c, d = tree.basin[: -step - 1], tree.basin[1:-step], tree.basin[step:-1], tree.basin[step + 1:]
+    a, b, c, d = tree.basin[: -step - 1], tree.basin[1:-step], tree.basin[step:-1], tree.basin[step + 1 :]
     node = a * 256
     # A cell counts for the basin of its highest pixel: the others that are there touch it.
     mixed = ((a != b) | (a != c) | (a != d)).nonzero()[0]
     corner = np.array([0, 1, step, step + 1])
     node[mixed] = 256 * tree.basin[mixed + corner[flat[mixed + corner[:, None]].argmax(0)]]
     half = _count(node + one, nodes)
-    if not diagonal:                                                      # then the second may be another hole's
+    if not diagonal:  # then the second may be another hole's
         cell, first, second = _crossings(flat, step)
         node[cell] = 256 * (tree.basin[first] + tree.basin[second]) - node[cell]
     return (half + _count(node + more, nodes))[None]
 
 
 def _count(node: Int32[np.ndarray, " cells"], nodes: int) -> Int[np.ndarray, " nodes"]:
-    return torch.bincount(torch.from_numpy(node), minlength=nodes).numpy()        # numpy's takes twice as long
+    return torch.bincount(torch.from_numpy(node), minlength=nodes).numpy()  # numpy's takes twice as long

@@ -38,8 +38,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-READ_EVERY = 50                         # optimiser steps from one look at the device to the next
-NEVER = torch.iinfo(torch.int64).max    # the step since which a finite term is not finite
+READ_EVERY = 50  # optimiser steps from one look at the device to the next
+NEVER = torch.iinfo(torch.int64).max  # the step since which a finite term is not finite
 
 Step = Callable[[nn.Module, Any], dict[str, Tensor]]
 
@@ -49,12 +49,12 @@ class Plan:
     """How a model is trained, apart from its loss, data and optimiser."""
 
     epochs: int
-    precision: Literal["no", "bf16", "fp16"] = "no"     # of autocast; weights stay float32
-    accumulate: int = 1                                 # batches for each optimiser step
-    clip: float | None = None                           # largest norm of the gradient, of all weights together
+    precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast; weights stay float32
+    accumulate: int = 1  # batches for each optimiser step
+    clip: float | None = None  # largest norm of the gradient, of all weights together
     seed: int = 0
-    save_every: int | None = None                       # optimiser steps (and at the end); None: after each epoch
-    channels_last: bool = True                          # memory format of 4-D weights and inputs
+    save_every: int | None = None  # optimiser steps (and at the end); None: after each epoch
+    channels_last: bool = True  # memory format of 4-D weights and inputs
 
     def __post_init__(self):
         for name in ("epochs", "accumulate", "clip", "save_every"):
@@ -77,7 +77,9 @@ def tell(history: list[dict[str, float]], folder: Path, evaluate: str) -> None:
     if this_process().is_main_process:
         for epoch, row in enumerate(history, 1):
             print(f"epoch {epoch:3}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-        print(f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate {evaluate} --checkpoint ...")
+        print(
+            f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate {evaluate} --checkpoint ..."
+        )
 
 
 def train(
@@ -111,15 +113,19 @@ def train(
     """
     _check(model, loader, optimizer)
     settings = _settings(model, loader, optimizer, scheduler, plan)
-    AcceleratorState._reset_state()     # the state is one for all of Python, and refuses a second precision
+    AcceleratorState._reset_state()  # the state is one for all of Python, and refuses a second precision
     # Without this word accelerate overlooks the other processes where there are only CPUs.
     accelerator = Accelerator(mixed_precision=plan.precision, cpu=not torch.accelerator.is_available())
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
-        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes were started, but accelerate knows "
-                           f"{accelerator.num_processes}: each would train for itself. Was PartialState() called before? On "
-                           "CPUs it finds the others only if called as PartialState(cpu=True).")
+        raise RuntimeError(
+            f"{os.environ['WORLD_SIZE']} processes were started, but accelerate knows "
+            f"{accelerator.num_processes}: each would train for itself. Was PartialState() called before? On "
+            "CPUs it finds the others only if called as PartialState(cpu=True)."
+        )
     if plan.precision == "fp16" and accelerator.scaler is None:
-        raise ValueError("fp16 needs a GPU, and only a CPU is here, where float32 would silently take its place. Use bf16.")
+        raise ValueError(
+            "fp16 needs a GPU, and only a CPU is here, where float32 would silently take its place. Use bf16."
+        )
     model.train().to(memory_format=torch.channels_last if plan.channels_last else torch.preserve_format)
     objective, optimizer = accelerator.prepare(_Objective(model, step), optimizer)
     parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": accelerator.scaler}
@@ -138,7 +144,7 @@ def train(
             for number, indices in enumerate(group, first):
                 batch = next(arriving)
                 _seed("step", plan.seed, epoch, number, accelerator.process_index, device=accelerator.device)
-                last = number + 1 == first + len(group)                   # only then do processes exchange gradients
+                last = number + 1 == first + len(group)  # only then do processes exchange gradients
                 with nullcontext() if last else accelerator.no_sync(objective):
                     terms = objective(batch)
                     accelerator.backward(sum(terms.values()) * (len(indices) / sum(map(len, group))))
@@ -187,8 +193,10 @@ class _Objective(nn.Module):
             came = {name: tuple(term.shape) for name, term in terms.items()}
             raise ValueError(f"A step returns named loss terms that are scalars, but terms of shape {came} came.")
         if "seconds" in terms or ("loss" in terms and len(terms) > 1):
-            raise ValueError(f'"loss" (the sum) and "seconds" are columns of the history, but the terms {list(terms)} came. '
-                             "Give them other names.")
+            raise ValueError(
+                f'"loss" (the sum) and "seconds" are columns of the history, but the terms {list(terms)} came. '
+                "Give them other names."
+            )
         return terms
 
 
@@ -196,14 +204,14 @@ class _Objective(nn.Module):
 class _Run:
     """Where a training stands, and the sums of its loss terms in this epoch, on the device."""
 
-    epoch: int = 0                      # epochs done
-    step: int = 0                       # optimiser steps done in this epoch
-    steps: int = 0                      # and in all
-    items: int = 0                      # in the sums
+    epoch: int = 0  # epochs done
+    step: int = 0  # optimiser steps done in this epoch
+    steps: int = 0  # and in all
+    items: int = 0  # in the sums
     seconds: float = 0.0
     names: list[str] = field(default_factory=list)
-    sums: Tensor | None = None          # t
-    since: Tensor | None = None         # t, the step at which each term stopped being finite
+    sums: Tensor | None = None  # t
+    since: Tensor | None = None  # t, the step at which each term stopped being finite
     history: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, terms: dict[str, Tensor], items: int) -> None:
@@ -213,8 +221,10 @@ class _Run:
             self.sums, self.since = torch.zeros_like(values), torch.full_like(values, NEVER, dtype=torch.int64)
             self.names = self.names or list(terms)
         if self.names != list(terms):
-            raise ValueError(f"The loss terms of all batches have the same names, but {self.names} came first and now "
-                             f"{list(terms)}. Return a zero for a term that a batch does not have.")
+            raise ValueError(
+                f"The loss terms of all batches have the same names, but {self.names} came first and now "
+                f"{list(terms)}. Return a zero for a term that a batch does not have."
+            )
         self.items += items
         self.sums += items * values
         self.since = torch.where(values.isfinite(), self.since, self.since.clamp(max=self.step))
@@ -228,13 +238,15 @@ class _Run:
             raise FloatingPointError(
                 f'Loss term "{self.names[since.index(min(since))]}" is not finite since step {min(since) + 1} of epoch '
                 f"{self.epoch + 1}. {kept} Look at that batch, at divisions, logarithms and square roots of 0 in the term, "
-                "and at the learning rate.")
+                "and at the learning rate."
+            )
         finite = torch.stack([weight.isfinite().all() for weight in model.parameters()]).tolist()
         if not all(finite):
             name = [name for name, _ in model.named_parameters()][finite.index(False)]
             raise FloatingPointError(
                 f'Weight "{name}" is not finite after step {self.step} of epoch {self.epoch + 1}, though all loss terms '
-                f"were. {kept} A finite term can have an infinite gradient: a square root or a norm at 0 is the usual one.")
+                f"were. {kept} A finite term can have an infinite gradient: a square root or a norm at 0 is the usual one."
+            )
         self.sums = accelerator.reduce(self.sums, "mean")
         means = (self.sums / self.items).tolist()
         return {**dict(zip(self.names, means)), "loss": sum(means)}
@@ -243,14 +255,18 @@ class _Run:
 def _check(model: nn.Module, loader: DataLoader, optimizer: Optimizer) -> None:
     """Refuse what could not be shared, resumed or kept."""
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None or not len(loader.batch_sampler):
-        raise ValueError("Batches are shared among processes and skipped on resuming, so the loader needs a dataset with "
-                         "indices, a batch size and at least one batch, which this one does not have.")
+        raise ValueError(
+            "Batches are shared among processes and skipped on resuming, so the loader needs a dataset with "
+            "indices, a batch size and at least one batch, which this one does not have."
+        )
     ours = set(map(id, model.parameters()))
     strange = [weight.shape for group in optimizer.param_groups for weight in group["params"] if id(weight) not in ours]
     if strange:
-        raise ValueError(f"The optimiser holds {len(strange)} parameters that are not the model's, the first of shape "
-                         f"{tuple(strange[0])}. They would not be kept: build it from this model, and make a loss with "
-                         "weights a part of it, for example by nn.ModuleDict.")
+        raise ValueError(
+            f"The optimiser holds {len(strange)} parameters that are not the model's, the first of shape "
+            f"{tuple(strange[0])}. They would not be kept: build it from this model, and make a loss with "
+            "weights a part of it, for example by nn.ModuleDict."
+        )
 
 
 def _settings(
@@ -260,8 +276,12 @@ def _settings(
     rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     found = {
         **asdict(plan),
-        "items of the data": len(loader.dataset), "batches of the loader": len(loader.batch_sampler),
-        "optimizer": type(optimizer).__name__, "scheduler": type(scheduler).__name__, **optimizer.defaults, "lr": rates,
+        "items of the data": len(loader.dataset),
+        "batches of the loader": len(loader.batch_sampler),
+        "optimizer": type(optimizer).__name__,
+        "scheduler": type(scheduler).__name__,
+        **optimizer.defaults,
+        "lr": rates,
         **{f"model.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()},
     }
     return {name: repr(value) for name, value in found.items()}
@@ -272,7 +292,7 @@ def _seed(*key: str | int, device: torch.device | None = None) -> None:
     number = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest())
     random.seed(number)
     np.random.seed(number % 2**32)
-    torch.default_generator.manual_seed(number)         # torch.manual_seed asks every kind of device: 100 us instead of 1
+    torch.default_generator.manual_seed(number)  # torch.manual_seed asks every kind of device: 100 us instead of 1
     if device is not None and device.type != "cpu":
         torch.get_device_module(device).manual_seed(number)
 
@@ -286,8 +306,10 @@ def _order(loader: DataLoader, seed: int, epoch: int, processes: int) -> list[li
     batches = [list(batch) for batch in loader.batch_sampler]
     uneven = [len(batch) for batch in batches if len(batch) % processes]
     if uneven:
-        raise ValueError(f"{processes} processes share each batch evenly, but a batch of {uneven[0]} items came. Choose a "
-                         "batch size that they divide, and drop_last=True.")
+        raise ValueError(
+            f"{processes} processes share each batch evenly, but a batch of {uneven[0]} items came. Choose a "
+            "batch size that they divide, and drop_last=True."
+        )
     return batches
 
 
@@ -308,12 +330,23 @@ def _arriving(
 ) -> Iterator[Any]:
     """This process's share of the batches that are not done yet, on the device."""
     rank, processes = accelerator.process_index, accelerator.num_processes
-    shares = ([(number, place, batches[number][place])
-               for place in range(rank * len(batches[number]) // processes, (rank + 1) * len(batches[number]) // processes)]
-              for number in range(done, len(batches)))
+    shares = (
+        [
+            (number, place, batches[number][place])
+            for place in range(rank * len(batches[number]) // processes, (rank + 1) * len(batches[number]) // processes)
+        ]
+        for number in range(done, len(batches))
+    )
     items = _Items(loader.dataset, plan.seed, epoch)
-    same = ("collate_fn", "num_workers", "worker_init_fn", "multiprocessing_context", "prefetch_factor", "pin_memory",
-            "timeout")
+    same = (
+        "collate_fn",
+        "num_workers",
+        "worker_init_fn",
+        "multiprocessing_context",
+        "prefetch_factor",
+        "pin_memory",
+        "timeout",
+    )
 
     def place(tensor: Tensor) -> Tensor:
         format = torch.channels_last if plan.channels_last and tensor.dim() == 4 else torch.preserve_format
@@ -334,7 +367,7 @@ def _save(folder: Path, model: nn.Module, parts: dict[str, Any], settings: dict[
     torch.save({"settings": settings, "run": vars(run), **states}, unfinished / "state.pt")
     for file in unfinished.iterdir():
         with open(file, "rb+") as written:
-            os.fsync(written.fileno())                                    # or a power cut may keep the name of a lost file
+            os.fsync(written.fileno())  # or a power cut may keep the name of a lost file
     unfinished.rename(finished)
     for old in set(folder.glob("step-*")) - {finished}:
         shutil.rmtree(old)
@@ -348,8 +381,10 @@ def _load(
     pairs = {name: (state["settings"].get(name), settings.get(name)) for name in {**state["settings"], **settings}}
     changed = [f"{name} was {was} and is {now}" for name, (was, now) in pairs.items() if was != now]
     if changed:
-        raise ValueError(f"{checkpoint} is of another training: {'; '.join(changed[:5])} ({len(changed)} differences). "
-                         "Name another folder, remove this one, or train as before.")
+        raise ValueError(
+            f"{checkpoint} is of another training: {'; '.join(changed[:5])} ({len(changed)} differences). "
+            "Name another folder, remove this one, or train as before."
+        )
     load_model(model, str(checkpoint / "model.safetensors"))
     for name, part in parts.items():
         if part is not None:

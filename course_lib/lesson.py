@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from course_lib import paths
-from course_lib import checks
+from course_lib import checks, paths
 
 PROFILES = ("smoke", "mini", "paper")
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
@@ -51,7 +50,9 @@ class Lesson:
         """The value that belongs to this run's profile."""
         return {"smoke": smoke, "mini": mini, "paper": paper}[self.profile]
 
-    def record(self, name: str, value: Any, unit: str = "", paper: float | int | str | None = None, note: str = "") -> None:
+    def record(
+        self, name: str, value: Any, unit: str = "", paper: float | int | str | None = None, note: str = ""
+    ) -> None:
         """Keep a measured figure for the lesson's table and the report; recording a name again replaces it.
 
         Args:
@@ -63,11 +64,15 @@ class Lesson:
         """
         value = value.item() if hasattr(value, "item") else value
         if value is not None and not isinstance(value, int | float | str):
-            raise TypeError(f"A figure is a number, a word or None, but {name!r} is a {type(value).__name__}. "
-                            "Record one number at a time.")
+            raise TypeError(
+                f"A figure is a number, a word or None, but {name!r} is a {type(value).__name__}. "
+                "Record one number at a time."
+            )
         if isinstance(value, float) and not math.isfinite(value):
             value, note = None, f"{note} (came out as {value})".strip()
-        self.figures[:] = [figure for figure in self.figures if figure.name != name] + [Figure(name, value, unit, paper, note)]
+        self.figures[:] = [figure for figure in self.figures if figure.name != name] + [
+            Figure(name, value, unit, paper, note)
+        ]
 
     def finish(self, fingerprint: str = "") -> None:
         """Write <results>/<number>.json in one piece, and print what stands in it.
@@ -76,26 +81,43 @@ class Lesson:
             fingerprint: of the data set that the figures were measured on.
         """
         result = {
-            "lesson": self.number, "profile": self.profile, "seed": self.seed, "device": str(self.device),
-            "seconds": round(time.perf_counter() - self.started, 1), "peak_mb": round(peak_memory()),
+            "lesson": self.number,
+            "profile": self.profile,
+            "seed": self.seed,
+            "device": str(self.device),
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "peak_mb": round(peak_memory()),
             "cuda_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20) if self.device.type == "cuda" else None,
-            "versions": versions(), "commit": commit(), "fingerprint": fingerprint,
-            "exercises": dict(checks.status), "figures": [asdict(figure) for figure in self.figures],
+            "versions": versions(),
+            "commit": commit(),
+            "fingerprint": fingerprint,
+            "exercises": dict(checks.status),
+            "figures": [asdict(figure) for figure in self.figures],
         }
         path = paths.results() / f"{self.number}.json"
         paths.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         table = evidence(self.number) if self.profile == "mini" else None
         known = {name: over_seeds(figure["values"]) for name, figure in table["figures"].items()} if table else {}
         header = ("measured", "here", f"{len(table['seeds'])} seeds" if table else "", "in the paper", "note")
-        rows = [(f.name, with_unit(f.value, f.unit), known.get(f.name, ""),
-                 "" if f.paper is None else with_unit(f.paper, f.unit), f.note) for f in self.figures]
+        rows = [
+            (
+                f.name,
+                with_unit(f.value, f.unit),
+                known.get(f.name, ""),
+                "" if f.paper is None else with_unit(f.paper, f.unit),
+                f.note,
+            )
+            for f in self.figures
+        ]
         print(*_columns([header, *rows]), sep="\n")
         for exercise, verdict in checks.status.items():
             print(f"[{verdict}] {exercise}")
         print(f"{result['seconds']} s, {result['peak_mb']} MB at most; written to {path}")
 
 
-def start(number: str, profile: str = "mini", data_root: str | Path = "", device: str = "auto", seed: int = 0) -> Lesson:
+def start(
+    number: str, profile: str = "mini", data_root: str | Path = "", device: str = "auto", seed: int = 0
+) -> Lesson:
     """Begin a lesson: seeds Python, NumPy and torch, picks the device, sets the look of plots, and says so in one line.
 
     COURSE_PROFILE, COURSE_DATA and COURSE_DEVICE of the environment go before the arguments.
@@ -107,7 +129,7 @@ def start(number: str, profile: str = "mini", data_root: str | Path = "", device
         device: "auto" (CUDA if there is one, else the CPU) or a name that torch knows.
         seed: of all generators.
     """
-    from course_lib.show import plots                                     # late: seaborn takes a second to import
+    from course_lib.show import plots  # late: seaborn takes a second to import
 
     profile = os.environ.get("COURSE_PROFILE") or profile
     if profile not in PROFILES:
@@ -116,14 +138,18 @@ def start(number: str, profile: str = "mini", data_root: str | Path = "", device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"DEVICE is {device!r}, but torch sees no CUDA device here. "
-                         'On Colab choose Runtime > Change runtime type > GPU; DEVICE = "auto" always works.')
+        raise ValueError(
+            f"DEVICE is {device!r}, but torch sees no CUDA device here. "
+            'On Colab choose Runtime > Change runtime type > GPU; DEVICE = "auto" always works.'
+        )
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     checks.status.clear()
     plots.theme()
-    lesson = Lesson(number, profile, torch.device(device), paths.data_root(os.environ.get("COURSE_DATA") or data_root), seed)
+    lesson = Lesson(
+        number, profile, torch.device(device), paths.data_root(os.environ.get("COURSE_DATA") or data_root), seed
+    )
     print(f"Lesson {number} · profile {profile} · device {lesson.device} · data {lesson.data} · seed {seed}")
     return lesson
 
@@ -154,10 +180,10 @@ def over_seeds(values: list[float]) -> str:
 def peak_memory() -> float:
     """The largest amount of memory this process has held so far, in MB."""
     status = Path("/proc/self/status")
-    if status.exists():                                                   # ru_maxrss would count the parent's memory too
+    if status.exists():  # ru_maxrss would count the parent's memory too
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) / 1024
-    import resource                                                       # exists on Unix only
+    import resource  # exists on Unix only
 
     unit = 2**20 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -189,5 +215,5 @@ def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     kept = [column for column in zip(*rows) if len(rows) == 1 or any(column[1:])]
     widths = [max(map(len, column)) for column in kept]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in zip(*kept)]
-    rule = "  ".join("-" * width for width in [*widths[:-1], len(kept[-1][0])])         # a long note must not wrap the rule
+    rule = "  ".join("-" * width for width in [*widths[:-1], len(kept[-1][0])])  # a long note must not wrap the rule
     return [lines[0], rule, *lines[1:]] if len(rows) > 1 else ["(no figure recorded)"]

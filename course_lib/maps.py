@@ -24,9 +24,9 @@ from torch import Tensor
 
 from course_lib.components import largest_boxes
 
-ROUNDING = 1e-6                         # share of the mean activity below which a distance is float32's rounding
-TINY = 1e-30                            # 1 / TINY is finite in float32, and so is its sum over channels
-CHUNK = 2**20                           # weights in the making at a time: they fit into a cache (twice as fast, measured)
+ROUNDING = 1e-6  # share of the mean activity below which a distance is float32's rounding
+TINY = 1e-30  # 1 / TINY is finite in float32, and so is its sum over channels
+CHUNK = 2**20  # weights in the making at a time: they fit into a cache (twice as fast, measured)
 
 
 def cam(features: Float[Tensor, "b k h w"], weight: Float[Tensor, "c k"]) -> Float[Tensor, "b c h w"]:
@@ -55,15 +55,19 @@ def heatmap(map: Float[Tensor, "*batch h w"], size: int | tuple[int, int]) -> Fl
     """
     size = (size, size) if isinstance(size, int) else tuple(size)
     *batch, h, w = map.shape
-    map = map.reshape(-1, 1, h, w).float()                                # fp32 island: min-max in half precision bands
-    map = F.interpolate(map, size, mode="bicubic", align_corners=False)   # n 1 H W
+    map = map.reshape(-1, 1, h, w).float()  # fp32 island: min-max in half precision bands
+    map = F.interpolate(map, size, mode="bicubic", align_corners=False)  # n 1 H W
     low, high = map.amin((-2, -1), keepdim=True), map.amax((-2, -1), keepdim=True)
-    spread = high - low                                                   # NaN if the map holds one
-    flat = ~(spread > 1e-5 * torch.maximum(low.abs(), high.abs()))        # rounding alone (3e-6, measured) never makes a picture
+    spread = high - low  # NaN if the map holds one
+    flat = ~(
+        spread > 1e-5 * torch.maximum(low.abs(), high.abs())
+    )  # rounding alone (3e-6, measured) never makes a picture
     if not torch.compiler.is_compiling() and flat.any():
-        warnings.warn(f"{int(flat.sum())} of {flat.numel()} maps are constant or hold NaN: their heatmaps are all zero. "
-                      "Look at the features first; dead channels and division by a distance of 0 are the usual causes.",
-                      stacklevel=2)
+        warnings.warn(
+            f"{int(flat.sum())} of {flat.numel()} maps are constant or hold NaN: their heatmaps are all zero. "
+            "Look at the features first; dead channels and division by a distance of 0 are the usual causes.",
+            stacklevel=2,
+        )
     map = torch.where(flat, 0.0, (map - low) / torch.where(flat, 1.0, spread))
     return map.reshape(*batch, *size)
 
@@ -79,12 +83,14 @@ def box(heatmap: Float[Tensor, "*batch H W"], threshold: float) -> Int[Tensor, "
         threshold: share of the maximum, 0..1; the CAM paper uses 0.2.
     """
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is a share of the heatmap's maximum, 0..1, but {threshold} came. "
-                         "A percentage such as 20 is written 0.2.")
+        raise ValueError(
+            f"threshold is a share of the heatmap's maximum, 0..1, but {threshold} came. "
+            "A percentage such as 20 is written 0.2."
+        )
     *batch, height, width = heatmap.shape
-    levels = (heatmap.reshape(-1, height, width) * 255).to(torch.uint8)   # n H W
-    level = (threshold * levels.amax((-2, -1)).double()).long()           # n
-    boxes = largest_boxes(levels)                                         # n 256 4
+    levels = (heatmap.reshape(-1, height, width) * 255).to(torch.uint8)  # n H W
+    level = (threshold * levels.amax((-2, -1)).double()).long()  # n
+    boxes = largest_boxes(levels)  # n 256 4
     return boxes[torch.arange(len(boxes), device=boxes.device), level].reshape(*batch, 4)
 
 
@@ -124,16 +130,22 @@ def channel_weights(
             "softmax": of 1/D, which leaves one channel, often a dead one: an empty map.
     """
     if not eps > 0:
-        raise ValueError(f"eps is a share of the mean distance above 0, but {eps} came. Without a floor the weight of a "
-                         "channel that is dead in query and reference is 1/0, and its share of the map inf * 0 = NaN.")
+        raise ValueError(
+            f"eps is a share of the mean distance above 0, but {eps} came. Without a floor the weight of a "
+            "channel that is dead in query and reference is 1/0, and its share of the map inf * 0 = NaN."
+        )
     if norm not in ("sum", "min-max", "softmax"):
-        raise ValueError(f'norm is "sum", "min-max" or "softmax", but {norm!r} came. L1, L2 and maximum norm give the same '
-                         'heatmap as "sum".')
+        raise ValueError(
+            f'norm is "sum", "min-max" or "softmax", but {norm!r} came. L1, L2 and maximum norm give the same '
+            'heatmap as "sum".'
+        )
     if reference.shape[-1] != query.shape[-1]:
-        raise ValueError(f"Query and reference must have the same channels, pooled, but {tuple(query.shape)} and "
-                         f"{tuple(reference.shape)} came. Pool feature maps by .mean((-2, -1)) first.")
+        raise ValueError(
+            f"Query and reference must have the same channels, pooled, but {tuple(query.shape)} and "
+            f"{tuple(reference.shape)} came. Pool feature maps by .mean((-2, -1)) first."
+        )
     query, reference = query.float()[:, None], reference.float()
-    distance = (query - reference).abs_()                                 # b c k
+    distance = (query - reference).abs_()  # b c k
     # An image that is its own reference, pooled in another order, would be weighted by the noise of its last bits.
     noise = (ROUNDING * reference.abs().mean(-1, keepdim=True)).clamp_min(TINY)
     floor = torch.maximum(eps * distance.mean(-1, keepdim=True), noise)

@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
     try:
         with open(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
-        os.chmod(name, 0o644)                                             # mkstemp makes files that only the owner reads
+        os.chmod(name, 0o644)  # mkstemp makes files that only the owner reads
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

@@ -62,12 +62,16 @@ class ClassPrototypes:
             ValueError: another number of channels, a label out of range, or a feature that is NaN or infinite.
         """
         if features.shape[1] != self.sums.shape[1]:
-            raise ValueError(f"Pooled features of {self.sums.shape[1]} channels were expected, but {features.shape[1]} came.")
+            raise ValueError(
+                f"Pooled features of {self.sums.shape[1]} channels were expected, but {features.shape[1]} came."
+            )
         features, labels = features.detach().cpu().double(), labels.cpu().long()
         check_labels(labels, len(self.counts))
         if not (finite := features.isfinite().all(1)).all():
-            raise ValueError(f"Sample {int((~finite).nonzero()[0])} of the batch, of class {int(labels[~finite][0])}, holds "
-                             "NaN or infinite features, which would spoil the prototype of its class. Look at it first.")
+            raise ValueError(
+                f"Sample {int((~finite).nonzero()[0])} of the batch, of class {int(labels[~finite][0])}, holds "
+                "NaN or infinite features, which would spoil the prototype of its class. Look at it first."
+            )
         self.sums.index_add_(0, labels, features)
         self.counts += labels.bincount(minlength=len(self.counts))
 
@@ -123,28 +127,33 @@ def rectify(
         ValueError: a label out of range or a class without samples (looked at on the CPU only), or no queries to take.
     """
     if surest < 1:
-        raise ValueError(f"At least one query joins a class, but surest = {surest} came. Without any, the prototypes are the "
-                         "means of the support samples: class_prototypes.")
+        raise ValueError(
+            f"At least one query joins a class, but surest = {surest} came. Without any, the prototypes are the "
+            "means of the support samples: class_prototypes."
+        )
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_labels(labels, num_classes)
         _check_counts(labels.bincount(minlength=num_classes))
     support, query = support.float(), query.float()
-    with torch.autocast(query.device.type, enabled=False):                # fp32 island: cosines and prototypes
-        member = F.one_hot(labels.long(), num_classes).T                  # c s
-        basic = (member / member.sum(1, keepdim=True)) @ support          # ... c k
-        near, like = _cosine(basic, support), _cosine(basic, query)       # ... c s, ... c q
+    with torch.autocast(query.device.type, enabled=False):  # fp32 island: cosines and prototypes
+        member = F.one_hot(labels.long(), num_classes).T  # c s
+        basic = (member / member.sum(1, keepdim=True)) @ support  # ... c k
+        near, like = _cosine(basic, support), _cosine(basic, query)  # ... c s, ... c q
         mine = F.one_hot(like.max(-2).indices, num_classes).mT.bool()
-        sure, where = torch.where(mine, like, -torch.inf).topk(min(surest, query.shape[-2]))                    # ... c z
+        sure, where = torch.where(mine, like, -torch.inf).topk(min(surest, query.shape[-2]))  # ... c z
         joins = torch.zeros_like(mine).scatter(-1, where, sure > -torch.inf)
-        weights = torch.cat((torch.where(member.bool(), epsilon * near, -torch.inf),
-                             torch.where(joins, epsilon * like, -torch.inf)), -1).softmax(-1)                   # ... c s+q
+        weights = torch.cat(
+            (torch.where(member.bool(), epsilon * near, -torch.inf), torch.where(joins, epsilon * like, -torch.inf)), -1
+        ).softmax(-1)  # ... c s+q
         of_support, of_query = weights.split((support.shape[-2], query.shape[-2]), -1)
         rectified = of_support @ support + of_query @ query
     return torch.where(joins.any(-1, keepdim=True), rectified, basic)
 
 
-def _cosine(a: Float32[Tensor, "*episodes c k"], b: Float32[Tensor, "*episodes n k"]) -> Float32[Tensor, "*episodes c n"]:
-    length = b.norm(dim=-1).clamp_min(1e-12)                              # the small result is divided, not the many features
+def _cosine(
+    a: Float32[Tensor, "*episodes c k"], b: Float32[Tensor, "*episodes n k"]
+) -> Float32[Tensor, "*episodes c n"]:
+    length = b.norm(dim=-1).clamp_min(1e-12)  # the small result is divided, not the many features
     return F.normalize(a, dim=-1) @ b.mT / length[..., None, :]
 
 
@@ -165,13 +174,13 @@ def pixel_prototypes(
         in float32 or more. A class with fewer than K candidates takes what there is, and one without any is a row of zeros.
     """
     cam, embeddings = at_least_float32(cam.detach()).flatten(2), at_least_float32(embeddings.detach()).flatten(2)
-    confidence = cam.transpose(0, 1).flatten(1)                           # c m
-    best = gathered(confidence.topk(min(top_k, confidence.shape[1]), 1).values.T)         # most c, of each process
-    last = best.topk(min(top_k, len(best)), 0).values[-1, :, None]        # c 1
+    confidence = cam.transpose(0, 1).flatten(1)  # c m
+    best = gathered(confidence.topk(min(top_k, confidence.shape[1]), 1).values.T)  # most c, of each process
+    last = best.topk(min(top_k, len(best)), 0).values[-1, :, None]  # c 1
     weight = torch.where((cam >= last) & (cam > -torch.inf), cam, 0.0).to(embeddings.dtype)
-    with torch.autocast(embeddings.device.type, enabled=False):           # fp32 island: sums of unlike confidences
+    with torch.autocast(embeddings.device.type, enabled=False):  # fp32 island: sums of unlike confidences
         sums = torch.cat((weight @ embeddings.mT, weight.sum(2, keepdim=True)), 2).sum(0)
-    sums = gathered(sums[None]).sum(0)                                    # c d+1
+    sums = gathered(sums[None]).sum(0)  # c d+1
     total = sums[:, -1:]
     return F.normalize(sums[:, :-1] / torch.where(total == 0, 1.0, total), dim=1)
 
@@ -208,7 +217,7 @@ def sum_over_processes(share: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shap
     """Sum of the shares of all processes, on the CPU: all must call. Alone: the share."""
     if processes() == 1:
         return share
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"      # NCCL knows no CPU tensors
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"  # NCCL knows no CPU tensors
     whole = share.to(device, copy=True)
     torch.distributed.all_reduce(whole)
     return whole.cpu()
@@ -217,12 +226,16 @@ def sum_over_processes(share: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shap
 def check_labels(labels: Int[Tensor, " n"], num_classes: int) -> None:
     """Raises a ValueError if a label lies outside 0..num_classes - 1."""
     if ((labels < 0) | (labels >= num_classes)).any():
-        raise ValueError(f"Labels from 0 to {num_classes - 1} were expected, but {int(labels.min())} to {int(labels.max())} "
-                         "came. Number the classes from 0, or raise num_classes.")
+        raise ValueError(
+            f"Labels from 0 to {num_classes - 1} were expected, but {int(labels.min())} to {int(labels.max())} "
+            "came. Number the classes from 0, or raise num_classes."
+        )
 
 
 def _check_counts(counts: Int[Tensor, " c"]) -> None:
     if empty := (counts == 0).nonzero().flatten().tolist():
         some = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
-        raise ValueError(f"{len(empty)} of {len(counts)} classes have no sample, and so no prototype: {some}. Add samples, or "
-                         "number only the classes that are there.")
+        raise ValueError(
+            f"{len(empty)} of {len(counts)} classes have no sample, and so no prototype: {some}. Add samples, or "
+            "number only the classes that are there."
+        )

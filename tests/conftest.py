@@ -4,8 +4,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("course_lib", "beartype.beartype")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 
 @pytest.fixture(autouse=True, scope="session")

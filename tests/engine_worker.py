@@ -1,7 +1,7 @@
 """What the tests of the engine run in processes of their own.
 
-    python tests/engine_worker.py kills FOLDER SEED              a training killed at random, again and again, and resumed
-    torchrun ... tests/engine_worker.py share FOLDER             one training shared by processes
+python tests/engine_worker.py kills FOLDER SEED              a training killed at random, again and again, and resumed
+torchrun ... tests/engine_worker.py share FOLDER             one training shared by processes
 """
 
 import os
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # noqa: F401  optimisers import it when they are first made: once here instead of in each child
+import torch._dynamo
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from course_lib.engine import Plan, train  # noqa: E402
+from course_lib.engine import Plan, train
 
-ITEMS, BATCH = 22, 4                    # 6 batches, the last one half as long as the others
+ITEMS, BATCH = 22, 4  # 6 batches, the last one half as long as the others
 PLAN = Plan(epochs=4, accumulate=2, clip=1.0, save_every=2, seed=3)
 
 
@@ -59,8 +59,10 @@ class Net(nn.Module):
 def step(model, batch):
     images, labels = batch
     features = model.features(images)
-    return {"classes": nn.functional.cross_entropy(model.classifier(features.mean((-2, -1))), labels),
-            "size": 0.01 * features.square().mean()}
+    return {
+        "classes": nn.functional.cross_entropy(model.classifier(features.mean((-2, -1))), labels),
+        "size": 0.01 * features.square().mean(),
+    }
 
 
 def training(folder=None, *, chance=True, step=step, plan=PLAN, batch=BATCH, noise=0.1, workers=0, progress=False):
@@ -88,7 +90,7 @@ def fork(task) -> int:
             task()
             os._exit(0)
         finally:
-            os._exit(1)                 # a child that fails must not go on as its parent
+            os._exit(1)  # a child that fails must not go on as its parent
     return child
 
 
@@ -152,10 +154,12 @@ def kills(root: Path, seed: int) -> None:
     finish("undisturbed", None)
     length = time.perf_counter() - start
     # 24 calls of the step and 6 saves are a whole training. The second death of a training comes after the first.
-    deaths = [(partial(dying_in_step, chance.randrange(12)), partial(dying_in_step, chance.randrange(12))) for _ in range(3)]
+    deaths = [
+        (partial(dying_in_step, chance.randrange(12)), partial(dying_in_step, chance.randrange(12))) for _ in range(3)
+    ]
     deaths += [(partial(dying_in_save, chance.randrange(3)), partial(dying_in_save, chance.randrange(3)))]
     deaths += [(partial(dying_anywhere, chance.uniform(0.001, length)),) * 2 for _ in range(2)]
-    deaths += [(partial(dying_at_file, event),) for event in range(7, 26)]            # the second save, one by one
+    deaths += [(partial(dying_at_file, event),) for event in range(7, 26)]  # the second save, one by one
     killed = 0
     for trial, ways in enumerate(deaths):
         folder = root / f"trial-{trial}"

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from course_lib import __main__
-from course_lib.worlds import minis, tagged
 from course_lib.experiments import wsss as ablation
 from course_lib.experiments.wsss import PAPER, ablate, as_markdown, rows
+from course_lib.worlds import minis, tagged
 from course_lib.wsss.cam_net import LITE0
 from course_lib.wsss.learner import recipe
 from course_lib.wsss.views import Transformation
@@ -17,7 +17,9 @@ from course_lib.wsss.views import Transformation
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 8, "val": 4}))
+        patch.setitem(
+            tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 8, "val": 4})
+        )
         patch.setattr(minis, "SCORED", 4)
         return minis.mini_voc(tmp_path_factory.mktemp("data"), "creatures")
 
@@ -37,19 +39,27 @@ def test_rows_change_what_they_say(table, backbone):
         assert found["K = 0"].method == "seam" and found["K = 32"] == config
     elif table == 7:
         plain, *turned = [part.transformation for part in list(found.values())[1:]]
-        assert plain == Transformation() and turned == [Transformation(flip=True), Transformation(rotation=20.0),
-                                                        Transformation(translation=16.0)]
+        assert plain == Transformation() and turned == [
+            Transformation(flip=True),
+            Transformation(rotation=20.0),
+            Transformation(translation=16.0),
+        ]
         assert not any(part.kept for part in found.values()), "all rows draw the same images"
         assert found["rescale"] == replace(config, kept=False) and found["CAM"].method == "cam"
     else:
         assert found["+ pixel sampling"] == config
-        weights = [(part.contrast.cross_prototype > 0, part.contrast.cross_cam > 0, part.contrast.intra > 0)
-                   for part in list(found.values())[2:]]
+        weights = [
+            (part.contrast.cross_prototype > 0, part.contrast.cross_cam > 0, part.contrast.intra > 0)
+            for part in list(found.values())[2:]
+        ]
         assert weights == [(True, False, False), (True, True, False), *[(True, True, True)] * 3]
         mined = [(part.contrast.mine_prototypes, part.contrast.mine_pixels) for part in list(found.values())[4:]]
         assert mined == [(False, False), (True, False), (True, True)]
         assert (found["CAM"].epochs, found["SEAM"].small) == {
-            "resnet38": (15, 134), "small": (8, 32), LITE0: (config.epochs, config.small)}[backbone]
+            "resnet38": (15, 134),
+            "small": (8, 32),
+            LITE0: (config.epochs, config.small),
+        }[backbone]
 
 
 def test_what_was_interrupted_goes_on(tree, tmp_path, monkeypatch):
@@ -64,8 +74,13 @@ def test_what_was_interrupted_goes_on(tree, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "train", counted)
     with pytest.raises(KeyboardInterrupt):
         ablate(6, tiny(tree), (0, 1), tmp_path, progress=False)
-    monkeypatch.setattr(ablation, "train", lambda config, folder, progress: calls.append((config.seed, folder.parent.name))
-                        or train(config, folder, progress))
+    monkeypatch.setattr(
+        ablation,
+        "train",
+        lambda config, folder, progress: (
+            calls.append((config.seed, folder.parent.name)) or train(config, folder, progress)
+        ),
+    )
     result = ablate(6, tiny(tree), (0, 1), tmp_path, limit=None, progress=False)
     names = ["k=0", "k=4", "k=8", "k=16", "k=32", "k=64"]
     assert calls == [(seed, name) for seed in (0, 1) for name in names], "nothing is trained twice"
@@ -77,8 +92,10 @@ def test_what_was_interrupted_goes_on(tree, tmp_path, monkeypatch):
 
 
 def test_table():
-    scores = {"0": {"train": {"with PCM": 50.0, "without PCM": 1.0}, "val": {"with PCM": 40.0}},
-              "1": {"train": {"with PCM": 52.0, "without PCM": 1.0}, "val": {"with PCM": 41.0}}}
+    scores = {
+        "0": {"train": {"with PCM": 50.0, "without PCM": 1.0}, "val": {"with PCM": 40.0}},
+        "1": {"train": {"with PCM": 52.0, "without PCM": 1.0}, "val": {"with PCM": 41.0}},
+    }
     found = as_markdown({"table": 6, "rows": {"K = 0": scores, "K = 4": {}}})
     assert "| K = 0 | 51.0 ± 1.4 (50.0, 52.0) | 55.41 | 40.5 ± 0.7 (40.0, 41.0) |  |" in found
     assert "| K = 4 |  | 60.02 |  |  |" in found

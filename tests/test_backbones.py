@@ -20,7 +20,7 @@ from torch import nn
 from course_lib import backbones
 from course_lib.backbones import weights
 
-PHOTOGRAPHS = {                                                           # what the network may call them (top-1)
+PHOTOGRAPHS = {  # what the network may call them (top-1)
     "chelsea": {"tabby", "tiger cat", "Egyptian cat"},
     "coffee": {"espresso", "cup"},
     "motorcycle": {"moped", "motor scooter"},
@@ -39,7 +39,7 @@ def photograph(name: str) -> torch.Tensor:
         image = getattr(data, name)()
     h, w = image.shape[:2]
     side, top, left = min(h, w), (h - min(h, w)) // 2, (w - min(h, w)) // 2
-    square = Image.fromarray(image[top:top + side, left:left + side])
+    square = Image.fromarray(image[top : top + side, left : left + side])
     return torch.from_numpy(np.array(square.resize((224, 224), Image.Resampling.BICUBIC))).permute(2, 0, 1)
 
 
@@ -63,10 +63,33 @@ def network(name: str) -> nn.Module:
 
 
 SPLITTABLE = [
-    "resnet18", "resnet50", "resnet101", "densenet161", "densenet169", "densenet201", "efficientnet_b0",
-    "tf_efficientnet_lite0", "mobilenetv2_100", "regnety_004", "swin_tiny_patch4_window7_224",
-    *(f"torchvision/{name}" for name in ("resnet18", "resnet50", "resnet101", "densenet161", "densenet169", "densenet201",
-                                         "efficientnet_b0", "mobilenet_v2", "regnet_y_400mf", "swin_t", "shufflenet_v2_x1_0")),
+    "resnet18",
+    "resnet50",
+    "resnet101",
+    "densenet161",
+    "densenet169",
+    "densenet201",
+    "efficientnet_b0",
+    "tf_efficientnet_lite0",
+    "mobilenetv2_100",
+    "regnety_004",
+    "swin_tiny_patch4_window7_224",
+    *(
+        f"torchvision/{name}"
+        for name in (
+            "resnet18",
+            "resnet50",
+            "resnet101",
+            "densenet161",
+            "densenet169",
+            "densenet201",
+            "efficientnet_b0",
+            "mobilenet_v2",
+            "regnet_y_400mf",
+            "swin_t",
+            "shufflenet_v2_x1_0",
+        )
+    ),
 ]
 
 
@@ -106,11 +129,14 @@ def test_offline_weights_know_what_is_on_the_photographs(photographs):
         assert classes[index][1] in sensible, name
 
 
-@pytest.mark.parametrize("break_it, sentence", [
-    (lambda state: state.popitem(), "295"),
-    (lambda state: state.update({"_fc.bias": torch.zeros(7)}), "order of the tensors"),
-    (lambda state: [state.move_to_end("_bn0.weight"), state.move_to_end("_bn0.bias")], "order of the tensors"),
-])
+@pytest.mark.parametrize(
+    "break_it, sentence",
+    [
+        (lambda state: state.popitem(), "295"),
+        (lambda state: state.update({"_fc.bias": torch.zeros(7)}), "order of the tensors"),
+        (lambda state: [state.move_to_end("_bn0.weight"), state.move_to_end("_bn0.bias")], "order of the tensors"),
+    ],
+)
 def test_weights_that_do_not_match_one_by_one_are_refused(monkeypatch, break_it, sentence):
     state = torch.load(lite0_file(), weights_only=True)
     break_it(state)
@@ -149,6 +175,7 @@ def test_imagenet_classes_stand_in_the_order_of_the_logits():
 
 # normalise ---------------------------------------------------------------------------------------------------------------
 
+
 def test_normalise_is_the_published_formula_for_bytes_and_floats(lite0, photographs):
     expected = (photographs.double() - 127) / 128
     for images in (photographs, photographs / 255):
@@ -173,6 +200,7 @@ def test_normalise_refuses_floats_outside_0_to_1(lite0, bad):
 
 # split_classifier --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", SPLITTABLE)
 def test_the_parts_are_the_network(name):
     model = network(name)
@@ -187,18 +215,21 @@ def test_the_parts_are_the_network(name):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
 
 
-@pytest.mark.parametrize("name, reason", [
-    ("torchvision/vgg11", "VGG, but its head holds 3: hidden layers"),
-    ("torchvision/mobilenet_v3_small", "MobileNetV3, but its head holds 2: hidden layers"),
-    ("torchvision/convnext_tiny", r"normalisation \(LayerNorm2d\) after the pooling"),
-    ("torchvision/vit_b_32", "tokens"),
-    ("torchvision/squeezenet1_1", "nothing there classifies"),
-    ("torchvision/googlenet", "cannot be called one after another"),
-    ("vgg11", "hidden layer between pooling and classifier"),
-    ("mobilenetv3_small_050", "hidden layer between pooling and classifier"),
-    ("convnext_atto", r"normalisation \(LayerNorm2d\) after the pooling"),
-    ("vit_tiny_patch16_224", r"tokens of shape \(2, 197, 192\)"),
-])
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("torchvision/vgg11", "VGG, but its head holds 3: hidden layers"),
+        ("torchvision/mobilenet_v3_small", "MobileNetV3, but its head holds 2: hidden layers"),
+        ("torchvision/convnext_tiny", r"normalisation \(LayerNorm2d\) after the pooling"),
+        ("torchvision/vit_b_32", "tokens"),
+        ("torchvision/squeezenet1_1", "nothing there classifies"),
+        ("torchvision/googlenet", "cannot be called one after another"),
+        ("vgg11", "hidden layer between pooling and classifier"),
+        ("mobilenetv3_small_050", "hidden layer between pooling and classifier"),
+        ("convnext_atto", r"normalisation \(LayerNorm2d\) after the pooling"),
+        ("vit_tiny_patch16_224", r"tokens of shape \(2, 197, 192\)"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")
 def test_networks_that_end_otherwise_are_refused_with_the_reason(name, reason):
     with pytest.raises(ValueError, match=reason):
@@ -216,7 +247,7 @@ def test_a_forgotten_relu_is_noticed(monkeypatch):
 def test_splitting_leaves_no_trace(name):
     """Flags, parameters, statistics, gradients and random numbers are as before, whether it succeeds or fails."""
     model = network(name).train()
-    next(model.children()).eval()                                         # a frozen part stays frozen
+    next(model.children()).eval()  # a frozen part stays frozen
     flags = [part.training for part in model.modules()]
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     if name.endswith("resnet18"):
@@ -241,6 +272,7 @@ def test_splitting_works_in_half_precision_under_autocast_and_channels_last():
 
 # the created module ------------------------------------------------------------------------------------------------------
 
+
 def test_create_gives_one_module_with_a_classifier_that_may_be_replaced():
     model = backbones.create("resnet18", pretrained=False, num_classes=5)
     images = torch.rand(2, 3, 64, 64)
@@ -249,7 +281,7 @@ def test_create_gives_one_module_with_a_classifier_that_may_be_replaced():
     nn.init.zeros_(twin.classifier.weight)
     twin.classifier.bias.data = torch.arange(5.0)
     torch.testing.assert_close(twin(images), torch.arange(5.0).expand(2, 5))
-    assert model(images).std(0).max() > 0                                 # the copy has weights of its own
+    assert model(images).std(0).max() > 0  # the copy has weights of its own
     model(images).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 

@@ -58,7 +58,8 @@ def test_the_table_and_the_file_say_the_same(peers, monkeypatch, capsys, tmp_pat
     assert (written["repeats"], written["threads"]) == (1, 1)
     assert written["rows"] == [
         {"row": "quick", "task": "counting to three", "contestant": "ours", "seconds": 0.002, "ratio": 1.0},
-        {"row": "quick", "task": "counting to three", "contestant": "theirs", "seconds": 0.025, "ratio": 12.5}]
+        {"row": "quick", "task": "counting to three", "contestant": "theirs", "seconds": 0.025, "ratio": 12.5},
+    ]
     assert "| counting to three | theirs | 25.0 ms | 12.5 |" in capsys.readouterr().out
 
 
@@ -70,6 +71,7 @@ def test_contestants_take_turns_and_the_median_counts(monkeypatch):
         def run():
             turns.append(name)
             clock[0] += seconds.pop(0)
+
         return run
 
     monkeypatch.setattr(bench.time, "process_time", lambda: clock[0])
@@ -82,4 +84,4 @@ def test_the_opencv_curves_are_ours():
     pytest.importorskip("cv2")
     heatmap = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(0))
     heatmap = heatmap / heatmap.amax((1, 2), keepdim=True)
-    assert list(bench._box_curves(heatmap, [torch.tensor([[2, 2, 8, 9]])] * 2))[0] == "ours"    # it compares them
+    assert list(bench._box_curves(heatmap, [torch.tensor([[2, 2, 8, 9]])] * 2))[0] == "ours"  # it compares them

@@ -58,6 +58,7 @@ def test_check_compares_and_writes_nothing(course):
 def test_cell_ids_are_unique_and_survive_a_change_elsewhere(course):
     def ids():
         return [cell.id for cell in build.solved(course / "src" / "00_shapes.py", build.address(course)).cells]
+
     before = ids()
     assert len(set(before)) == len(before)
     spoil(course, "features.mean((2, 3))", "features.flatten(2).mean(-1)")
@@ -69,7 +70,11 @@ def test_cell_ids_are_unique_and_survive_a_change_elsewhere(course):
 def test_students_get_stubs_and_no_hidden_test(course):
     build.build_student(course / "src", course)
     text = (course / "00_shapes.ipynb").read_text()
-    assert "NotImplementedError" in text and "features.mean((2, 3))" not in text and "pooled(torch.ones(1, 1, 3, 1))" not in text
+    assert (
+        "NotImplementedError" in text
+        and "features.mean((2, 3))" not in text
+        and "pooled(torch.ones(1, 1, 3, 1))" not in text
+    )
     [path, _] = build.build_solved(course / "src", course / "solved")
     solved = path.read_text()
     assert "features.mean((2, 3))" in solved and "pooled(torch.ones(1, 1, 3, 1))" in solved
@@ -80,8 +85,19 @@ def test_short_headers_become_the_metadata_of_nbgrader(course):
     build.build_student(course / "src", course)
     graded = [cell.metadata.nbgrader for cell in read(course / "00_shapes.ipynb").cells if "nbgrader" in cell.metadata]
     exercise, check = graded
-    assert (exercise.grade_id, exercise.solution, exercise.grade, exercise.locked) == ("exercise-00-1", True, False, False)
-    assert (check.grade_id, check.solution, check.grade, check.locked, check.points) == ("check-00-1", False, True, True, 2)
+    assert (exercise.grade_id, exercise.solution, exercise.grade, exercise.locked) == (
+        "exercise-00-1",
+        True,
+        False,
+        False,
+    )
+    assert (check.grade_id, check.solution, check.grade, check.locked, check.points) == (
+        "check-00-1",
+        False,
+        True,
+        True,
+        2,
+    )
     assert all(re.fullmatch(r"[\w-]+", cell.grade_id) and cell.checksum for cell in graded)
     assert read(course / "00_shapes.ipynb").metadata.kernelspec.name == "python3"
     nbformat.validate(read(course / "00_shapes.ipynb"))
@@ -89,29 +105,36 @@ def test_short_headers_become_the_metadata_of_nbgrader(course):
 
 def test_badge_and_links_stand_on_the_address_of_pyproject(course):
     settings = (course / "pyproject.toml").read_text()
-    settings = re.sub(r'^Repository = .*$', 'Repository = "https://github.com/someone/fork"', settings, flags=re.M)
-    (course / "pyproject.toml").write_text(re.sub(r'^revision = .*$', 'revision = "v2"', settings, flags=re.M))
+    settings = re.sub(r"^Repository = .*$", 'Repository = "https://github.com/someone/fork"', settings, flags=re.M)
+    (course / "pyproject.toml").write_text(re.sub(r"^revision = .*$", 'revision = "v2"', settings, flags=re.M))
     build.build_student(course / "src", course)
     text = (course / "00_shapes.ipynb").read_text()
     assert "https://colab.research.google.com/github/someone/fork/blob/v2/notebooks/00_shapes.ipynb" in text
     assert "git+https://github.com/someone/fork@v2 " in text
-    assert "[01 · Pictures](01_pictures.ipynb)" in text and "blob/v2/notebooks/01_pictures.ipynb" in text and "Before" not in text
+    assert (
+        "[01 · Pictures](01_pictures.ipynb)" in text
+        and "blob/v2/notebooks/01_pictures.ipynb" in text
+        and "Before" not in text
+    )
     assert "**Before:** [00 · Shapes](00_shapes.ipynb)" in (course / "01_pictures.ipynb").read_text()
     assert not re.search(r"\{\{\w+\}\}", text) and "from-maps-to-masks" not in text
 
 
-@pytest.mark.parametrize("old, new, sentence", [
-    ("### END SOLUTION", "### THE END", "o end solution statement"),               # nbgrader's own words
-    ("### BEGIN SOLUTION\n", "", "has no ### BEGIN SOLUTION"),
-    ("### END HIDDEN TESTS", "### END HIDDEN TEST", "o end hidden tests statement"),
-    ("### BEGIN HIDDEN TESTS", "### Begin hidden tests", "still in the student version"),
-    ("{{next}}", "{{nxet}}", "'{{nxet}}' is still in the student version"),
-    ('# %% check="00.1" points=2', "# %%", "every exercise needs exactly one check"),
-    ('# %% exercise="00.1"', '# %% exercise="00.2"', "every exercise needs exactly one check"),
-    ('# %% tags=["parameters"]', "# %%", 'must be the one with tags=["parameters"]'),
-    ("# {{setup}}\n", "", "exactly one cell must start with the line `# {{setup}}`"),
-    ("# # 00 · Shapes", "# 00 · Shapes", "has no title"),
-])
+@pytest.mark.parametrize(
+    "old, new, sentence",
+    [
+        ("### END SOLUTION", "### THE END", "o end solution statement"),  # nbgrader's own words
+        ("### BEGIN SOLUTION\n", "", "has no ### BEGIN SOLUTION"),
+        ("### END HIDDEN TESTS", "### END HIDDEN TEST", "o end hidden tests statement"),
+        ("### BEGIN HIDDEN TESTS", "### Begin hidden tests", "still in the student version"),
+        ("{{next}}", "{{nxet}}", "'{{nxet}}' is still in the student version"),
+        ('# %% check="00.1" points=2', "# %%", "every exercise needs exactly one check"),
+        ('# %% exercise="00.1"', '# %% exercise="00.2"', "every exercise needs exactly one check"),
+        ('# %% tags=["parameters"]', "# %%", 'must be the one with tags=["parameters"]'),
+        ("# {{setup}}\n", "", "exactly one cell must start with the line `# {{setup}}`"),
+        ("# # 00 · Shapes", "# 00 · Shapes", "has no title"),
+    ],
+)
 def test_a_source_that_nobody_could_run_or_grade_is_refused(course, old, new, sentence):
     spoil(course, old, new)
     with pytest.raises((ValueError, RuntimeError), match=re.escape(sentence)):
@@ -128,9 +151,13 @@ def test_two_builders_at_once_leave_whole_files(course):
 
 # ------------------------------------------------------------------------------------------ the set-up cell
 
+
 def setup_lines(course):
-    source = next(cell.source for cell in build.solved(course / "src" / "00_shapes.py", build.address(course)).cells
-                  if "google.colab" in cell.source)
+    source = next(
+        cell.source
+        for cell in build.solved(course / "src" / "00_shapes.py", build.address(course)).cells
+        if "google.colab" in cell.source
+    )
     return source.split("import torch")[0]
 
 
@@ -146,10 +173,11 @@ def rehearse(course, monkeypatch, colab, installed):
         nonlocal present
         asked.append((name, line))
         present = True
+
     monkeypatch.setattr("importlib.util.find_spec", found)
     shell = types.SimpleNamespace(run_line_magic=magic)
     lines = compile(setup_lines(course), "setup", "exec")
-    for _ in range(2):                                                    # the cell may be run again
+    for _ in range(2):  # the cell may be run again
         exec(lines, {"get_ipython": lambda: shell})
     return asked
 
@@ -178,16 +206,24 @@ def test_lessons_load_nothing_of_the_build():
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert not {"torch", "numpy", "jupytext", "nbgrader", "papermill"} & set(loaded)
     code = "import sys, course_lib.lesson, course_lib.checks; print('jupytext' in sys.modules or 'nbgrader' in sys.modules or 'papermill' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
 # ------------------------------------------------------------------------------------------ places and commands
+
 
 def test_places(tmp_path, monkeypatch):
     monkeypatch.delenv("COURSE_DATA", raising=False)
     monkeypatch.delenv("COURSE_RESULTS", raising=False)
     assert paths.checkout() == ROOT
-    assert (paths.data_root(), paths.results(), paths.shelf()) == (ROOT / "data", ROOT / "build" / "results", ROOT / "data")
+    assert (paths.data_root(), paths.results(), paths.shelf()) == (
+        ROOT / "data",
+        ROOT / "build" / "results",
+        ROOT / "data",
+    )
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
     assert paths.data_root() == tmp_path and paths.data_root("/given") == Path("/given")
     monkeypatch.setattr(paths, "HERE", tmp_path / "site-packages" / "course_lib")

@@ -12,14 +12,20 @@ from course_lib.backbones.dense import parameter_groups
 from course_lib.wsss import cam_net
 from course_lib.wsss.cam_net import METHODS, PUBLISHED, Architecture, build, load, save
 from course_lib.wsss.seam import pixel_correlation, winning_maps
-from course_lib.wsss.views import resize
 
 CLASSES = ("background", "bird", "fish", "train")
 TRUNKS = {
     "small": Architecture("cam", CLASSES, "small", neck=16, projector=8),
     "resnet38": Architecture("cam", CLASSES, width=2, projector=8),
-    "mobilenetv2_050": Architecture("cam", CLASSES, "mobilenetv2_050", neck=16, projector=8,
-                                          taps=("blocks.1", "blocks.3", "blocks.4"), frozen="blocks.3"),
+    "mobilenetv2_050": Architecture(
+        "cam",
+        CLASSES,
+        "mobilenetv2_050",
+        neck=16,
+        projector=8,
+        taps=("blocks.1", "blocks.3", "blocks.4"),
+        frozen="blocks.3",
+    ),
 }
 SMALL = TRUNKS["small"]
 
@@ -30,7 +36,9 @@ def net(trunk="small", method="seam+p2p", seed=0, **changes):
 
 
 def pictures(count=2, height=48, width=40, seed=0):
-    return torch.randint(256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -89,14 +97,21 @@ def test_gradients_go_where_they_are_published_to_go(trunk):
     def reached(choose):
         model.zero_grad()
         choose(model(model.prepare(pictures()))).square().sum().backward()
-        return {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None and weight.grad.any()}
+        return {
+            name.split(".")[0]
+            for name, weight in model.named_parameters()
+            if weight.grad is not None and weight.grad.any()
+        }
 
     below = {"trunk"} | ({"neck"} if model.neck is not None else set())
     assert reached(lambda view: view.cam) == below | {"classifier"}
     assert reached(lambda view: view.embeddings) == below | {"projector"}
     assert reached(lambda view: view.refined) == {"similar4", "similar5", "similar"}, "PCM teaches itself only"
-    unreached = [name for name, weight in model.named_parameters() if weight.requires_grad and "similar" in name
-                 and weight.grad is None]
+    unreached = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and "similar" in name and weight.grad is None
+    ]
     assert not unreached
 
 
@@ -134,7 +149,7 @@ def test_smaller_views_and_padding():
     inside = torch.ones(2, 48, 40, dtype=torch.bool)
     inside[:, :, 30:] = False
     padded = model.prepare(images, inside)
-    images[:, :, :, 30:] = 77                                             # whatever lies there
+    images[:, :, :, 30:] = 77  # whatever lies there
     torch.testing.assert_close(padded["trunk"], model.prepare(images, inside)["trunk"])
     assert not model.prepare(images, torch.zeros_like(inside))["colours"].any(), "padding is the mean colour"
 
@@ -142,10 +157,10 @@ def test_smaller_views_and_padding():
 def test_published_initial_weights():
     model = net(neck=256, projector=128)
     fans = {name: sum(head.weight.shape[:2]) for name, head in model.heads().items()}
-    for name, gain in (("fc8", 1), ("f9", 4), ("fc_proj", 1)):            # Xavier: uniform, of variance 2 gain^2 / (in + out)
+    for name, gain in (("fc8", 1), ("f9", 4), ("fc_proj", 1)):  # Xavier: uniform, of variance 2 gain^2 / (in + out)
         expected = gain * (2 / fans[name]) ** 0.5
         assert model.heads()[name].weight.std().item() == pytest.approx(expected, rel=0.06), name
-    assert model.similar5.weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.06)        # Kaiming, normal
+    assert model.similar5.weight.std().item() == pytest.approx((2 / 128) ** 0.5, rel=0.06)  # Kaiming, normal
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -162,13 +177,23 @@ def test_released_checkpoints(tmp_path, monkeypatch):
     """At width 2, to be quick: names of all heads, and EPS's background brought to channel 0."""
     monkeypatch.setattr(cam_net, "Architecture", partial(Architecture, width=2))
     sizes = {"fc8": 128, "f8_3": 16, "f8_4": 32, "fc_proj": 128, "proj_fc": 128, "f8_5": 128}
-    monkeypatch.setattr(released, "LAYOUTS", {
-        method: {name: (rows, 195 if name == "f9" and method != "affinity" else sizes.get(name, rows))
-                 for name, (rows, _) in layout.items()} for method, layout in released.LAYOUTS.items()})
+    monkeypatch.setattr(
+        released,
+        "LAYOUTS",
+        {
+            method: {
+                name: (rows, 195 if name == "f9" and method != "affinity" else sizes.get(name, rows))
+                for name, (rows, _) in layout.items()
+            }
+            for method, layout in released.LAYOUTS.items()
+        },
+    )
     for theirs, method in cam_net.RELEASED.items():
         torch.manual_seed(1)
         model = build(Architecture(method, width=2))
-        state = model.trunk.state_dict() | {f"{name}.weight": head.weight.detach() for name, head in model.heads().items()}
+        state = model.trunk.state_dict() | {
+            f"{name}.weight": head.weight.detach() for name, head in model.heads().items()
+        }
         if theirs == "p2p-eps":
             state["proj_fc.weight"] = state.pop("fc_proj.weight")
         if "eps" in theirs:

@@ -31,7 +31,9 @@ def cell(text, name, **names):
     return names
 
 
-def judged(capsys, answer, test="with check('01.1', hint='Look again.'):\n    same(f(torch.ones(2, 3)), torch.ones(2))"):
+def judged(
+    capsys, answer, test="with check('01.1', hint='Look again.'):\n    same(f(torch.ones(2, 3)), torch.ones(2))"
+):
     names = cell(answer, "/nowhere/answer.py", torch=torch)
     cell(test, "/nowhere/check.py", **{**names, "check": checks.check, "same": same})
     return capsys.readouterr().out.strip()
@@ -49,7 +51,10 @@ def test_pass(capsys):
 
 
 def test_an_untouched_stub_is_to_do_not_wrong(capsys):
-    assert judged(capsys, "def f(x): raise NotImplementedError('later')") == "[TODO] 01.1: not written yet.  Hint: Look again."
+    assert (
+        judged(capsys, "def f(x): raise NotImplementedError('later')")
+        == "[TODO] 01.1: not written yet.  Hint: Look again."
+    )
     assert checks.status == {"01.1": "TODO"}
 
 
@@ -70,8 +75,9 @@ def test_a_missing_function(capsys):
 
 
 def test_a_name_missing_in_the_students_code_is_not_the_cell_above(capsys):
-    assert "your code stopped with NameError: name 'nothing' is not defined  (line 1 of f: " in \
-        judged(capsys, "def f(x): return nothing")
+    assert "your code stopped with NameError: name 'nothing' is not defined  (line 1 of f: " in judged(
+        capsys, "def f(x): return nothing"
+    )
 
 
 def test_an_answer_that_breaks_the_check_itself(capsys):
@@ -80,7 +86,9 @@ def test_an_answer_that_breaks_the_check_itself(capsys):
 
 
 def test_an_assertion_without_a_sentence_shows_itself(capsys):
-    assert "this does not hold: assert f(1) == 4" in judged(capsys, "def f(x): return 3", "with check('01.1'):\n    assert f(1) == 4")
+    assert "this does not hold: assert f(1) == 4" in judged(
+        capsys, "def f(x): return 3", "with check('01.1'):\n    assert f(1) == 4"
+    )
 
 
 @pytest.mark.parametrize("variable", ["COURSE_STRICT", "NBGRADER_EXECUTION"])
@@ -110,8 +118,8 @@ WANT = torch.arange(24.0).reshape(2, 3, 2, 2).sin()
 
 def test_the_suspect_that_matches_speaks_and_others_are_not_computed():
     never = pytest.fail
-    suspects = {"You forgot the root.": lambda: WANT ** 2, "unused": lambda: never("computed for nothing")}
-    assert said(WANT ** 2, WANT, suspects=suspects) == "You forgot the root."
+    suspects = {"You forgot the root.": lambda: WANT**2, "unused": lambda: never("computed for nothing")}
+    assert said(WANT**2, WANT, suspects=suspects) == "You forgot the root."
     same(WANT.clone(), WANT, suspects={"never": lambda: never("computed although the answer is right")})
 
 
@@ -119,20 +127,27 @@ def test_a_suspect_may_have_another_shape():
     assert said(WANT.mean(1), WANT, suspects={"wrong axis": WANT.mean(1)}) == "wrong axis"
 
 
-@pytest.mark.parametrize("got, options, message", [
-    (WANT.numpy(), {}, "should be a torch.Tensor, but a NumPy array came"),
-    ("a map", {}, "but a str came"),
-    (WANT[:, :2], {"axes": "b c h w"}, "(2, 2, 2, 2), but (2, 3, 2, 2) is expected (b c h w). Look at axis c: 2 came, 3 expected"),
-    (WANT[:, :2], {}, "axis number 1: 2 came"),
-    (WANT.transpose(0, 1), {}, "The axes came in another order"),
-    (WANT[:, :, None], {}, "Only axes of length 1 differ"),
-    (WANT[0], {}, "3 axes in place of 4"),
-    (WANT.log(), {}, "holds NaN"),
-    (-WANT, {}, "wrong sign"),
-    (WANT * 4, {}, "every value is 4 times the expected one"),
-    (WANT + 3, {}, "off by the same +3"),
-    (WANT.index_fill(1, torch.tensor([2]), 9.0), {"axes": "b c h w"}, "8 of 24 values differ, most at [b="),
-])
+@pytest.mark.parametrize(
+    "got, options, message",
+    [
+        (WANT.numpy(), {}, "should be a torch.Tensor, but a NumPy array came"),
+        ("a map", {}, "but a str came"),
+        (
+            WANT[:, :2],
+            {"axes": "b c h w"},
+            "(2, 2, 2, 2), but (2, 3, 2, 2) is expected (b c h w). Look at axis c: 2 came, 3 expected",
+        ),
+        (WANT[:, :2], {}, "axis number 1: 2 came"),
+        (WANT.transpose(0, 1), {}, "The axes came in another order"),
+        (WANT[:, :, None], {}, "Only axes of length 1 differ"),
+        (WANT[0], {}, "3 axes in place of 4"),
+        (WANT.log(), {}, "holds NaN"),
+        (-WANT, {}, "wrong sign"),
+        (WANT * 4, {}, "every value is 4 times the expected one"),
+        (WANT + 3, {}, "off by the same +3"),
+        (WANT.index_fill(1, torch.tensor([2]), 9.0), {"axes": "b c h w"}, "8 of 24 values differ, most at [b="),
+    ],
+)
 def test_what_is_off_is_said(got, options, message):
     assert message in said(got, WANT, **options)
 
@@ -170,6 +185,7 @@ def test_any_real_difference_fails_with_a_sentence(values, place, error):
 
 # ------------------------------------------------------------------------------------------ the frame of a lesson
 
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     for name in ("COURSE_PROFILE", "COURSE_DEVICE", "COURSE_DATA"):
@@ -182,6 +198,7 @@ def test_start_seeds_all_generators(place, capsys):
     def draw():
         start("07", "smoke", str(place), "cpu", 3)
         return torch.rand(()).item(), np.random.rand(), random.random()
+
     assert draw() == draw()
     assert capsys.readouterr().out.splitlines()[0] == f"Lesson 07 · profile smoke · device cpu · data {place} · seed 3"
 
@@ -194,18 +211,28 @@ def test_environment_goes_before_parameters(place, monkeypatch):
     assert (begun.profile, begun.device.type, begun.data) == ("smoke", "cpu", place / "elsewhere")
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (("01", "quick"), "PROFILE is one of smoke, mini, paper, but 'quick' came"),
-    pytest.param(("01", "mini", "", "cuda"), "torch sees no CUDA device",
-                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (("01", "quick"), "PROFILE is one of smoke, mini, paper, but 'quick' came"),
+        pytest.param(
+            ("01", "mini", "", "cuda"),
+            "torch sees no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
 def test_start_refuses_with_a_sentence(place, arguments, sentence):
     with pytest.raises(ValueError, match=sentence):
         start(*arguments)
 
 
 def test_choose_follows_the_profile(place):
-    assert [start("01", profile, device="cpu").choose(smoke=1, mini=2, paper=3) for profile in lesson.PROFILES] == [1, 2, 3]
+    assert [start("01", profile, device="cpu").choose(smoke=1, mini=2, paper=3) for profile in lesson.PROFILES] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_finish_writes_what_was_recorded(place, capsys):
@@ -225,7 +252,7 @@ def test_finish_writes_what_was_recorded(place, capsys):
     assert 50 < result["peak_mb"] < 100_000 and 0 <= result["seconds"] < 600
     out = capsys.readouterr().out
     assert "62.25 %" in out and "48.1 %" in out and "[TODO] 01.1" in out and str(place / "results" / "01.json") in out
-    assert [path.name for path in (place / "results").iterdir()] == ["01.json"]      # no half-written file is left
+    assert [path.name for path in (place / "results").iterdir()] == ["01.json"]  # no half-written file is left
 
 
 def test_record_refuses_what_is_not_one_number(place):
@@ -235,17 +262,28 @@ def test_record_refuses_what_is_not_one_number(place):
 
 def test_peak_memory_is_this_process_alone():
     ballast = bytearray(300_000_000)
-    ballast[::4096] = b"x" * len(ballast[::4096])                         # a parent with much memory
+    ballast[::4096] = b"x" * len(ballast[::4096])  # a parent with much memory
     code = "from course_lib.lesson import peak_memory; print(peak_memory())"
     child = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    alone = float(subprocess.run(["env", sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    alone = float(
+        subprocess.run(["env", sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    )
     assert abs(child - alone) < 50
     assert lesson.peak_memory() > len(ballast) / 2**20
 
 
-@pytest.mark.parametrize("value, unit, text", [
-    (None, "", "–"), (0.123456, "", "0.1235"), (62.0, "%", "62 %"), (12, "images", "12 images"), (1e-7, "", "1e-07"),
-    (123456.0, "", "123456"), ("lite0", "", "lite0"), (0.0, "", "0"),
-])
+@pytest.mark.parametrize(
+    "value, unit, text",
+    [
+        (None, "", "–"),
+        (0.123456, "", "0.1235"),
+        (62.0, "%", "62 %"),
+        (12, "images", "12 images"),
+        (1e-7, "", "1e-07"),
+        (123456.0, "", "123456"),
+        ("lite0", "", "lite0"),
+        (0.0, "", "0"),
+    ],
+)
 def test_figures_as_text(value, unit, text):
     assert lesson.with_unit(value, unit) == text

@@ -19,13 +19,17 @@ def twin(image: np.ndarray, level: int) -> tuple[list[int], list[tuple[int, ...]
     labels, count = ndimage.label(image > level, EIGHT)
 
     def box(rows: slice, columns: slice, grow: int = 0) -> tuple[int, ...]:
-        return (columns.start - grow, rows.start - grow,
-                min(columns.stop + grow, width - 1), min(rows.stop + grow, height - 1))
+        return (
+            columns.start - grow,
+            rows.start - grow,
+            min(columns.stop + grow, width - 1),
+            min(rows.stop + grow, height - 1),
+        )
 
     largest, best, every = [0, 0, 0, 0], None, []
     for label, extent in enumerate(ndimage.find_objects(labels), 1):
         region = ndimage.binary_fill_holes(labels == label)
-        cells = sum(region[y:height - 1 + y, x:width - 1 + x].astype(int) for y in (0, 1) for x in (0, 1))
+        cells = sum(region[y : height - 1 + y, x : width - 1 + x].astype(int) for y in (0, 1) for x in (0, 1))
         area = ((cells == 4) + 0.5 * (cells == 3)).sum()
         rank = (area, np.flatnonzero(labels == label)[0])
         if best is None or rank > best:
@@ -62,19 +66,31 @@ def smooth(seed: int, cells: int, size: int, steps: int = 255) -> np.ndarray:
 
 
 diamond = np.zeros((7, 8), np.uint8)
-diamond[[1, 2, 2, 3], [3, 2, 4, 3]] = 200                                # closed by its diagonals alone
+diamond[[1, 2, 2, 3], [3, 2, 4, 3]] = 200  # closed by its diagonals alone
 line = np.zeros((9, 9), np.uint8)
 line[4, 1:8] = line[range(9), range(9)] = 90
 twins = np.zeros((5, 11), np.uint8)
-twins[1:4, 1:4] = twins[1:4, 7:10] = 50                                   # equal areas, same first row
+twins[1:4, 1:4] = twins[1:4, 7:10] = 50  # equal areas, same first row
 
 
-@pytest.mark.parametrize("image", [
-    np.zeros((6, 5), np.uint8), np.full((6, 5), 255, np.uint8), np.full((1, 1), 7, np.uint8),
-    np.array([[0, 3, 3, 0, 9, 255, 1]], np.uint8), np.array([[0, 3, 3, 0, 9, 255, 1]], np.uint8).T.copy(),
-    rings(17), rings(23)[:, :20].copy(), diamond, line, twins, np.rot90(twins).copy(),
-    np.indices((8, 8)).sum(0).astype(np.uint8) % 2 * 255,
-], ids="empty full pixel row column rings cut-rings diamond lines twins stacked-twins chequered".split())
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((6, 5), np.uint8),
+        np.full((6, 5), 255, np.uint8),
+        np.full((1, 1), 7, np.uint8),
+        np.array([[0, 3, 3, 0, 9, 255, 1]], np.uint8),
+        np.array([[0, 3, 3, 0, 9, 255, 1]], np.uint8).T.copy(),
+        rings(17),
+        rings(23)[:, :20].copy(),
+        diamond,
+        line,
+        twins,
+        np.rot90(twins).copy(),
+        np.indices((8, 8)).sum(0).astype(np.uint8) % 2 * 255,
+    ],
+    ids="empty full pixel row column rings cut-rings diamond lines twins stacked-twins chequered".split(),
+)
 def test_special_images(image):
     agree(image)
 
@@ -100,12 +116,14 @@ def test_small_images_of_few_levels(height, width, top, seed):
 def test_flipping_the_image_flips_the_boxes(seed, axis):
     """In coordinates that end on the last pixel; a dark border keeps the rule for borders away."""
     image = np.pad(smooth(seed, 5, 20), 2)
-    box, flipped = (largest_boxes(torch.from_numpy(i.copy())[None])[0, ::5].numpy() for i in (image, np.flip(image, axis)))
+    box, flipped = (
+        largest_boxes(torch.from_numpy(i.copy())[None])[0, ::5].numpy() for i in (image, np.flip(image, axis))
+    )
     low, high = (1, 3) if axis == 0 else (0, 2)
     expected = box.copy()
     expected[:, low], expected[:, high] = 24 - box[:, high], 24 - box[:, low]
     some = [twin(image, level)[0] != [0] * 4 and len(twin(image, level)[1]) == 1 for level in range(0, 256, 5)]
-    np.testing.assert_array_equal(flipped[some], expected[some])          # several regions may tie, and ties have an order
+    np.testing.assert_array_equal(flipped[some], expected[some])  # several regions may tie, and ties have an order
 
 
 @settings(deadline=None, max_examples=20)
@@ -121,7 +139,7 @@ def test_a_batch_is_its_images():
     images = torch.from_numpy(np.stack([smooth(seed, 7, 30) for seed in range(4)]))
     largest, owner, level, box = contour_boxes(images)
     for i in range(4):
-        alone = contour_boxes(images[i:i + 1])
+        alone = contour_boxes(images[i : i + 1])
         assert torch.equal(largest[i], alone[0][0])
         assert torch.equal(level[owner == i], alone[2]) and torch.equal(box[owner == i], alone[3])
 
@@ -138,6 +156,7 @@ def test_a_size_of_zero_is_refused():
 
 def test_agrees_with_opencv():
     import cv2
+
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (24, 24)).astype(np.uint8)
     for image in [smooth(0, 7, 112), smooth(1, 14, 56, 17), noise, twins, line, rings(17)]:
@@ -145,7 +164,9 @@ def test_agrees_with_opencv():
         largest, _, level, box = contour_boxes(torch.from_numpy(image)[None])
         for at in range(0, 256, 3):
             contours, _ = cv2.findContours((image > at).astype(np.uint8), cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
-            boxes = [(x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in map(cv2.boundingRect, contours)]
+            boxes = [
+                (x, y, min(x + w, width - 1), min(y + h, height - 1)) for x, y, w, h in map(cv2.boundingRect, contours)
+            ]
             areas = [cv2.contourArea(contour) for contour in contours]
             assert tuple(largest[0, at].tolist()) == (boxes[int(np.argmax(areas))] if boxes else (0, 0, 0, 0))
             assert sorted(map(tuple, box[level == at].tolist())) == sorted(boxes)

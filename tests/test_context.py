@@ -18,18 +18,19 @@ def seeded(seed=0):
 
 def problem(queries, gallery, classes, seed, kept=0.7):
     g = seeded(seed)
-    distances = torch.randint(6, (queries, gallery), generator=g) / 4     # with many ties
+    distances = torch.randint(6, (queries, gallery), generator=g) / 4  # with many ties
     ids = [torch.randint(classes, (n,), generator=g) for n in (queries, gallery)]
     return distances, *ids, torch.rand(queries, gallery, generator=g) < kept
 
 
 # neighbours --------------------------------------------------------------------------------------------------------------
 
+
 def slow_neighbours(distances, query_ids, gallery_ids, keep):
     found = []
     for q in range(len(query_ids)):
         kept = [g for g in range(len(gallery_ids)) if keep[q, g]]
-        kept.sort(key=lambda g: float(distances[q, g]))                   # stable: of equal ones the first
+        kept.sort(key=lambda g: float(distances[q, g]))  # stable: of equal ones the first
         right = [g for g in kept if gallery_ids[g] == query_ids[q]]
         wrong = [g for g in kept if gallery_ids[g] != query_ids[q]]
         found.append([names[0] if names else NONE for names in (kept, right, wrong)])
@@ -37,14 +38,17 @@ def slow_neighbours(distances, query_ids, gallery_ids, keep):
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(1, 6), st.integers(1, 8), st.integers(1, 4), st.integers(0, 999), st.sampled_from([0.0, 0.3, 0.8, 1.0]))
+@given(
+    st.integers(1, 6), st.integers(1, 8), st.integers(1, 4), st.integers(0, 999), st.sampled_from([0.0, 0.3, 0.8, 1.0])
+)
 def test_neighbours_are_those_of_a_search_one_by_one(queries, gallery, classes, seed, kept):
     distances, query_ids, gallery_ids, keep = problem(queries, gallery, classes, seed, kept)
     found = neighbours(distances, query_ids, gallery_ids, keep)
     assert torch.equal(torch.stack(tuple(found)), slow_neighbours(distances, query_ids, gallery_ids, keep))
     everything = neighbours(distances, query_ids, gallery_ids)
-    assert torch.equal(torch.stack(tuple(everything)),
-                       slow_neighbours(distances, query_ids, gallery_ids, torch.ones_like(keep)))
+    assert torch.equal(
+        torch.stack(tuple(everything)), slow_neighbours(distances, query_ids, gallery_ids, torch.ones_like(keep))
+    )
     either = [{int(r), int(w)} for r, w in zip(found.correct, found.wrong)]
     assert all(int(n) in both for n, both in zip(found.nearest, either))  # the nearest is one of the other two
 
@@ -80,17 +84,17 @@ def test_distances_that_are_not_numbers_are_refused(value):
 def test_a_random_wrong_reference_is_wrong_kept_and_any_of_them():
     query_ids, gallery_ids = torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1, 2, 2, 2])
     keep = torch.ones(3, 6, dtype=torch.bool)
-    keep[0, 5], keep[2, :3] = False, False                                # the last query keeps its own class only
+    keep[0, 5], keep[2, :3] = False, False  # the last query keeps its own class only
     drawn = torch.stack([random_wrong(query_ids, gallery_ids, keep, seeded(seed)) for seed in range(300)])
     assert set(drawn[:, 0].tolist()) == {1, 2, 3, 4} and set(drawn[:, 1].tolist()) == {0, 3, 4, 5}
     assert set(drawn[:, 2].tolist()) == {NONE}
-    assert (drawn[:, 0].bincount()[1:] > 50).all()                        # about 75 each
+    assert (drawn[:, 0].bincount()[1:] > 50).all()  # about 75 each
     assert torch.equal(drawn[7], random_wrong(query_ids, gallery_ids, keep, seeded(7)))
 
 
 # maps of pairs -----------------------------------------------------------------------------------------------------------
 
-BY_HAND = {                                                               # one pooled query, one reference, mean reference
+BY_HAND = {  # one pooled query, one reference, mean reference
     "uniform": lambda q, p, mean: torch.ones_like(q),
     "dist-cam": lambda q, p, mean: 1 / (p - q).abs(),
     "match-activity": lambda q, p, mean: p / (p - q).abs().clamp_min((p - q).abs().mean()),
@@ -117,11 +121,12 @@ def test_each_map_is_that_of_its_pair_made_by_hand(b, r, g, seed):
             for j in range(r):
                 weights = rule(features[i].mean((-2, -1)), references[chosen[i, j]], references.mean(0))
                 expected = (weights[:, None, None] * features[i]).sum(0)
-                if name == "prototype-centred":                           # its scale is that of small differences
+                if name == "prototype-centred":  # its scale is that of small differences
                     torch.testing.assert_close(found[name][i, j], expected, rtol=1e-4, atol=1e-5)
-                else:                                                     # only the shape has a meaning
-                    torch.testing.assert_close(found[name][i, j] / found[name][i, j].max(), expected / expected.max(),
-                                               rtol=1e-4, atol=1e-5)
+                else:  # only the shape has a meaning
+                    torch.testing.assert_close(
+                        found[name][i, j] / found[name][i, j].max(), expected / expected.max(), rtol=1e-4, atol=1e-5
+                    )
 
 
 def test_rules_are_those_of_lesson_02():
@@ -152,7 +157,9 @@ def test_an_image_that_is_its_own_reference_shows_the_sum_of_its_channels():
 def test_random_weights_are_fresh_for_each_pair_and_repeat_with_their_seed():
     features, references = images()
     chosen = torch.zeros(3, 2, dtype=torch.long)
-    first, again, other = (pair_maps(features, references, chosen, seeded(seed), ["random"])["random"] for seed in (0, 0, 1))
+    first, again, other = (
+        pair_maps(features, references, chosen, seeded(seed), ["random"])["random"] for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again) and not torch.allclose(first, other)
     assert not torch.allclose(first[:, 0], first[:, 1])
 
@@ -163,7 +170,7 @@ def test_both_sides_of_a_pair():
     pair = torch.tensor([1, 2, 0])
     here = pair_maps(features, pooled, pair[:, None], seeded(), ["prototype"])["prototype"][:, 0]
     there = pair_maps(features[pair], pooled, torch.arange(3)[:, None], seeded(), ["prototype"])["prototype"][:, 0]
-    torch.testing.assert_close(here.mean((-2, -1)), there.mean((-2, -1)))      # both average to the product P . q
+    torch.testing.assert_close(here.mean((-2, -1)), there.mean((-2, -1)))  # both average to the product P . q
     assert (controls.map_correlation(here, there) < 0.999).all()
 
 

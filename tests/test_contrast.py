@@ -13,13 +13,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib import prototypes, wsss
 from course_lib.prototypes import pixel_prototypes
-from course_lib.wsss import View, contrast, seam, views as second_views
-from course_lib.wsss.contrast import ContrastConfig, contrast_loss, contrast_terms, min_max, pixel_to_prototype, pseudo_labels
+from course_lib.wsss import View, contrast, seam
+from course_lib.wsss import views as second_views
+from course_lib.wsss.contrast import (
+    ContrastConfig,
+    contrast_loss,
+    contrast_terms,
+    min_max,
+    pixel_to_prototype,
+    pseudo_labels,
+)
 from course_lib.wsss.views import Warp
 
 CODE, PAPER = ContrastConfig.code(), ContrastConfig.paper()
 TERMS = ("cross-prototype", "cross-cam", "intra")
-DIFFERENCES = [field.name for field in fields(ContrastConfig) if getattr(CODE, field.name) != getattr(PAPER, field.name)]
+DIFFERENCES = [
+    field.name for field in fields(ContrastConfig) if getattr(CODE, field.name) != getattr(PAPER, field.name)
+]
 
 
 def sample(seed=0, images=3, classes=6, channels=8, sides=(9, 7), dtype=torch.float64, tagged=0.5):
@@ -32,7 +42,7 @@ def sample(seed=0, images=3, classes=6, channels=8, sides=(9, 7), dtype=torch.fl
     views = []
     for side in sides:
         cam, refined = (F.interpolate(draw(images, classes, 4, 4), (side, side), mode="bicubic") for _ in range(2))
-        pixels = draw(images, channels, side, side).relu() + 0.01         # the twins' F.normalize has gradients of 1e12 at 0
+        pixels = draw(images, channels, side, side).relu() + 0.01  # the twins' F.normalize has gradients of 1e12 at 0
         views.append(View(cam, refined, pixels.requires_grad_()))
     tags = (torch.rand(images, classes - 1, generator=generator) < tagged).to(dtype)
     return *views, tags, torch.rand(2, images, sides[1], sides[1], generator=generator, dtype=dtype)
@@ -49,6 +59,7 @@ def outcome(terms, views):
 
 
 # published numbers -------------------------------------------------------------------------------------------------------
+
 
 def golden():
     """Maps and embeddings in closed form, 2 images on 16 x 16."""
@@ -81,10 +92,12 @@ def test_terms_of_the_released_code():
     terms = contrast_terms(*views, tags, CODE, noise)
     assert terms["cross-prototype"].tolist() == pytest.approx([3.158417, 3.154214], abs=1e-6)
     assert terms["cross-cam"].tolist() == pytest.approx([3.168537, 3.160808], abs=1e-6)
-    plain, classes = (contrast_terms(*views, tags, replace(CODE, mine_pixels=False, class_mean=mean), noise)["intra"]
-                      for mean in (False, True))
+    plain, classes = (
+        contrast_terms(*views, tags, replace(CODE, mine_pixels=False, class_mean=mean), noise)["intra"]
+        for mean in (False, True)
+    )
     assert plain.tolist() == pytest.approx([2.577236, 2.560943], abs=1e-6)
-    assert classes.tolist() == pytest.approx([2.493341, 2.467534], abs=1e-6)          # what the random half is on average
+    assert classes.tolist() == pytest.approx([2.493341, 2.467534], abs=1e-6)  # what the random half is on average
     # With the noise of the hard half, both halves are the hard one.
     hard = []
     for v, view in enumerate(views):
@@ -93,7 +106,7 @@ def test_terms_of_the_released_code():
         similarity = torch.einsum("ndhw,cd->nhwc", F.normalize(view.embeddings, dim=1), of)
         own = similarity.gather(3, labels[..., None])[..., 0]
         chance = own.flatten()
-        for c in labels.unique():                                         # the hardest tenth is passed over
+        for c in labels.unique():  # the hardest tenth is passed over
             mine = (labels == c).flatten().nonzero().flatten()
             ranked = mine[chance[mine].argsort()]
             chance = chance.clone()
@@ -120,13 +133,19 @@ def test_scaled_maps_are_those_of_the_released_code():
 
 # slow twins --------------------------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=12)
-@given(st.integers(0, 9999), st.integers(1, 4), st.sampled_from([(9, 7), (6, 6), (7, 11)]), st.sampled_from([0.0, 0.2, 0.9]))
+@given(
+    st.integers(0, 9999),
+    st.integers(1, 4),
+    st.sampled_from([(9, 7), (6, 6), (7, 11)]),
+    st.sampled_from([0.0, 0.2, 0.9]),
+)
 def test_the_code_preset_is_the_released_arithmetic(seed, images, sides, tagged):
-    from course_lib.course.bench import released_contrast                        # here, since the processes below need no benchmark
+    from course_lib.course.bench import released_contrast  # here, since the processes below need no benchmark
 
     *views, tags, noise = sample(seed, images, 21, 8, sides, tagged=tagged)
-    views = moved(views, lambda cam: cam + 1.5)                           # which of equal confidences it takes is open
+    views = moved(views, lambda cam: cam + 1.5)  # which of equal confidences it takes is open
     expected = released_contrast(*views, tags, noise, draw=False)
     torch.testing.assert_close(outcome(contrast_loss(*views, tags, CODE, noise), views), outcome(expected, views))
 
@@ -135,8 +154,10 @@ def paper_in_loops(view1, view2, tags, noise):
     """Eq. 1 and 4-9, pixel by pixel."""
     sides = []
     for view in (view1, view2):
-        cam, pixels = (F.interpolate(part, view2.cam.shape[2:], mode="bilinear", align_corners=True)
-                       for part in (view.cam, view.embeddings))
+        cam, pixels = (
+            F.interpolate(part, view2.cam.shape[2:], mode="bilinear", align_corners=True)
+            for part in (view.cam, view.embeddings)
+        )
         labels, confidence = [], []
         for image in cam.relu():
             highest = image[1:].max()
@@ -192,7 +213,7 @@ def test_the_paper_preset_is_the_paper(seed, images, sides, classes):
 def test_prototypes_are_weighted_means_of_the_first_pixels(seed, top_k, coarse):
     generator = torch.Generator().manual_seed(seed)
     cam = torch.randn(2, 4, 3, 3, generator=generator, dtype=torch.float64)
-    cam = cam.round() if coarse else cam                                  # many ties, also of 0
+    cam = cam.round() if coarse else cam  # many ties, also of 0
     cam = torch.where(torch.rand(cam.shape, generator=generator) < 0.3, -torch.inf, cam)
     cam[:, 3] = -torch.inf
     pixels = torch.randn(2, 5, 3, 3, generator=generator, dtype=torch.float64)
@@ -216,10 +237,11 @@ def test_one_pixel_against_the_prototypes():
     for n, y, x in ((0, 0, 0), (1, 1, 0), (0, 2, 1)):
         scores = [math.exp(float(F.normalize(pixels[n, :, y, x], dim=0) @ p) / 0.2) for p in of]
         assert found[n, y, x].item() == pytest.approx(-math.log(scores[labels[n, y, x]] / sum(scores)), rel=1e-4)
-    assert found[1, 2, 1].item() == pytest.approx(math.log(3))            # a zero resembles all of them
+    assert found[1, 2, 1].item() == pytest.approx(math.log(3))  # a zero resembles all of them
 
 
 # presets -----------------------------------------------------------------------------------------------------------------
+
 
 def test_the_presets_are_the_two_ends():
     assert CODE == ContrastConfig() and len(DIFFERENCES) == 11
@@ -232,7 +254,7 @@ def test_the_presets_are_the_two_ends():
 @pytest.mark.parametrize("preset", [CODE, PAPER], ids=["code", "paper"])
 def test_every_field_changes_something(preset, name):
     *views, tags, noise = sample(5, images=4, classes=9, sides=(8, 8), tagged=0.25)
-    views = moved(views, lambda cam: cam - 9 * (torch.arange(9) == 3)[:, None, None])     # a class that is nowhere
+    views = moved(views, lambda cam: cam - 9 * (torch.arange(9) == 3)[:, None, None])  # a class that is nowhere
     value = getattr(preset, name)
     changed = replace(preset, **{name: not value if isinstance(value, bool) else value * 2})
     terms, others = contrast_loss(*views, tags, preset, noise), contrast_loss(*views, tags, changed, noise)
@@ -260,7 +282,8 @@ def test_without_mining_intra_is_the_plain_contrast():
     for found, view in zip(contrast_terms(*views, tags, plain, noise)["intra"], views):
         labels, confidence = pseudo_labels(view.refined, tags, plain)
         torch.testing.assert_close(
-            found, pixel_to_prototype(view.embeddings, labels, pixel_prototypes(confidence, view.embeddings, 32)).mean())
+            found, pixel_to_prototype(view.embeddings, labels, pixel_prototypes(confidence, view.embeddings, 32)).mean()
+        )
 
 
 def test_only_embeddings_get_gradients():
@@ -282,15 +305,17 @@ def test_the_refined_maps_or_the_classifiers_are_read(preset):
 
 # invariants --------------------------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 9999), st.booleans())
 def test_the_order_of_images_does_not_matter(seed, paper):
-    config = PAPER if paper else replace(CODE, ranked_background=True)    # the code takes the background's first pixels
+    config = PAPER if paper else replace(CODE, ranked_background=True)  # the code takes the background's first pixels
     *views, tags, noise = sample(seed)
     order = torch.randperm(3, generator=torch.Generator().manual_seed(seed))
     shuffled = [View(*(part[order] for part in view)) for view in views]
-    torch.testing.assert_close(contrast_loss(*shuffled, tags[order], config, noise[:, order]),
-                               contrast_loss(*views, tags, config, noise))
+    torch.testing.assert_close(
+        contrast_loss(*shuffled, tags[order], config, noise[:, order]), contrast_loss(*views, tags, config, noise)
+    )
 
 
 @settings(deadline=None, max_examples=15)
@@ -299,8 +324,10 @@ def test_the_order_of_classes_does_not_matter(seed, config):
     *views, tags, noise = sample(seed)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
     channels = torch.cat((torch.tensor([0]), order + 1))
-    torch.testing.assert_close(contrast_loss(*moved(views, lambda cam: cam[:, channels]), tags[:, order], config, noise),
-                               contrast_loss(*views, tags, config, noise))
+    torch.testing.assert_close(
+        contrast_loss(*moved(views, lambda cam: cam[:, channels]), tags[:, order], config, noise),
+        contrast_loss(*views, tags, config, noise),
+    )
 
 
 @settings(deadline=None, max_examples=15)
@@ -312,11 +339,17 @@ def test_scales_do_not_matter(seed, config, power):
     longer = [view._replace(embeddings=view.embeddings * 2.0**power) for view in views]
     torch.testing.assert_close(contrast_loss(*longer, tags, config, noise), expected)
     if config is PAPER:
-        torch.testing.assert_close(contrast_loss(*moved(views, lambda cam: cam * 2.0**power), tags, config, noise), expected)
+        torch.testing.assert_close(
+            contrast_loss(*moved(views, lambda cam: cam * 2.0**power), tags, config, noise), expected
+        )
         factors = 2.0 ** torch.randint(-3, 3, (3, 1, 9, 9), generator=torch.Generator().manual_seed(seed))
-        one = views[0]._replace(embeddings=views[0].embeddings * factors)  # both views on one grid: resizing would mix pixels
-        torch.testing.assert_close(contrast_loss(one, one, tags, config, torch.rand(2, 3, 9, 9))["cross-cam"],
-                                   contrast_loss(views[0], views[0], tags, config, torch.rand(2, 3, 9, 9))["cross-cam"])
+        one = views[0]._replace(
+            embeddings=views[0].embeddings * factors
+        )  # both views on one grid: resizing would mix pixels
+        torch.testing.assert_close(
+            contrast_loss(one, one, tags, config, torch.rand(2, 3, 9, 9))["cross-cam"],
+            contrast_loss(views[0], views[0], tags, config, torch.rand(2, 3, 9, 9))["cross-cam"],
+        )
 
 
 @settings(deadline=None, max_examples=15)
@@ -327,7 +360,7 @@ def test_a_class_that_is_nowhere_changes_nothing_in_the_paper(seed):
     more = F.pad(tags, (0, 1))
     torch.testing.assert_close(contrast_loss(*wider, more, PAPER, noise), contrast_loss(*views, tags, PAPER, noise))
     more = contrast_terms(*wider, more, CODE, noise)["cross-cam"]
-    assert (more > contrast_terms(*views, tags, CODE, noise)["cross-cam"]).all()      # in the code it competes all the same
+    assert (more > contrast_terms(*views, tags, CODE, noise)["cross-cam"]).all()  # in the code it competes all the same
 
 
 def test_half_of_a_class_is_random_and_half_hard():
@@ -341,15 +374,18 @@ def test_half_of_a_class_is_random_and_half_hard():
         times = torch.zeros(14)
         times[hard] += 1 / 10
         times[5:10] += 1 / 10
-        times[10] = 1                                                     # of 3 pixels: one, twice
+        times[10] = 1  # of 3 pixels: one, twice
         assert weights[0].tolist() == pytest.approx((times / 3).tolist()) and torch.equal(*weights)
-    sizes = {2: (0, 1), 3: (0, 1), 4: (0, 2), 5: (1, 3), 7: (1, 4), 10: (1, 6)}       # hard ranks of classes of these sizes
+    sizes = {2: (0, 1), 3: (0, 1), 4: (0, 2), 5: (1, 3), 7: (1, 4), 10: (1, 6)}  # hard ranks of classes of these sizes
     for size, (first, end) in sizes.items():
         ranks = torch.arange(float(size)).expand(2, -1)
-        weights = contrast._pixel_weights(torch.zeros(2, size).long(), ranks, -ranks, torch.tensor([[size]] * 2), CODE)[0]
+        weights = contrast._pixel_weights(torch.zeros(2, size).long(), ranks, -ranks, torch.tensor([[size]] * 2), CODE)[
+            0
+        ]
         random_half = torch.arange(size) >= size - size // 2
-        assert ((weights * size).round() > 0).tolist() == ((torch.arange(size) >= first) & (torch.arange(size) < end)
-                                                           | random_half).tolist()
+        assert ((weights * size).round() > 0).tolist() == (
+            (torch.arange(size) >= first) & (torch.arange(size) < end) | random_half
+        ).tolist()
 
 
 # nothing to compare ------------------------------------------------------------------------------------------------------
@@ -361,13 +397,19 @@ DEGENERATE = {
     "no tags": lambda views, tags: (views, torch.zeros_like(tags)),
     "all tags": lambda views, tags: (views, torch.ones_like(tags)),
     "zero embeddings": lambda views, tags: (
-        [view._replace(embeddings=torch.zeros_like(view.embeddings).requires_grad_()) for view in views], tags),
+        [view._replace(embeddings=torch.zeros_like(view.embeddings).requires_grad_()) for view in views],
+        tags,
+    ),
     "huge embeddings": lambda views, tags: (
-        [view._replace(embeddings=(view.embeddings.detach() * 1e15).requires_grad_()) for view in views], tags),
+        [view._replace(embeddings=(view.embeddings.detach() * 1e15).requires_grad_()) for view in views],
+        tags,
+    ),
     "huge maps": lambda views, tags: (moved(views, lambda cam: cam * 1e30), tags),
     "tiny maps": lambda views, tags: (moved(views, lambda cam: cam * 1e-30), tags),
     "one map is zero": lambda views, tags: (
-        moved(views, lambda cam: cam * (torch.arange(cam.shape[1]) != 2)[:, None, None]), torch.ones_like(tags)),
+        moved(views, lambda cam: cam * (torch.arange(cam.shape[1]) != 2)[:, None, None]),
+        torch.ones_like(tags),
+    ),
 }
 
 
@@ -386,7 +428,7 @@ def test_one_pixel_of_one_image(config):
     *views, tags, noise = sample(2, images=1, sides=(1, 1), tagged=1.1)
     found = outcome(contrast_loss(*views, tags, config, noise), views)
     assert all(part.isfinite().all() for part in found)
-    assert found[2] == 0                                                  # a class of one pixel has no half
+    assert found[2] == 0  # a class of one pixel has no half
 
 
 def test_without_foreground_there_is_one_class_in_the_paper():
@@ -398,11 +440,17 @@ def test_without_foreground_there_is_one_class_in_the_paper():
 
 # speed -------------------------------------------------------------------------------------------------------------------
 
+
 class NoWaiting(TorchDispatchMode):
     """Fails where the host would wait for the device: a number is read, or a shape depends on values."""
 
-    waiting = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default,
-               torch.ops.aten.masked_select.default, torch.ops.aten.bincount.default, torch.ops.aten._unique2.default}
+    waiting = {
+        torch.ops.aten._local_scalar_dense.default,
+        torch.ops.aten.nonzero.default,
+        torch.ops.aten.masked_select.default,
+        torch.ops.aten.bincount.default,
+        torch.ops.aten._unique2.default,
+    }
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         assert operation not in self.waiting, f"{operation} waits for the device"
@@ -429,18 +477,23 @@ def unchecked(monkeypatch):
 def test_it_compiles_into_one_graph(config, unchecked):
     *views, tags, noise = sample()
     compiled = torch.compile(contrast.contrast_loss, fullgraph=True, backend="eager")
-    torch.testing.assert_close(outcome(compiled(*views, tags, config, noise), views),
-                               outcome(contrast.contrast_loss(*views, tags, config, noise), views))
+    torch.testing.assert_close(
+        outcome(compiled(*views, tags, config, noise), views),
+        outcome(contrast.contrast_loss(*views, tags, config, noise), views),
+    )
 
 
 # precision ---------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("config", [CODE, PAPER], ids=["code", "paper"])
 def test_half_precision(config):
     *views, tags, noise = sample(4, dtype=torch.float32)
     expected = contrast_loss(*views, tags, config, noise)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert all(torch.equal(term, expected[name]) for name, term in contrast_loss(*views, tags, config, noise).items())
+        assert all(
+            torch.equal(term, expected[name]) for name, term in contrast_loss(*views, tags, config, noise).items()
+        )
     halves = [View(view.cam, view.refined, view.embeddings.bfloat16()) for view in views]
     found = contrast_loss(*halves, tags, config, noise)
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=1e-3)
@@ -457,12 +510,15 @@ def test_single_precision_is_close_to_double():
 
 # several processes -------------------------------------------------------------------------------------------------------
 
+
 def shared():
     """4 images; the first two have other tags than the last two. Their second views may be turned."""
     *views, _, noise = sample(8, images=4, classes=9)
     tags = torch.zeros(4, 8, dtype=torch.float64)
     tags[0, 0] = tags[0, 3] = tags[1, 1] = tags[2, 1] = tags[2, 5] = tags[3, 7] = 1
-    warp = Warp(torch.tensor([True, False, False, True]), torch.tensor([[0.3, -0.2, 0.0, 0.1], [0.0] * 4, [0.0, 0.0, 0.3, 0.0]]))
+    warp = Warp(
+        torch.tensor([True, False, False, True]), torch.tensor([[0.3, -0.2, 0.0, 0.1], [0.0] * 4, [0.0, 0.0, 0.3, 0.0]])
+    )
     return *views, tags, noise, warp
 
 
@@ -477,8 +533,10 @@ def worker(rank, folder):
     warp = Warp(warp.flip[own], warp.rigid[:, own])
     views = [View(*(part[own].detach() for part in view)) for view in views]
     views = [view._replace(embeddings=view.embeddings.requires_grad_()) for view in views]
-    found = {name: outcome(contrast_loss(*views, tags[own], config, noise[:, own], warp if turned else None), views)
-             for name, (config, turned) in CASES.items()}
+    found = {
+        name: outcome(contrast_loss(*views, tags[own], config, noise[:, own], warp if turned else None), views)
+        for name, (config, turned) in CASES.items()
+    }
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -492,10 +550,11 @@ def test_two_processes_together_are_one(tmp_path):
         first, second = (half[name] for half in halves)
         torch.testing.assert_close([(a + b) / 2 for a, b in zip(first[:3], second[:3])], expected[:3])
         torch.testing.assert_close([torch.cat((a, b)) / 2 for a, b in zip(first[3:], second[3:])], expected[3:])
-    assert not torch.isclose(halves[0]["paper"][2], halves[1]["paper"][2])            # each has its own share
+    assert not torch.isclose(halves[0]["paper"][2], halves[1]["paper"][2])  # each has its own share
 
 
 # sentences ---------------------------------------------------------------------------------------------------------------
+
 
 def test_what_does_not_fit_is_said():
     one, two, tags, noise = sample()

@@ -19,6 +19,7 @@ def seeded(seed=0):
 
 # wrong class, random weights ---------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=50)
 @given(st.integers(2, 12), st.integers(0, 40), st.integers(0, 999), st.sampled_from([torch.int64, torch.int32]))
 def test_no_image_keeps_its_class_and_each_class_is_wrong_once(classes, images, seed, integer):
@@ -33,7 +34,7 @@ def test_no_image_keeps_its_class_and_each_class_is_wrong_once(classes, images, 
 def test_the_wrong_class_is_drawn_and_repeats_with_its_seed():
     labels = torch.arange(4)
     drawn = [tuple(controls.wrong_classes(labels, 4, seeded(seed)).tolist()) for seed in range(200)]
-    assert len(set(drawn)) == 6                                           # all circles of four classes
+    assert len(set(drawn)) == 6  # all circles of four classes
     assert drawn[7] == tuple(controls.wrong_classes(labels, 4, seeded(7)).tolist())
 
 
@@ -48,9 +49,9 @@ def test_random_weights_have_the_tail_of_a_reciprocal():
     weights = controls.random_weights(200, 1000, seeded())
     assert weights.shape == (200, 1, 1000) and (weights > 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(200, 1))
-    relative = weights / weights.amin(-1, keepdim=True)                   # 1/U in units of its minimum, which is nearly 1
+    relative = weights / weights.amin(-1, keepdim=True)  # 1/U in units of its minimum, which is nearly 1
     for t in (2, 10, 100):
-        assert (relative > t).float().mean() == pytest.approx(1 / t, rel=0.1)      # P(1/U > t) = 1/t
+        assert (relative > t).float().mean() == pytest.approx(1 / t, rel=0.1)  # P(1/U > t) = 1/t
     assert not torch.equal(weights[0], weights[1])
     torch.testing.assert_close(controls.random_weights(200, 1000, seeded()), weights, rtol=0, atol=0)
     features = torch.rand(200, 1000, 2, 2)
@@ -59,12 +60,13 @@ def test_random_weights_have_the_tail_of_a_reciprocal():
 
 # split half --------------------------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 5), st.integers(0, 15), st.integers(0, 99))
 def test_halves_are_disjoint_complete_and_split_every_class(classes, more, seed):
     labels = torch.cat((torch.arange(classes).repeat(2), torch.randint(classes, (more,), generator=seeded(seed))))
     labels = labels[torch.randperm(len(labels), generator=seeded(seed + 1))]
-    ones = torch.eye(len(labels))                                         # a prototype tells which samples it is the mean of
+    ones = torch.eye(len(labels))  # a prototype tells which samples it is the mean of
     first, second = controls.split_half_prototypes(ones, labels, classes, seeded(seed))
     assert not ((first > 0) & (second > 0)).any()
     for c in range(classes):
@@ -107,6 +109,7 @@ def test_a_constant_map_correlates_with_nothing():
 
 # two objects -------------------------------------------------------------------------------------------------------------
 
+
 def two_objects(b=3, seed=0):
     masks = torch.zeros(b, 2, 6, 8, dtype=torch.bool)
     masks[:, 0, 1:4, :3], masks[:, 1, 2:6, 5:] = True, True
@@ -128,11 +131,12 @@ def test_a_perfect_pair_an_exchanged_pair_and_a_map_without_class():
     assert controls.own_object_hotter(masks.float(), masks).all()
     assert not controls.own_object_hotter(masks.flip(1).float(), masks).any()
     same = controls.own_object_hotter(heat[:, :1].expand(-1, 2, -1, -1), masks)
-    assert (same.sum(1) == 1).all()                                       # one of two right, never both
+    assert (same.sum(1) == 1).all()  # one of two right, never both
     assert not controls.own_object_hotter(torch.zeros(3, 2, 6, 8), masks).any()
 
 
 # energy, pointing --------------------------------------------------------------------------------------------------------
+
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 99))
@@ -184,6 +188,7 @@ def test_masks_of_numbers_or_of_another_size_are_refused():
 
 # energy by part ----------------------------------------------------------------------------------------------------------
 
+
 def random_parts(b, seed, num_parts=5):
     return torch.randint(num_parts, (b, 6, 8), generator=seeded(seed)).to(torch.uint8)
 
@@ -192,7 +197,7 @@ def random_parts(b, seed, num_parts=5):
 @given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
 def test_energy_by_part_is_its_definition(images, num_parts, seed):
     heat, parts = torch.rand(images, 6, 8, generator=seeded(seed)), random_parts(images, seed, num_parts)
-    found = controls.energy_by_part(heat, parts, num_parts + 1)           # the last part occurs in no image
+    found = controls.energy_by_part(heat, parts, num_parts + 1)  # the last part occurs in no image
     torch.testing.assert_close(found.share.sum(1), torch.ones(images).double())
     torch.testing.assert_close(found.area.sum(1), torch.ones(images).double())
     for p in range(num_parts + 1):
@@ -219,7 +224,7 @@ def test_a_uniform_or_empty_map_gives_every_part_its_area(images, seed, constant
 def test_all_heat_on_one_part_and_parts_that_are_absent():
     parts = torch.tensor([[[0, 0], [0, 1]], [[0, 0], [0, 0]]], dtype=torch.uint8)
     found = controls.energy_by_part((parts == 1).float(), parts, 3)
-    assert found.share.tolist() == [[0, 1, 0], [1, 0, 0]]                 # the second heatmap is empty: as a constant one
+    assert found.share.tolist() == [[0, 1, 0], [1, 0, 0]]  # the second heatmap is empty: as a constant one
     assert found.per_area.tolist() == [0.5, 4, 0] and found.images.tolist() == [2, 1, 0]
 
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from course_lib.data import cub
-from course_lib.worlds import minis, scenes
 from course_lib.data.cub import ARCHIVE, Cub
 from course_lib.data.images import BrokenFile
+from course_lib.worlds import minis, scenes
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,10 @@ def tree(tmp_path):
 
 def test_first_half_trains_and_second_half_tests(tree):
     train, test = Cub(tree, "train"), Cub(tree, "test")
-    assert train.classes == ["Black footed Albatross", "Laysan Albatross"] and test.classes == ["Sooty Albatross", "Groove billed Ani"]
+    assert train.classes == ["Black footed Albatross", "Laysan Albatross"] and test.classes == [
+        "Sooty Albatross",
+        "Groove billed Ani",
+    ]
     assert train.labels.tolist() == test.labels.tolist() == [0, 0, 1, 1]
     assert [file.name for file in test.images] == [f"bird_{i}.jpg" for i in range(4, 8)]
     assert test.boxes == [(i, 2, i + 20, 32) for i in range(4, 8)]
@@ -66,7 +69,9 @@ def test_folder_above_the_archive(tree):
 
 def test_real_archive_is_counted(tree, monkeypatch):
     (tree / "miniature.json").unlink()
-    with pytest.raises(BrokenFile, match=r"\(test\): 5,924 images were expected, 4 found; 100 classes were expected, 2 found"):
+    with pytest.raises(
+        BrokenFile, match=r"\(test\): 5,924 images were expected, 4 found; 100 classes were expected, 2 found"
+    ):
         Cub(tree, "test")
     monkeypatch.setitem(cub.PUBLISHED, "test", {"images": 4, "classes": 2})
     assert len(Cub(tree, "test")) == 4
@@ -82,13 +87,37 @@ def rewrite(tree, name, old, new):
 BREAKS = {
     "no lists": (lambda t: (t / "images.txt").unlink(), FileNotFoundError, "images.txt is missing"),
     "no boxes": (lambda t: (t / "bounding_boxes.txt").unlink(), FileNotFoundError, "bounding_boxes.txt is missing"),
-    "short line": (lambda t: rewrite(t, "bounding_boxes", "1 0.0 2.0 20.0 30.0", "1 0.0 2.0"), BrokenFile, "line 1: a number and 4"),
+    "short line": (
+        lambda t: rewrite(t, "bounding_boxes", "1 0.0 2.0 20.0 30.0", "1 0.0 2.0"),
+        BrokenFile,
+        "line 1: a number and 4",
+    ),
     "empty line": (lambda t: rewrite(t, "images", "2 001", "\n2 001"), BrokenFile, "images.txt, line 2"),
-    "words for numbers": (lambda t: rewrite(t, "bounding_boxes", "5 4.0", "5 four"), BrokenFile, "image 5: a number was expected, but 'four'"),
-    "unknown class": (lambda t: rewrite(t, "image_class_labels", "7 4", "7 9"), BrokenFile, "image 7 into class 9, which classes.txt does not"),
-    "image without class": (lambda t: rewrite(t, "image_class_labels", "8 4\n", ""), BrokenFile, "image_class_labels.txt has no line for image 8"),
-    "image without box": (lambda t: rewrite(t, "bounding_boxes", "8 7.0 2.0 20.0 30.0\n", ""), BrokenFile, "bounding_boxes.txt has no line for"),
-    "image lost": (lambda t: (t / "images/003.x/bird_5.jpg").unlink(), FileNotFoundError, "bird_5.jpg is listed in images.txt, but missing"),
+    "words for numbers": (
+        lambda t: rewrite(t, "bounding_boxes", "5 4.0", "5 four"),
+        BrokenFile,
+        "image 5: a number was expected, but 'four'",
+    ),
+    "unknown class": (
+        lambda t: rewrite(t, "image_class_labels", "7 4", "7 9"),
+        BrokenFile,
+        "image 7 into class 9, which classes.txt does not",
+    ),
+    "image without class": (
+        lambda t: rewrite(t, "image_class_labels", "8 4\n", ""),
+        BrokenFile,
+        "image_class_labels.txt has no line for image 8",
+    ),
+    "image without box": (
+        lambda t: rewrite(t, "bounding_boxes", "8 7.0 2.0 20.0 30.0\n", ""),
+        BrokenFile,
+        "bounding_boxes.txt has no line for",
+    ),
+    "image lost": (
+        lambda t: (t / "images/003.x/bird_5.jpg").unlink(),
+        FileNotFoundError,
+        "bird_5.jpg is listed in images.txt, but missing",
+    ),
 }
 
 
@@ -128,7 +157,12 @@ def test_miniature_has_no_photograph_twice(photos):
     species = minis._species(photos)
     files = [photograph.sha256 for own in species.values() for photograph in own]
     assert len(files) == len(set(files)) == sum(p.group in minis.ANIMALS for p in photos.cutouts)
-    assert [p.file.split("/")[-1] for p in species["gnu"]] == ["gnu-baby-stand.png", "gnu-baby.png", "gnu-sitting.png", "gnu-stand.png"]
+    assert [p.file.split("/")[-1] for p in species["gnu"]] == [
+        "gnu-baby-stand.png",
+        "gnu-baby.png",
+        "gnu-sitting.png",
+        "gnu-stand.png",
+    ]
 
 
 def test_same_arguments_same_bytes(written, photos, tmp_path, monkeypatch):
@@ -138,7 +172,12 @@ def test_same_arguments_same_bytes(written, photos, tmp_path, monkeypatch):
     again = minis.mini_cub(tmp_path)
 
     def digest(folder):
-        return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+        return {
+            str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in folder.rglob("*")
+            if f.is_file()
+        }
+
     assert digest(again) == digest(written)
     assert Cub(minis.mini_cub(tmp_path, seed=1), "train").classes != Cub(again, "train").classes
 
@@ -153,5 +192,7 @@ def test_boxes_are_those_of_the_objects(written, photos, monkeypatch):
     for i in range(5):
         rng = np.random.default_rng((0, first + i, 0))
         size = minis.SIZES[rng.integers(len(minis.SIZES))]
-        scene = scenes.compose(world, "val", [(0, species[names[order[first + i]]][0])], (size[0] * 2 // 3, size[1] * 2 // 3), rng)
+        scene = scenes.compose(
+            world, "val", [(0, species[names[order[first + i]]][0])], (size[0] * 2 // 3, size[1] * 2 // 3), rng
+        )
         assert data.boxes[i] == tuple(scene.boxes[0].tolist())

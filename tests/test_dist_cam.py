@@ -34,6 +34,7 @@ def pearson(a, b):
 
 # the equations -----------------------------------------------------------------------------------------------------------
 
+
 def dist_cam_in_loops(features, reference):
     """Eq. 4-6, image by image, class by class, channel by channel, in float64 and without any floor."""
     b, k, h, w = features.shape
@@ -51,8 +52,9 @@ def dist_cam_in_loops(features, reference):
 @given(SIZES, st.integers(0, 99))
 def test_dist_cam_is_the_equations(sizes, seed):
     features, reference = sample(*sizes, seed)
-    torch.testing.assert_close(maps.dist_cam(features, reference).double(), dist_cam_in_loops(features, reference),
-                               atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        maps.dist_cam(features, reference).double(), dist_cam_in_loops(features, reference), atol=1e-5, rtol=1e-3
+    )
 
 
 @settings(deadline=None, max_examples=25)
@@ -71,14 +73,17 @@ def test_weights_sum_to_1_and_do_not_know_the_unit_of_the_features(sizes, seed, 
 def test_the_order_of_channels_does_not_matter(sizes, seed):
     features, reference = sample(*sizes, seed)
     order = torch.randperm(sizes[2], generator=Generator().manual_seed(seed))
-    torch.testing.assert_close(maps.dist_cam(features[:, order], reference[:, order]), maps.dist_cam(features, reference))
+    torch.testing.assert_close(
+        maps.dist_cam(features[:, order], reference[:, order]), maps.dist_cam(features, reference)
+    )
 
 
 def test_translation_moves_the_map_and_leaves_the_weights():
     features, reference = sample(2, 3, 8, 5, 6, seed=0)
     moved = features.roll((2, 1), (-2, -1))
-    torch.testing.assert_close(maps.dist_cam(moved, reference), maps.dist_cam(features, reference).roll((2, 1), (-2, -1)),
-                               rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        maps.dist_cam(moved, reference), maps.dist_cam(features, reference).roll((2, 1), (-2, -1)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_distances_after_batch_normalisation_are_scaled_channel_by_channel():
@@ -103,6 +108,7 @@ def test_each_image_may_bring_its_own_references():
 
 # norm and floor ----------------------------------------------------------------------------------------------------------
 
+
 def test_norms_that_only_scale_give_one_heatmap_and_min_max_nearly_the_same():
     features, reference = sample(3, 4, 64, 5, 5, seed=3)
     query, expected = features.mean((-2, -1)), scaled(maps.dist_cam(features, reference))
@@ -125,10 +131,14 @@ def test_softmax_of_the_reciprocals_keeps_one_channel_and_takes_the_dead_one():
 def test_the_floor_leads_from_the_equation_to_the_sum_of_channels():
     features, reference = sample(8, 5, 256, 6, 6, seed=5)
     uniform, literal = features.mean(1, keepdim=True).expand(-1, 5, -1, -1), maps.dist_cam(features, reference)
-    near = [pearson(scaled(maps.dist_cam(features, reference, eps=eps)), scaled(uniform))
-            for eps in (1e-6, 1e-2, 0.1, 1.0, 10.0)]
+    near = [
+        pearson(scaled(maps.dist_cam(features, reference, eps=eps)), scaled(uniform))
+        for eps in (1e-6, 1e-2, 0.1, 1.0, 10.0)
+    ]
     assert near == sorted(near) and near[0] < 0.9 and near[-1] == pytest.approx(1)
-    torch.testing.assert_close(scaled(maps.dist_cam(features, reference, eps=1e-12)), scaled(literal), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        scaled(maps.dist_cam(features, reference, eps=1e-12)), scaled(literal), rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("eps", [0.0, -1e-6, float("nan")])
@@ -140,7 +150,7 @@ def test_no_floor_is_refused_with_the_reason(eps):
 
 def test_wrong_norms_and_unpooled_references_are_refused():
     features, reference = sample(2, 3, 4, 2, 3, seed=0)
-    channel_weights = inspect.unwrap(maps.channel_weights)                # the checks that remain without those of the tests
+    channel_weights = inspect.unwrap(maps.channel_weights)  # the checks that remain without those of the tests
     with pytest.raises(ValueError, match="'L2' came"):
         channel_weights(features.mean((-2, -1)), reference, norm="L2")
     with pytest.raises(ValueError, match=r"Pool feature maps by"):
@@ -149,6 +159,7 @@ def test_wrong_norms_and_unpooled_references_are_refused():
 
 # traps -------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("norm", ["sum", "min-max", "softmax"])
 @pytest.mark.parametrize("dead", [1, 5, 8])
 def test_dead_channels_take_weight_but_never_a_nan(dead, norm):
@@ -156,7 +167,7 @@ def test_dead_channels_take_weight_but_never_a_nan(dead, norm):
     features[:, :dead], reference[:, :dead] = 0, 0
     found = maps.dist_cam(features, reference, norm=norm)
     assert found.isfinite().all()
-    if norm == "sum" and dead < 8:                                        # the heatmap is that of the living channels alone
+    if norm == "sum" and dead < 8:  # the heatmap is that of the living channels alone
         alone = maps.dist_cam(features[:, dead:], reference[:, dead:])
         torch.testing.assert_close(scaled(found), scaled(alone), rtol=1e-3, atol=1e-3)
 
@@ -193,7 +204,7 @@ def test_autocast_does_not_reach_the_maps():
     features, reference = sample(2, 3, 64, 4, 4, seed=10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = maps.dist_cam(features, reference), maps.weighted_map(features, reference)
-        assert maps.cam(features, reference).dtype == torch.bfloat16      # the autocast is a real one
+        assert maps.cam(features, reference).dtype == torch.bfloat16  # the autocast is a real one
     torch.testing.assert_close(found[0], maps.dist_cam(features, reference), rtol=0, atol=0)
     torch.testing.assert_close(found[1], maps.cam(features, reference))
 
@@ -220,14 +231,14 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor._base is None:   # a view takes no memory
+            if isinstance(tensor, torch.Tensor) and tensor._base is None:  # a view takes no memory
                 self.numel = max(self.numel, tensor.numel())
         return result
 
 
 def test_memory_does_not_grow_with_the_number_of_references(monkeypatch):
     monkeypatch.setattr(maps, "CHUNK", 2000)
-    features, reference = sample(4, 300, 100, 2, 2, seed=11)              # b k h w = 1600, b c h w = 4800, b c k = 120 000
+    features, reference = sample(4, 300, 100, 2, 2, seed=11)  # b k h w = 1600, b c h w = 4800, b c k = 120 000
     expected = maps.weighted_map(features, maps.channel_weights(features.mean((-2, -1)), reference))
     with Largest() as largest:
         found = maps.dist_cam(features, reference)
@@ -239,7 +250,7 @@ def test_memory_does_not_grow_with_the_number_of_references(monkeypatch):
 def test_dist_cam_compiles_into_one_graph(own, monkeypatch):
     monkeypatch.setattr(maps, "CHUNK", 64)
     for name in ("weighted_map", "channel_weights"):
-        monkeypatch.setattr(maps, name, inspect.unwrap(getattr(maps, name)))   # without the shape checks of the tests
+        monkeypatch.setattr(maps, name, inspect.unwrap(getattr(maps, name)))  # without the shape checks of the tests
     dist_cam = inspect.unwrap(maps.dist_cam)
     features, reference = sample(2, 9, 8, 7, 7, seed=12)
     reference = reference.expand(2, -1, -1) if own else reference
@@ -249,6 +260,7 @@ def test_dist_cam_compiles_into_one_graph(own, monkeypatch):
 
 
 # relatives ---------------------------------------------------------------------------------------------------------------
+
 
 def test_the_rules_are_their_definitions_number_by_number():
     features, reference = sample(2, 3, 8, 4, 4, seed=13)
@@ -272,7 +284,11 @@ def test_the_rules_are_their_definitions_number_by_number():
 @given(SIZES, st.integers(0, 99))
 def test_one_weighted_sum_serves_every_rule(sizes, seed):
     features, reference = sample(*sizes, seed)
-    for weights in (maps.uniform_weights(reference), maps.centred_weights(reference), maps.positive_weights(-reference)):
+    for weights in (
+        maps.uniform_weights(reference),
+        maps.centred_weights(reference),
+        maps.positive_weights(-reference),
+    ):
         found = maps.weighted_map(features, weights)
         torch.testing.assert_close(found, maps.cam(features, weights))
         torch.testing.assert_close(maps.weighted_map(features, weights.expand(len(features), -1, -1)), found)
@@ -302,13 +318,13 @@ def test_the_nearest_prototype_rule_is_a_linear_layer_and_its_map_that_layers_ca
     features, query = features.double(), features.double().mean((-2, -1))
     weight, bias = maps.euclidean_classifier(prototypes.double())
     logits, closeness = F.linear(query, weight, bias), -torch.cdist(query, prototypes.double()).square()
-    common = query.square().sum(-1, keepdim=True)                         # |q|^2, the same for all classes
+    common = query.square().sum(-1, keepdim=True)  # |q|^2, the same for all classes
     torch.testing.assert_close(logits, closeness + common)
     torch.testing.assert_close(logits.softmax(-1), closeness.softmax(-1))
     raw = maps.cam(features, weight)
     torch.testing.assert_close(raw.mean((-2, -1)) + bias, logits)
-    full = maps.cam(features, weight) - torch.einsum("bkhw,bk->bhw", features, query)[:, None]      # weights 2P - q
+    full = maps.cam(features, weight) - torch.einsum("bkhw,bk->bhw", features, query)[:, None]  # weights 2P - q
     torch.testing.assert_close(full.mean((-2, -1)) + bias, closeness)
-    torch.testing.assert_close(full - full[:, :1], raw - raw[:, :1])      # between classes the two decompositions agree
+    torch.testing.assert_close(full - full[:, :1], raw - raw[:, :1])  # between classes the two decompositions agree
     torch.testing.assert_close(raw - raw.mean(1, keepdim=True), maps.cam(features, maps.centred_weights(weight)))
     torch.testing.assert_close(raw, 2 * maps.cam(features, prototypes.double()))

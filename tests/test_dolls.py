@@ -66,7 +66,9 @@ def test_smooth_edges_mix_little_of_a_neighbour(seed, other):
 def test_colour_of_a_garment_is_seen_on_its_part(field, part):
     clothes, head, pose, _ = random_doll(3)
     clothes = replace(clothes, pattern="plain")
-    one, two = (dolls.draw(replace(clothes, **{field: colour}), head, pose) for colour in ((200, 30, 30), (30, 30, 200)))
+    one, two = (
+        dolls.draw(replace(clothes, **{field: colour}), head, pose) for colour in ((200, 30, 30), (30, 30, 200))
+    )
     assert (one[1] == two[1]).all(), "a colour moved the mask"
     difference = changed(one, two)
     assert difference.sum() > 40 and (difference & (one[1] == part)).sum() > 0.8 * difference.sum()
@@ -90,10 +92,21 @@ def test_every_garment_hair_hat_and_bag_makes_a_difference():
     clothes = replace(clothes, top=(200, 30, 30), trim=(30, 30, 200))
     for back in (False, True):
         stance = replace(pose, back=back)
-        for field, values, of_clothes in (("pattern", dolls.PATTERNS, True), ("bottom", ("trousers", "shorts", "skirt"), True),
-                                          ("hair", dolls.HAIR, False), ("hat", dolls.HATS, False), ("bag", dolls.BAGS, False)):
-            drawn = {dolls.draw(replace(clothes, **{field: value}) if of_clothes else clothes,
-                                head if of_clothes else replace(head, **{field: value}), stance)[0].tobytes() for value in values}
+        for field, values, of_clothes in (
+            ("pattern", dolls.PATTERNS, True),
+            ("bottom", ("trousers", "shorts", "skirt"), True),
+            ("hair", dolls.HAIR, False),
+            ("hat", dolls.HATS, False),
+            ("bag", dolls.BAGS, False),
+        ):
+            drawn = {
+                dolls.draw(
+                    replace(clothes, **{field: value}) if of_clothes else clothes,
+                    head if of_clothes else replace(head, **{field: value}),
+                    stance,
+                )[0].tobytes()
+                for value in values
+            }
             assert len(drawn) == len(values), f"two values of {field} look the same"
 
 
@@ -104,7 +117,9 @@ def test_camera_shows_the_doll_and_leaves_the_street_alone(seed, noise):
     camera = replace(camera, blur=0.0)
     street = dolls.street(camera, np.random.default_rng(1))
     one, two = (dolls.draw(garment, head, pose)[0] for garment in (clothes, random_doll(noise)[0]))
-    first, again, second = (dolls.photograph(doll, pose, camera, street, np.random.default_rng(noise)) for doll in (one, one, two))
+    first, again, second = (
+        dolls.photograph(doll, pose, camera, street, np.random.default_rng(noise)) for doll in (one, one, two)
+    )
     assert first.shape == (128, 64, 3) and (first == again).all()
     nothing = (one[..., 3] == 0) & (two[..., 3] == 0)
     assert (first[nothing] == second[nothing]).all()
@@ -113,8 +128,10 @@ def test_camera_shows_the_doll_and_leaves_the_street_alone(seed, noise):
 def test_six_cameras_give_six_pictures_of_one_doll():
     clothes, head, pose, _ = random_doll(0)
     doll, parts = dolls.draw(clothes, head, pose)
-    seen = [dolls.photograph(doll, pose, camera, dolls.street(camera, np.random.default_rng(i)), np.random.default_rng(i))
-            for i, camera in enumerate(dolls.CAMERAS)]
+    seen = [
+        dolls.photograph(doll, pose, camera, dolls.street(camera, np.random.default_rng(i)), np.random.default_rng(i))
+        for i, camera in enumerate(dolls.CAMERAS)
+    ]
     means = np.array([picture[parts > 0].mean(0) for picture in seen])
     gaps = np.abs(means[:, None] - means[None]).max(-1)[np.triu_indices(6, 1)]
     assert gaps.min() > 3, "two cameras have the same light"
@@ -129,7 +146,9 @@ def small(monkeypatch):
 @pytest.mark.parametrize("identity", dolls.IDENTITIES)
 def test_identity_is_in_the_named_parts(small, monkeypatch, identity):
     worn, draw = [], dolls.draw
-    monkeypatch.setattr(dolls, "draw", lambda clothes, head, pose: (worn.append((clothes, head)), draw(clothes, head, pose))[1])
+    monkeypatch.setattr(
+        dolls, "draw", lambda clothes, head, pose: (worn.append((clothes, head)), draw(clothes, head, pose))[1]
+    )
     clothes, heads = defaultdict(list), defaultdict(list)
     for _, name, _, _ in dolls.market(identity, 0):
         number = int(name.split("_")[0])
@@ -140,7 +159,9 @@ def test_identity_is_in_the_named_parts(small, monkeypatch, identity):
     for said, looks in (("clothes", clothes), ("head", heads)):
         for number, own in looks.items():
             kinds = len(set(own))
-            assert kinds == 1 if identity in (said, "both") else kinds == len(own), f"{said} of {number} in the world {identity}"
+            assert kinds == 1 if identity in (said, "both") else kinds == len(own), (
+                f"{said} of {number} in the world {identity}"
+            )
         if identity in (said, "both"):
             assert len({own[0] for own in looks.values()}) == len(looks), "two persons look the same"
 
@@ -153,7 +174,10 @@ def test_same_seed_same_pictures(small):
 
 def test_distractors_show_nobody_and_junk_a_piece(small):
     gallery = {name: parts for split, name, _, parts in dolls.market("clothes", 0) if split == "gallery"}
-    covered = {kind: [(parts > 0).mean() for name, parts in gallery.items() if name.startswith(kind)] for kind in ("0000", "-1")}
+    covered = {
+        kind: [(parts > 0).mean() for name, parts in gallery.items() if name.startswith(kind)]
+        for kind in ("0000", "-1")
+    }
     assert len(covered["0000"]) == 3 and len(covered["-1"]) == 2
     assert max(covered["0000"]) < 0.25 and min(covered["-1"]) > 0
 

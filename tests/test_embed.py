@@ -23,7 +23,13 @@ def test_order_and_values_do_not_depend_on_the_batch():
 
 def test_images_come_in_the_size_asked_for():
     sizes = []
-    extract(lambda batch: (sizes.append(tuple(batch.shape)), mean_colour(batch))[1], items(), (4, 5), batch_size=2, progress=False)
+    extract(
+        lambda batch: (sizes.append(tuple(batch.shape)), mean_colour(batch))[1],
+        items(),
+        (4, 5),
+        batch_size=2,
+        progress=False,
+    )
     assert sizes == [(2, 3, 4, 5), (2, 3, 4, 5), (1, 3, 4, 5)]
 
 

@@ -22,7 +22,14 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import LinearLR, MultiStepLR, OneCycleLR, SequentialLR, StepLR
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from course_lib import engine
 from course_lib.engine import Plan, newest, train
@@ -103,10 +110,10 @@ def test_accumulated_batches_equal_one_batch(small, accumulate, big):
 
 
 def test_means_are_over_items():
-    loader = line(rows=10, batch=4)                                       # the last batch is half as long
+    loader = line(rows=10, batch=4)  # the last batch is half as long
     model = nn.Linear(1, 1)
     expected = fit(model, loader.dataset.tensors)["error"].item()
-    row, = run(model=model, loader=loader, rate=0.0)
+    (row,) = run(model=model, loader=loader, rate=0.0)
     assert row["error"] == pytest.approx(expected, rel=1e-5) and row["loss"] == row["error"]
 
 
@@ -123,7 +130,9 @@ def test_scheduler_steps_with_the_optimiser():
     model = nn.Linear(1, 1)
     optimizer = SGD(model.parameters(), 1e-3)
     scheduler = StepLR(optimizer, 1, gamma=0.5)
-    train(model, fit, line(), optimizer, Plan(2, accumulate=2), scheduler=scheduler, progress=False)   # 3 batches: 2 groups
+    train(
+        model, fit, line(), optimizer, Plan(2, accumulate=2), scheduler=scheduler, progress=False
+    )  # 3 batches: 2 groups
     assert optimizer.param_groups[0]["lr"] == 1e-3 * 0.5**4
 
 
@@ -140,10 +149,10 @@ def test_bf16_computes_in_bf16_and_keeps_float32():
     assert set(seen) == {(True, torch.bfloat16)} and model.weight.dtype == torch.float32
     assert history[-1]["error"] < 1e-3
     seen.clear()
-    run(watched, Plan(1), model=model)                                    # another precision in the same Python
+    run(watched, Plan(1), model=model)  # another precision in the same Python
     assert set(seen) == {(False, torch.float32)}
     model.eval()
-    assert model(torch.ones(1, 1)).dtype == torch.float32                 # nothing of autocast sticks to the model
+    assert model(torch.ones(1, 1)).dtype == torch.float32  # nothing of autocast sticks to the model
 
 
 def test_fp16_on_a_cpu_is_refused():
@@ -174,9 +183,12 @@ def test_the_model_trains_in_training_mode():
 
 def test_order_follows_from_seed_and_epoch():
     sampler = RandomSampler(range(30), generator=torch.Generator())
-    loaders = [line(30, shuffle=True), line(30, shuffle=True, generator=torch.Generator()),
-               DataLoader(range(30), batch_sampler=BatchSampler(sampler, 4, False)),
-               DataLoader(range(30), 4, sampler=WeightedRandomSampler(torch.ones(30), 30))]
+    loaders = [
+        line(30, shuffle=True),
+        line(30, shuffle=True, generator=torch.Generator()),
+        DataLoader(range(30), batch_sampler=BatchSampler(sampler, 4, False)),
+        DataLoader(range(30), 4, sampler=WeightedRandomSampler(torch.ones(30), 30)),
+    ]
     for loader in loaders:
         torch.rand(3)
         orders = {(seed, epoch): engine._order(loader, seed, epoch, 1) for seed in (0, 1) for epoch in (0, 1)}
@@ -242,7 +254,12 @@ def stopping(call: int):
 
 
 @settings(max_examples=20, deadline=None)
-@given(call=st.integers(0, 11), save_every=st.none() | st.integers(1, 4), accumulate=st.integers(1, 4), chance=st.booleans())
+@given(
+    call=st.integers(0, 11),
+    save_every=st.none() | st.integers(1, 4),
+    accumulate=st.integers(1, 4),
+    chance=st.booleans(),
+)
 def test_a_stopped_training_goes_on(tmp_path_factory, call, save_every, accumulate, chance):
     plan = Plan(epochs=2, save_every=save_every, accumulate=accumulate)
     folder = tmp_path_factory.mktemp("run")
@@ -267,8 +284,19 @@ def test_optimisers_and_schedulers_go_on(tmp_path, schedule, kind):
         groups = [{"params": model.body.parameters(), "lr": 0.01}, {"params": model.classifier.parameters()}]
         optimizer = kind(groups, 0.05)
         loader = DataLoader(Noisy(), 4, shuffle=True)
-        return outcome(train(model, step, loader, optimizer, Plan(2, save_every=1), scheduler=SCHEDULES[schedule](optimizer),
-                             folder=folder, progress=False), model)
+        return outcome(
+            train(
+                model,
+                step,
+                loader,
+                optimizer,
+                Plan(2, save_every=1),
+                scheduler=SCHEDULES[schedule](optimizer),
+                folder=folder,
+                progress=False,
+            ),
+            model,
+        )
 
     with pytest.raises(Stop):
         once(tmp_path, stopping(8))
@@ -286,12 +314,12 @@ def test_checkpoints_come_when_the_plan_says(tmp_path, monkeypatch):
 
     def watched(folder, *rest):
         save(folder, *rest)
-        assert [path.name for path in folder.iterdir()] == [newest(folder).name]      # the old one and the rest are gone
+        assert [path.name for path in folder.iterdir()] == [newest(folder).name]  # the old one and the rest are gone
         saved.append(newest(folder).name)
 
     monkeypatch.setattr(engine, "_save", watched)
     assert newest(tmp_path) is None and newest(tmp_path / "absent") is None
-    run(plan=Plan(2), folder=tmp_path / "epochs")                                     # 3 steps in an epoch
+    run(plan=Plan(2), folder=tmp_path / "epochs")  # 3 steps in an epoch
     run(plan=Plan(3, save_every=4), folder=tmp_path / "steps")
     run(plan=Plan(3))
     assert saved == [f"step-{n:09d}" for n in (3, 6, 4, 8, 9)]
@@ -326,12 +354,18 @@ def altered(name, tmp_path):
     return train(model, fit, loader, optimizer, plan, scheduler=scheduler, folder=tmp_path, progress=False)
 
 
-@pytest.mark.parametrize(("name", "sentence"), [
-    ("plan", "epochs was 1 and is 3 "), ("model", r"model.0.weight was \(2, 1\) and is \(3, 1\)"),
-    ("optimizer", "optimizer was 'SGD' and is 'Adam'"), ("rate", r"lr was \[0.1\] and is \[0.2\]"),
-    ("decay", "weight_decay was 0.0 and is 0.1"), ("scheduler", "scheduler was 'NoneType' and is 'StepLR'"),
-    ("data", "items of the data was 12 and is 16"),
-])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("plan", "epochs was 1 and is 3 "),
+        ("model", r"model.0.weight was \(2, 1\) and is \(3, 1\)"),
+        ("optimizer", "optimizer was 'SGD' and is 'Adam'"),
+        ("rate", r"lr was \[0.1\] and is \[0.2\]"),
+        ("decay", "weight_decay was 0.0 and is 0.1"),
+        ("scheduler", "scheduler was 'NoneType' and is 'StepLR'"),
+        ("data", "items of the data was 12 and is 16"),
+    ],
+)
 def test_the_checkpoint_of_another_training_is_refused(tmp_path, name, sentence):
     altered("", tmp_path)
     altered("", tmp_path)
@@ -341,7 +375,7 @@ def test_the_checkpoint_of_another_training_is_refused(tmp_path, name, sentence)
 
 def test_a_checkpoint_of_other_terms_is_refused(tmp_path):
     with pytest.raises(Stop):
-        training(tmp_path, step=stopping(7), plan=Plan(2))                # the checkpoint is from between the epochs
+        training(tmp_path, step=stopping(7), plan=Plan(2))  # the checkpoint is from between the epochs
     with pytest.raises(ValueError, match=r"\['classes', 'size'\] came first and now \['other'\]"):
         training(tmp_path, step=lambda model, batch: {"other": step(model, batch)["size"]}, plan=Plan(2))
 
@@ -395,7 +429,7 @@ def poisoned(call: int, term: str, value: float):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("term", ["a", "b", "c"])
 def test_the_first_term_that_is_not_finite_is_named(tmp_path, term, value, save_every, name):
-    step, _ = poisoned(7, term, value)                                    # the second step of the third epoch
+    step, _ = poisoned(7, term, value)  # the second step of the third epoch
     with pytest.raises(FloatingPointError, match=f'Loss term "{term}" is not finite since step 2 of epoch 3') as error:
         run(step, Plan(5, save_every=save_every), folder=tmp_path)
     kept = newest(tmp_path)
@@ -435,8 +469,13 @@ class Waiting(TorchDispatchMode):
         self.seen = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal,
-                                   torch.ops.aten.masked_select, torch.ops.aten._unique2):
+        if func.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+            torch.ops.aten.equal,
+            torch.ops.aten.masked_select,
+            torch.ops.aten._unique2,
+        ):
             self.seen[str(func.overloadpacket)] += 1
         return func(*args, **kwargs or {})
 
@@ -449,8 +488,15 @@ class Reading(TorchFunctionMode):
         self.seen = seen
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in (torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.__bool__,
-                    torch.Tensor.__float__, torch.Tensor.__int__):
+        if func in (
+            torch.Tensor.tolist,
+            torch.Tensor.item,
+            torch.Tensor.cpu,
+            torch.Tensor.numpy,
+            torch.Tensor.__bool__,
+            torch.Tensor.__float__,
+            torch.Tensor.__int__,
+        ):
             self.seen[func.__name__] += 1
         return func(*args, **kwargs or {})
 
@@ -461,8 +507,15 @@ def waits(batches: int, step=step, **plan) -> Counter:
     data = TensorDataset(torch.rand(2 * batches, 3, 6, 6), torch.arange(2 * batches) % 2)
     optimizer = SGD(model.parameters(), 0.01, momentum=0.9)
     with Waiting() as mode, Reading(mode.seen):
-        train(model, step, DataLoader(data, 2), optimizer, Plan(1, clip=1.0, **plan), progress=False,
-              scheduler=StepLR(optimizer, 2))
+        train(
+            model,
+            step,
+            DataLoader(data, 2),
+            optimizer,
+            Plan(1, clip=1.0, **plan),
+            progress=False,
+            scheduler=StepLR(optimizer, 2),
+        )
     return mode.seen
 
 
@@ -486,8 +539,21 @@ def test_a_step_that_waits_is_noticed():
 
 def test_two_processes_equal_one(tmp_path):
     """Half of each batch in each process, by torchrun over gloo; the bar in the first; errors in both."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--redirects", "3",
-               "--log-dir", tmp_path / "log", WORKER, "share", tmp_path]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--redirects",
+        "3",
+        "--log-dir",
+        tmp_path / "log",
+        WORKER,
+        "share",
+        tmp_path,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
     assert done.returncode == 0, done.stderr
     shared = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1)]
@@ -506,7 +572,7 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
-    run()                                                                 # accelerate settles on one process
+    run()  # accelerate settles on one process
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="2 processes were started, but accelerate knows 1"):
         run()
@@ -540,12 +606,15 @@ def test_strange_parameters_are_refused():
         train(nn.Linear(1, 1), fit, line(), SGD(loss.parameters(), 0.1), Plan(1), progress=False)
 
 
-@pytest.mark.parametrize(("terms", "sentence"), [
-    (lambda error: {}, "scalars, but terms of shape {} came"),
-    (lambda error: {"error": error[None]}, r"scalars, but terms of shape {'error': \(1,\)} came"),
-    (lambda error: {"loss": error, "other": error}, '"loss" .the sum. and "seconds" are columns'),
-    (lambda error: {"seconds": error}, '"loss" .the sum. and "seconds" are columns'),
-])
+@pytest.mark.parametrize(
+    ("terms", "sentence"),
+    [
+        (lambda error: {}, "scalars, but terms of shape {} came"),
+        (lambda error: {"error": error[None]}, r"scalars, but terms of shape {'error': \(1,\)} came"),
+        (lambda error: {"loss": error, "other": error}, '"loss" .the sum. and "seconds" are columns'),
+        (lambda error: {"seconds": error}, '"loss" .the sum. and "seconds" are columns'),
+    ],
+)
 def test_wrong_terms_are_refused(terms, sentence):
     with pytest.raises(ValueError, match=sentence):
         run(lambda model, batch: terms(fit(model, batch)["error"]))

@@ -31,8 +31,12 @@ def test_conda_and_pip_ask_for_the_same():
 
 
 def test_this_machine_has_what_is_asked_for():
-    missing = [name for extra in ("course", "dev") for name, versions in specifiers(EXTRAS[extra]).items()
-               if importlib.metadata.version(name) not in Requirement(name + versions).specifier]
+    missing = [
+        name
+        for extra in ("course", "dev")
+        for name, versions in specifiers(EXTRAS[extra]).items()
+        if importlib.metadata.version(name) not in Requirement(name + versions).specifier
+    ]
     assert not missing
 
 
@@ -47,5 +51,7 @@ def test_nothing_is_a_hard_dependency_and_colab_keeps_its_torch():
 
 
 def test_every_package_folder_is_installed():
-    folders = {str(path.parent.relative_to(ROOT)).replace("/", ".") for path in (ROOT / "course_lib").rglob("__init__.py")}
+    folders = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".") for path in (ROOT / "course_lib").rglob("__init__.py")
+    }
     assert folders | {"course_lib.shelf"} == set(SETTINGS["tool"]["setuptools"]["packages"])

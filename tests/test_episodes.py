@@ -29,6 +29,7 @@ def data(sizes=(12, 9, 15, 10), k=6, seed=0):
 
 # sampling ----------------------------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 5), min_size=4, max_size=4), st.integers(0, 99))
 def test_episodes_hold_different_images_of_the_right_classes(ways, shots, counts, seed):
@@ -68,11 +69,11 @@ def test_every_image_is_as_likely_in_every_place():
     """8 images of each of 3 classes, 2 of them drawn for each place: 1/3 x 1/8 for an image to stand in a given place."""
     labels = torch.arange(3).repeat_interleave(8)
     drawn = sample(labels, 3, 1, 4, 20_000, seeded())
-    places = torch.cat((drawn.support, drawn.query.view(-1, 3, 4)), 2).flatten(1)         # e 15
+    places = torch.cat((drawn.support, drawn.query.view(-1, 3, 4)), 2).flatten(1)  # e 15
     counts = torch.stack([place.bincount(minlength=24) for place in places.T]).float() / 20_000
     error = math.sqrt(1 / 24 * 23 / 24 / 20_000)
     assert ((counts - 1 / 24).abs() < 5 * error).all()
-    together = torch.zeros(24, 24)                                        # and every pair is as likely in support and query
+    together = torch.zeros(24, 24)  # and every pair is as likely in support and query
     together.index_put_((drawn.support[:, 0, 0], drawn.query[:, 0]), torch.ones(20_000), accumulate=True)
     pairs = together[torch.block_diag(*[torch.ones(8, 8)] * 3).bool()].view(3, 8, 8)
     assert (pairs.diagonal(dim1=1, dim2=2) == 0).all()
@@ -92,7 +93,7 @@ def test_what_cannot_be_drawn_is_explained():
     with pytest.raises(ValueError, match=r"up to 5 images of a class \(1 support, 4 queries\), but class 1 has 4"):
         sample(labels, 2, 1, 4, 3, seeded())
     with pytest.raises(ValueError, match="up to 5 images of a class"):
-        sample(labels, 2, 1, (4, 1), 3, seeded())                         # any class may come first
+        sample(labels, 2, 1, (4, 1), 3, seeded())  # any class may come first
     with pytest.raises(ValueError, match="Episodes of 4 classes were asked for, but the data has 3"):
         sample(labels, 4, 1, 1, 3, seeded())
     for shots, queries in ((0, 3), (1, (3, 3, 3)), (1, 0), (1, (3, -1))):
@@ -101,6 +102,7 @@ def test_what_cannot_be_drawn_is_explained():
 
 
 # answers -----------------------------------------------------------------------------------------------------------------
+
 
 def episode_by_episode(features, drawn, method):
     """Each query for itself, by distances as they are written."""
@@ -114,13 +116,15 @@ def episode_by_episode(features, drawn, method):
             shift = features[support.flatten()].mean(0) - features[query].mean(0)
         if method == "rectified":
             ways, shots = support.shape
-            prototypes = rectify(features[support.flatten()], torch.arange(ways).repeat_interleave(shots),
-                                 features[query] + shift, ways)
+            prototypes = rectify(
+                features[support.flatten()], torch.arange(ways).repeat_interleave(shots), features[query] + shift, ways
+            )
         right = torch.zeros(len(support))
         for image, label in zip(query, drawn.labels):
             x = features[image] + shift
             far = {"l1": lambda p: (x - p).abs().sum(), "l2": lambda p: (x - p).square().sum()}.get(
-                method, lambda p: 1 - F.cosine_similarity(x, p, 0))
+                method, lambda p: 1 - F.cosine_similarity(x, p, 0)
+            )
             right[label] += min(range(len(support)), key=lambda c: float(far(prototypes[c]))) == label
         rows.append(right / drawn.labels.bincount(minlength=len(support)))
     return torch.stack(rows)
@@ -156,8 +160,10 @@ def test_equal_features_are_chance(method):
 def test_options_reach_the_method():
     features, labels = data()
     drawn = sample(labels, 3, 1, 6, 200, seeded())
-    default, same, other = (recalls(features, drawn, "rectified", **options)
-                            for options in ({}, {"surest": 8, "epsilon": 10.0}, {"surest": 1, "epsilon": 0.0}))
+    default, same, other = (
+        recalls(features, drawn, "rectified", **options)
+        for options in ({}, {"surest": 8, "epsilon": 10.0}, {"surest": 1, "epsilon": 0.0})
+    )
     assert torch.equal(default, same) and not torch.equal(default, other)
 
 
@@ -197,6 +203,7 @@ def test_predictions_are_those_of_easyfsl():
 
 
 # interval ----------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("count,half", [(600, 0.0080), (10_000, 0.0020)])
 def test_intervals_of_a_tenth(count, half):

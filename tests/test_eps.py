@@ -44,7 +44,8 @@ def test_published_numbers():
     p = background_first(cam).softmax(1)
     found = overlaps(p, F.interpolate(saliency, (4, 4)))
     assert [found[0, 3].item(), found[0, 9].item(), found[1, 0].item(), found[1, 19].item()] == pytest.approx(
-        [0.499867, 0.999467, 0.428473, 0.0], abs=1e-6)
+        [0.499867, 0.999467, 0.428473, 0.0], abs=1e-6
+    )
     front, back = explanations(p, tags, found > 0.4)
     assert (front.sum().item(), back.sum().item()) == pytest.approx((16.844572, 28.711311), abs=1e-6)
 
@@ -54,8 +55,13 @@ def loss_in_loops(cam, saliency, tags, tau, balance):
     total = 0.0
     for n in range(images):
         p = cam[n].softmax(0)
-        small = torch.stack([saliency[n, 0, int(y * saliency.shape[2] / height), int(x * saliency.shape[3] / width)]
-                             for y in range(height) for x in range(width)]).view(height, width)
+        small = torch.stack(
+            [
+                saliency[n, 0, int(y * saliency.shape[2] / height), int(x * saliency.shape[3] / width)]
+                for y in range(height)
+                for x in range(width)
+            ]
+        ).view(height, width)
         front, back = torch.zeros_like(small), 1 - p[0]
         for c in range(1, channels):
             if not tags[n, c - 1]:
@@ -71,8 +77,13 @@ def loss_in_loops(cam, saliency, tags, tau, balance):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 9999), st.integers(1, 3), st.integers(2, 6), st.sampled_from([0.0, 0.4, 0.9]),
-       st.sampled_from([0.5, 0.8]))
+@given(
+    st.integers(0, 9999),
+    st.integers(1, 3),
+    st.integers(2, 6),
+    st.sampled_from([0.0, 0.4, 0.9]),
+    st.sampled_from([0.5, 0.8]),
+)
 def test_the_loss_is_the_released_arithmetic(seed, images, classes, tau, balance):
     cam, saliency, tags = sample(seed, images, classes)
     found, expected = saliency_loss(cam, saliency, tags, tau, balance), loss_in_loops(cam, saliency, tags, tau, balance)
@@ -94,7 +105,7 @@ def test_a_tagged_class_that_is_not_salient_may_stay():
     tags = torch.ones(1, 2, dtype=torch.float64)
     assert saliency_loss(cam, saliency, tags).item() < 1e-9
     claimed = cam.clone()
-    claimed[:, 1, 2:] = 100                                               # the train takes the railroad too
+    claimed[:, 1, 2:] = 100  # the train takes the railroad too
     assert saliency_loss(claimed, saliency, tags).item() > 0.4
 
 
@@ -104,8 +115,10 @@ def test_the_order_of_images_and_classes_does_not_matter(seed):
     cam, saliency, tags = sample(seed)
     images, classes = (torch.randperm(k, generator=torch.Generator().manual_seed(seed)) for k in (3, 4))
     channels = torch.cat((torch.tensor([0]), classes + 1))
-    torch.testing.assert_close(saliency_loss(cam[images][:, channels], saliency[images], tags[images][:, classes]),
-                               saliency_loss(cam, saliency, tags))
+    torch.testing.assert_close(
+        saliency_loss(cam[images][:, channels], saliency[images], tags[images][:, classes]),
+        saliency_loss(cam, saliency, tags),
+    )
 
 
 @pytest.mark.parametrize("saliency", [0.0, 0.5, 1.0])
@@ -133,7 +146,7 @@ def test_it_compiles_into_one_graph(monkeypatch):
     for module in (eps, prototypes):
         for name, own in inspect.getmembers(module, inspect.isfunction):
             if str(own.__module__).startswith("course_lib"):
-                monkeypatch.setattr(module, name, inspect.unwrap(own))        # without the shape checks of the tests
+                monkeypatch.setattr(module, name, inspect.unwrap(own))  # without the shape checks of the tests
     cam, saliency, tags = sample()
     compiled = torch.compile(eps.saliency_loss, fullgraph=True, backend="eager")
     found, expected = (run(cam, saliency, tags) for run in (compiled, eps.saliency_loss))

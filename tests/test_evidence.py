@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from course_lib import paths
+from course_lib import lesson, paths
 from course_lib.course import evidence
-from course_lib import lesson
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = sorted((ROOT / "data" / "evidence").glob("[0-9][0-9].json"))
 
 
 def result(seed, value):
-    return {"lesson": "07", "profile": "mini", "versions": {"torch": "2"}, "fingerprint": f"f{seed}",
-            "figures": [{"name": "error", "value": value, "unit": "%"}, {"name": "winner", "value": "CAM", "unit": ""}]}
+    return {
+        "lesson": "07",
+        "profile": "mini",
+        "versions": {"torch": "2"},
+        "fingerprint": f"f{seed}",
+        "figures": [{"name": "error", "value": value, "unit": "%"}, {"name": "winner", "value": "CAM", "unit": ""}],
+    }
 
 
 @pytest.fixture
@@ -25,8 +29,10 @@ def runs(monkeypatch, inline_pool):
 
     def execute(notebook, output, profile, environment, parameters):
         seeds.append(parameters["SEED"])
-        paths.write_text(Path(environment["COURSE_RESULTS"]) / "07.json",
-                         json.dumps(result(parameters["SEED"], 20.0 + parameters["SEED"])))
+        paths.write_text(
+            Path(environment["COURSE_RESULTS"]) / "07.json",
+            json.dumps(result(parameters["SEED"], 20.0 + parameters["SEED"])),
+        )
 
     monkeypatch.setattr(evidence.run, "execute", execute)
     monkeypatch.setattr(evidence, "ProcessPoolExecutor", inline_pool)
@@ -35,8 +41,15 @@ def runs(monkeypatch, inline_pool):
 
 def test_seeds_stand_side_by_side_and_are_run_once(runs, tmp_path):
     table = evidence.collect(Path("07_x.ipynb"), tmp_path, (0, 1), 1)
-    assert table["figures"] == {"error": {"unit": "%", "values": [20.0, 21.0]}} and table["fingerprints"] == ["f0", "f1"]
-    assert evidence.collect(Path("07_x.ipynb"), tmp_path, (0, 1, 2), 1)["figures"]["error"]["values"] == [20.0, 21.0, 22.0]
+    assert table["figures"] == {"error": {"unit": "%", "values": [20.0, 21.0]}} and table["fingerprints"] == [
+        "f0",
+        "f1",
+    ]
+    assert evidence.collect(Path("07_x.ipynb"), tmp_path, (0, 1, 2), 1)["figures"]["error"]["values"] == [
+        20.0,
+        21.0,
+        22.0,
+    ]
     assert runs == [0, 1, 2], "finished seeds were run again"
 
 
@@ -50,11 +63,14 @@ def test_other_commit_other_runs(runs, tmp_path, monkeypatch):
 def test_a_run_outside_the_seeds_is_named():
     table = {"figures": {"error": {"unit": "%", "values": [20.0, 21.0, 22.0]}}}
     assert evidence.contradictions(result(0, 20.5), table) == []
-    assert evidence.contradictions(result(0, 24.9), table) == []          # three standard deviations beyond the range
+    assert evidence.contradictions(result(0, 24.9), table) == []  # three standard deviations beyond the range
     assert "error: 30" in evidence.contradictions(result(0, 30.0), table)[0]
 
 
-@pytest.mark.parametrize("values, text", [([27.0, 28.0, 29.0], "28.0 ± 1.0"), ([5.0], "5"), ([3.0, 3.0], "3"), ([0.61, 0.63], "0.620 ± 0.014")])
+@pytest.mark.parametrize(
+    "values, text",
+    [([27.0, 28.0, 29.0], "28.0 ± 1.0"), ([5.0], "5"), ([3.0, 3.0], "3"), ([0.61, 0.63], "0.620 ± 0.014")],
+)
 def test_mean_and_deviation(values, text):
     assert lesson.over_seeds(values) == text
 
@@ -63,7 +79,9 @@ def test_mean_and_deviation(values, text):
 def test_committed_tables_say_where_they_come_from(path):
     table = json.loads(path.read_text())
     assert table["lesson"] == path.stem and table["profile"] == "mini" and len(table["seeds"]) >= 3
-    assert table["commit"] and not table["commit"].endswith("-dirty") and len(table["fingerprints"]) == len(table["seeds"])
+    assert (
+        table["commit"] and not table["commit"].endswith("-dirty") and len(table["fingerprints"]) == len(table["seeds"])
+    )
     # A seed splits the photographs of a world anew; the creatures' world, of lesson 08, has nothing to split.
     assert len(set(table["fingerprints"])) == (1 if path.stem == "08" else len(table["seeds"]))
     assert all(len(figure["values"]) == len(table["seeds"]) for figure in table["figures"].values())

@@ -18,16 +18,26 @@ OBJECT, GROUND, OTHER = b"a bird" * 50, b"a meadow" * 40, b"not in the manifest"
 
 
 def entry(file, content, source="stamps", **more):
-    return {"file": file, "source": source, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **more}
+    return {
+        "file": file,
+        "source": source,
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        **more,
+    }
 
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     """A manifest of one object and one background, and a machine without apt-get or installed packages."""
     about = {"via": "deb", "licence": "CC0", "authors": "nobody", "origin": "nowhere"}
-    known = {"sources": {"stamps": about}, "kinds": {},
-             "cutouts": [entry("usr/share/none-such/bird.png", OBJECT, kind="songbird", group="bird")],
-             "backgrounds": [entry("usr/share/none-such/meadow.jpg", GROUND)], "examples": []}
+    known = {
+        "sources": {"stamps": about},
+        "kinds": {},
+        "cutouts": [entry("usr/share/none-such/bird.png", OBJECT, kind="songbird", group="bird")],
+        "backgrounds": [entry("usr/share/none-such/meadow.jpg", GROUND)],
+        "examples": [],
+    }
     (tmp_path / "shelf").mkdir()
     (tmp_path / "shelf" / "photographs.json").write_text(json.dumps(known))
     monkeypatch.setattr(paths, "shelf", lambda: tmp_path / "shelf")
@@ -54,12 +64,24 @@ def package(path, files, name="data.tar.xz", compress=lzma.compress):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as deb:
         deb.write(b"!<arch>\n")
-        for member, content in (("debian-binary", b"2.0\n"), ("control.tar.xz", lzma.compress(b"x" * 1025)[:-1] + b"!"), (name, data)):
-            deb.write(f"{member:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode() + content + b"\n" * (len(content) % 2))
+        for member, content in (
+            ("debian-binary", b"2.0\n"),
+            ("control.tar.xz", lzma.compress(b"x" * 1025)[:-1] + b"!"),
+            (name, data),
+        ):
+            deb.write(
+                f"{member:<16}{0:<12}{0:<6}{0:<6}{'100644':<8}{len(content):<10}`\n".encode()
+                + content
+                + b"\n" * (len(content) % 2)
+            )
     return path
 
 
-GOOD = [("./usr/share/none-such/bird.png", OBJECT), ("./usr/bin/evil", OTHER), ("./usr/share/none-such/meadow.jpg", GROUND)]
+GOOD = [
+    ("./usr/share/none-such/bird.png", OBJECT),
+    ("./usr/bin/evil", OTHER),
+    ("./usr/share/none-such/meadow.jpg", GROUND),
+]
 
 
 def files_below(folder):
@@ -70,7 +92,10 @@ def test_from_a_package_in_downloads(shelf):
     package(shelf / "downloads" / "stamps_1_all.deb", GOOD)
     found = fetch.photographs(shelf)
     assert len(found.cutouts) == len(found.backgrounds) == 1 and not found.missing
-    assert files_below(shelf / "photographs") == ["stamps/usr/share/none-such/bird.png", "stamps/usr/share/none-such/meadow.jpg"]
+    assert files_below(shelf / "photographs") == [
+        "stamps/usr/share/none-such/bird.png",
+        "stamps/usr/share/none-such/meadow.jpg",
+    ]
     assert found.path(found.cutouts[0]).read_bytes() == OBJECT
 
 
@@ -81,10 +106,15 @@ def test_zstd_package(shelf, tmp_path):
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes(content)
     (tree / "DEBIAN").mkdir()
-    (tree / "DEBIAN" / "control").write_text("Package: stamps\nVersion: 1\nArchitecture: all\nMaintainer: nobody <n@o>\nDescription: x\n")
+    (tree / "DEBIAN" / "control").write_text(
+        "Package: stamps\nVersion: 1\nArchitecture: all\nMaintainer: nobody <n@o>\nDescription: x\n"
+    )
     (shelf / "downloads").mkdir(parents=True)
-    subprocess.run(["dpkg-deb", "-Zzstd", "--root-owner-group", "-b", tree, shelf / "downloads" / "stamps_1_all.deb"],
-                   check=True, capture_output=True)
+    subprocess.run(
+        ["dpkg-deb", "-Zzstd", "--root-owner-group", "-b", tree, shelf / "downloads" / "stamps_1_all.deb"],
+        check=True,
+        capture_output=True,
+    )
     assert len(fetch.photographs(shelf).cutouts) == 1
 
 
@@ -106,7 +136,9 @@ def test_different_photograph_is_left_out_listed_and_changes_the_fingerprint(she
     known = json.loads((paths.shelf() / "photographs.json").read_text())
     known["cutouts"].append(entry("usr/share/none-such/cat.png", b"the manifest's cat", kind="cat", group="furry"))
     (paths.shelf() / "photographs.json").write_text(json.dumps(known))
-    deb = package(shelf / "downloads" / "stamps_1_all.deb", [*GOOD, ("./usr/share/none-such/cat.png", b"some other cat ...")])
+    deb = package(
+        shelf / "downloads" / "stamps_1_all.deb", [*GOOD, ("./usr/share/none-such/cat.png", b"some other cat ...")]
+    )
     found = fetch.photographs(shelf)
     assert [p.file for p in found.missing] == ["usr/share/none-such/cat.png"] and "cat.png" in str(found)
     package(deb, [*GOOD, ("./usr/share/none-such/cat.png", b"the manifest's cat")])
@@ -157,7 +189,9 @@ def test_two_processes_at_once(shelf):
     prints = {queue.get(timeout=60) for _ in children}
     [child.join() for child in children]
     assert len(prints) == 1 and files_below(shelf / "photographs") == [
-        "stamps/usr/share/none-such/bird.png", "stamps/usr/share/none-such/meadow.jpg"]
+        "stamps/usr/share/none-such/bird.png",
+        "stamps/usr/share/none-such/meadow.jpg",
+    ]
 
 
 def test_interrupted_write_leaves_no_half_file(shelf, monkeypatch):
@@ -176,7 +210,11 @@ def test_real_manifest_is_sound():
     every = [fetch.Photograph(**e) for part in ("cutouts", "backgrounds", "examples") for e in known[part]]
     assert len(known["cutouts"]) >= 240 and len({e["sha256"] for e in known["cutouts"]}) == len(known["cutouts"])
     for photograph in every:
-        assert photograph.source in known["sources"] and len(photograph.sha256) == 64 and not photograph.file.startswith("/")
+        assert (
+            photograph.source in known["sources"]
+            and len(photograph.sha256) == 64
+            and not photograph.file.startswith("/")
+        )
         assert photograph.kind is None or known["kinds"][photograph.kind]["group"] == photograph.group
     assert all(about["licence"] and about["origin"] for about in known["sources"].values())
     assert not [p.file for p in every if any(word in p.file for word in ("cartoon", "mirror", "flip", "symbols"))]
@@ -190,6 +228,8 @@ def test_real_photographs(photos):
 
 
 def test_examples_are_there_at_once(tmp_path):
-    assert fetch.example("chelsea", tmp_path).is_file() and files_below(tmp_path) == ["photographs/scikit-image/skimage/data/chelsea.png"]
+    assert fetch.example("chelsea", tmp_path).is_file() and files_below(tmp_path) == [
+        "photographs/scikit-image/skimage/data/chelsea.png"
+    ]
     with pytest.raises(KeyError, match="there are: chelsea"):
         fetch.example("no such picture", tmp_path)

@@ -15,10 +15,18 @@ from course_lib import __main__
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.evaluate.episodes import METHODS, interval, recalls, sample
 from course_lib.experiments import fewshot
-from course_lib.metric_learning.features import extract
 from course_lib.experiments.fewshot import (
-    EpisodeBatches, Evaluation, Training, Views, episode_terms, evaluate, network, table, train,
+    EpisodeBatches,
+    Evaluation,
+    Training,
+    Views,
+    episode_terms,
+    evaluate,
+    network,
+    table,
+    train,
 )
+from course_lib.metric_learning.features import extract
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +54,39 @@ def root(tmp_path_factory):
 
 def small(root, **changes):
     """Two epochs of four batches of a tiny network, and one of two batches of two episodes."""
-    return Training(**dict(data=str(root), backbone="test_resnet", size=32, epochs=2, batch_size=10, learning_rate=0.01,
-                           meta_epochs=1, batches=2, episodes=2, ways=3, shots=2, queries=3) | changes)
+    return Training(
+        **dict(
+            data=str(root),
+            backbone="test_resnet",
+            size=32,
+            epochs=2,
+            batch_size=10,
+            learning_rate=0.01,
+            meta_epochs=1,
+            batches=2,
+            episodes=2,
+            ways=3,
+            shots=2,
+            queries=3,
+        )
+        | changes
+    )
 
 
 def quick(root, **changes):
-    return Evaluation(**dict(data=str(root), backbone="test_resnet", weights="random", ways=3, shots=(1, 2), queries=4,
-                             episodes=50, size=32) | changes)
+    return Evaluation(
+        **dict(
+            data=str(root),
+            backbone="test_resnet",
+            weights="random",
+            ways=3,
+            shots=(1, 2),
+            queries=4,
+            episodes=50,
+            size=32,
+        )
+        | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +96,7 @@ def trained(root, tmp_path_factory):
 
 
 # training ----------------------------------------------------------------------------------------------------------------
+
 
 def test_both_stages_train_and_leave_a_checkpoint_each(root, trained):
     folder, history = trained
@@ -104,14 +139,16 @@ def test_the_rate_drops_in_the_last_tenth_of_the_first_stage(root, tmp_path, mon
 
 
 def test_resnet12_trains_on_whole_episodes(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(fewshot.resnet12, "CHANNELS", (8, 8, 8, 16))      # the same, but for the size of its files
+    monkeypatch.setattr(fewshot.resnet12, "CHANNELS", (8, 8, 8, 16))  # the same, but for the size of its files
     config = small(root, backbone="resnet12", epochs=1, batch_size=20, batches=1, episodes=1, drop=0.5)
     history = train(config, tmp_path, progress=False)
     assert history["episodes"][0]["episodes"] > 0
     saved = load_file(tmp_path / "model.safetensors")
     assert saved["classifier.weight"].shape == (5, 16)
     assert int(saved["network.blocks.3.drop.passes"]) == 2 + 1, "DropBlock counts the passes of both stages"
-    result = evaluate(quick(root, backbone="resnet12", weights=str(tmp_path / "model.safetensors")), tmp_path, progress=False)
+    result = evaluate(
+        quick(root, backbone="resnet12", weights=str(tmp_path / "model.safetensors")), tmp_path, progress=False
+    )
     assert result["settings"]["weights"] == "model"
 
 
@@ -131,7 +168,9 @@ def test_batches_are_whole_episodes(root):
     for batch in batches:
         for part in torch.tensor(batch).view(2, 15):
             support, query = data.labels[part[:6]].view(3, 2), data.labels[part[6:]].view(3, 3)
-            assert (support == support[:, :1]).all() and (query == support[:, :1]).all() and len(set(part.tolist())) == 15
+            assert (
+                (support == support[:, :1]).all() and (query == support[:, :1]).all() and len(set(part.tolist())) == 15
+            )
             assert len(set(support[:, 0].tolist())) == 3
 
 
@@ -167,20 +206,25 @@ def test_views_keep_labels():
 
 # evaluation --------------------------------------------------------------------------------------------------------------
 
+
 def test_figures_are_those_of_the_episodes(root, trained, tmp_path):
     folder, _ = trained
     config = quick(root, weights=str(folder / "model.safetensors"))
     result = evaluate(config, tmp_path, progress=False)
     assert json.loads((tmp_path / "fewshot.json").read_text())["rows"] == json.loads(json.dumps(result["rows"]))
     data, model = MiniImageNet(root, "test"), network("test_resnet", config.weights)
-    features = extract(lambda images: model.features(model.normalise(images)).mean((-2, -1)), data, (32, 32), progress=False)
+    features = extract(
+        lambda images: model.features(model.normalise(images)).mean((-2, -1)), data, (32, 32), progress=False
+    )
     row = next(row for row in result["rows"] if (row["shots"], row["method"]) == (2, "l2"))
     drawn = sample(data.labels, 3, 2, 4, 50, Generator().manual_seed(0))
     share, cosine = (100 * recalls(features, drawn, method).mean(1) for method in ("l2", "cosine"))
     assert row["accuracy"] == pytest.approx(interval(share), rel=1e-4)
     assert row["balanced"] == pytest.approx(interval(share), rel=1e-4)
     assert row["gain"] == pytest.approx(interval(share - cosine), rel=1e-4, abs=1e-4)
-    assert [(row["shots"], row["method"]) for row in result["rows"]] == [(k, method) for k in (1, 2) for method in METHODS]
+    assert [(row["shots"], row["method"]) for row in result["rows"]] == [
+        (k, method) for k in (1, 2) for method in METHODS
+    ]
     assert {row["method"] for row in result["rows"] if row["transductive"]} == {"shift", "rectified"}
 
 
@@ -208,8 +252,12 @@ def test_unbalanced_queries_have_two_accuracies_and_no_papers(root, tmp_path):
 
 
 def test_the_seed_decides(root, tmp_path):
-    first, again, other = (evaluate(quick(root, shots=(1,), methods=("cosine",), seed=seed, weights="random"), tmp_path,
-                                    progress=False)["rows"][0]["accuracy"] for seed in (0, 0, 1))
+    first, again, other = (
+        evaluate(quick(root, shots=(1,), methods=("cosine",), seed=seed, weights="random"), tmp_path, progress=False)[
+            "rows"
+        ][0]["accuracy"]
+        for seed in (0, 0, 1)
+    )
     assert first == again != other
 
 
@@ -231,15 +279,43 @@ def test_what_cannot_be_evaluated_is_explained(root, tmp_path):
 
 # commands ----------------------------------------------------------------------------------------------------------------
 
+
 def test_commands_train_and_evaluate(root, tmp_path, capsys):
     options = "--backbone test_resnet --size 32 --ways 3".split()
-    assert __main__.main(["train", "fewshot", "--data", str(root), "--folder", str(tmp_path / "run"), *options,
-                          *"--epochs 1 --batch-size 20 --meta-epochs 1 --batches 1 --episodes 1 --queries 3".split()]) == 0
+    assert (
+        __main__.main(
+            [
+                "train",
+                "fewshot",
+                "--data",
+                str(root),
+                "--folder",
+                str(tmp_path / "run"),
+                *options,
+                *"--epochs 1 --batch-size 20 --meta-epochs 1 --batches 1 --episodes 1 --queries 3".split(),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "classes  epoch   1" in said and "episodes epoch   1" in said and "model.safetensors" in said
-    assert __main__.main(["evaluate", "fewshot", "--data", str(root), "--out", str(tmp_path), *options,
-                          "--checkpoint", str(tmp_path / "run" / "model.safetensors"),
-                          *"--shots 1 --queries 5,2,2 --episodes 20 --methods cosine,rectified --epsilon 1".split()]) == 0
+    assert (
+        __main__.main(
+            [
+                "evaluate",
+                "fewshot",
+                "--data",
+                str(root),
+                "--out",
+                str(tmp_path),
+                *options,
+                "--checkpoint",
+                str(tmp_path / "run" / "model.safetensors"),
+                *"--shots 1 --queries 5,2,2 --episodes 20 --methods cosine,rectified --epsilon 1".split(),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "| rectified | yes |" in said and "5, 2, 2 queries" in said and "epsilon = 1" in said
     assert (tmp_path / "fewshot.md").read_text() in said

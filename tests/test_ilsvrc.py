@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.images import BrokenFile
+from course_lib.worlds import minis
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def written(tmp_path_factory):
 def tree(written, tmp_path):
     """A copy that a test may break."""
     import shutil
+
     return shutil.copytree(written, tmp_path / "ilsvrc")
 
 
@@ -52,7 +53,12 @@ def test_same_arguments_same_bytes(written, tmp_path, monkeypatch):
     again = minis.mini_ilsvrc(tmp_path, source="creatures")
 
     def digest(folder):
-        return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+        return {
+            str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in folder.rglob("*")
+            if f.is_file()
+        }
+
     assert digest(again) == digest(written)
     assert minis.fingerprint(again) == minis.fingerprint(written) != "real data"
 
@@ -61,7 +67,10 @@ def test_written_once_and_again_when_stale(tmp_path, monkeypatch):
     monkeypatch.setitem(minis.PER_ITEM, "creatures", {"train": 1, "val": 1})
     folder = minis.mini_ilsvrc(tmp_path, source="creatures")
     stamp = (folder / "miniature.json").stat().st_mtime_ns
-    assert minis.mini_ilsvrc(tmp_path, source="creatures") == folder and (folder / "miniature.json").stat().st_mtime_ns == stamp
+    assert (
+        minis.mini_ilsvrc(tmp_path, source="creatures") == folder
+        and (folder / "miniature.json").stat().st_mtime_ns == stamp
+    )
     monkeypatch.setitem(minis.PER_ITEM, "creatures", {"train": 2, "val": 1})
     assert len(Ilsvrc(minis.mini_ilsvrc(tmp_path, source="creatures"), "train")) == 12
 
@@ -90,7 +99,11 @@ def test_photographs_with_imagenet_ids(photos, tmp_path, monkeypatch):
 
 def test_batches_squash_images_boxes_and_masks_together(written):
     batch = next(iter(Ilsvrc(written).batches(size=96, batch_size=12)))
-    assert batch.images.shape == (12, 3, 96, 96) and batch.images.dtype == torch.uint8 and batch.masks.shape == (12, 96, 96)
+    assert (
+        batch.images.shape == (12, 3, 96, 96)
+        and batch.images.dtype == torch.uint8
+        and batch.masks.shape == (12, 96, 96)
+    )
     for boxes, mask in zip(batch.boxes, batch.masks, strict=True):
         rows, columns = mask.nonzero().T
         outline = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()])
@@ -125,19 +138,44 @@ def xml(path, change):
 
 BREAKS = {
     "no tree at all": (lambda t: t.rename(t.parent / "elsewhere"), FileNotFoundError, "CLS-LOC/val is missing"),
-    "no synset file": (lambda t: (t / "LOC_synset_mapping.txt").unlink(), FileNotFoundError, "LOC_synset_mapping.txt is missing"),
+    "no synset file": (
+        lambda t: (t / "LOC_synset_mapping.txt").unlink(),
+        FileNotFoundError,
+        "LOC_synset_mapping.txt is missing",
+    ),
     "nameless class": (lambda t: (t / "LOC_synset_mapping.txt").write_text("n95000001\n"), BrokenFile, "line 1"),
     "unsorted classes": (lambda t: (t / "LOC_synset_mapping.txt").write_text("n2 b\nn1 a\n"), BrokenFile, "not sorted"),
     "unknown class": (lambda t: (t / "LOC_synset_mapping.txt").write_text("n1 a\n"), BrokenFile, "does not list"),
     "no images": (lambda t: [f.unlink() for f in files(t, "Data")], FileNotFoundError, "no .JPEG file"),
     "no box file": (lambda t: files(t, "Annotations")[3].unlink(), FileNotFoundError, "val_00000004.xml is missing"),
-    "empty xml": (lambda t: files(t, "Annotations")[0].write_text(""), BrokenFile, "val_00000001.xml is not a complete"),
-    "xml without size": (lambda t: xml(files(t, "Annotations")[0], lambda s: re.sub("<width>.*</width>", "", s)), BrokenFile, "complete"),
-    "xml without object": (lambda t: xml(files(t, "Annotations")[0], lambda s: s.replace("object", "thing")), BrokenFile, "no object"),
-    "box outside": (lambda t: xml(files(t, "Annotations")[0], lambda s: re.sub("<xmax>.*</xmax>", "<xmax>999</xmax>", s)),
-                    BrokenFile, "does not lie in the image"),
-    "box turned round": (lambda t: xml(files(t, "Annotations")[0], lambda s: re.sub("<xmin>.*</xmin>", "<xmin>239</xmin>", s)
-                                       .replace("<xmax>", "<xmax>-")), BrokenFile, "does not lie in the image"),
+    "empty xml": (
+        lambda t: files(t, "Annotations")[0].write_text(""),
+        BrokenFile,
+        "val_00000001.xml is not a complete",
+    ),
+    "xml without size": (
+        lambda t: xml(files(t, "Annotations")[0], lambda s: re.sub("<width>.*</width>", "", s)),
+        BrokenFile,
+        "complete",
+    ),
+    "xml without object": (
+        lambda t: xml(files(t, "Annotations")[0], lambda s: s.replace("object", "thing")),
+        BrokenFile,
+        "no object",
+    ),
+    "box outside": (
+        lambda t: xml(files(t, "Annotations")[0], lambda s: re.sub("<xmax>.*</xmax>", "<xmax>999</xmax>", s)),
+        BrokenFile,
+        "does not lie in the image",
+    ),
+    "box turned round": (
+        lambda t: xml(
+            files(t, "Annotations")[0],
+            lambda s: re.sub("<xmin>.*</xmin>", "<xmin>239</xmin>", s).replace("<xmax>", "<xmax>-"),
+        ),
+        BrokenFile,
+        "does not lie in the image",
+    ),
     "mask lost": (lambda t: files(t, "Masks")[5].unlink(), FileNotFoundError, "val_00000006.png is missing"),
 }
 

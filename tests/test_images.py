@@ -66,11 +66,14 @@ def test_missing(tmp_path):
 @pytest.mark.parametrize("side", [20_000, 200_000])
 def test_zip_bomb_is_refused_before_decoding(tmp_path, side):
     """A few hundred bytes that claim 0.4 or 40 billion pixels; Pillow's own limit lies between the two."""
+
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    data = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
     (tmp_path / "bomb.png").write_bytes(data)
     with pytest.raises(BrokenFile, match="bomb.png"):
         load(tmp_path / "bomb.png")

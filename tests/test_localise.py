@@ -17,14 +17,14 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from course_lib import __main__, backbones, maps
-from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.evaluate.localization import MaxBoxAcc
 from course_lib.experiments import localise
-from course_lib.metric_learning import learner as train
 from course_lib.experiments.localise import METHODS, PAPER, Evaluation, evaluate, linear_probe, network, table
+from course_lib.metric_learning import learner as train
 from course_lib.metric_learning.learner import LOSSES, BalancedBatches, Learner, Photos, Training
 from course_lib.prototypes import class_prototypes
+from course_lib.worlds import minis
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,18 @@ def tree(tmp_path_factory):
 
 def small(tree, **changes):
     """A tiny network on 18 training and 12 validation images."""
-    return Evaluation(**dict(data=str(tree), backbone="test_resnet", weights="random", methods=("cam", "dist-cam"), size=96,
-                             batch_size=4, save_every=1) | changes)
+    return Evaluation(
+        **dict(
+            data=str(tree),
+            backbone="test_resnet",
+            weights="random",
+            methods=("cam", "dist-cam"),
+            size=96,
+            batch_size=4,
+            save_every=1,
+        )
+        | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +56,7 @@ def result(tree, tmp_path_factory):
 
 
 # evaluation --------------------------------------------------------------------------------------------------------------
+
 
 def test_figures_are_those_of_the_equations_all_at_once(tree, result):
     """Everything in memory, no stream, no groups of images; `class_prototypes`, and one MaxBoxAcc for each figure."""
@@ -59,12 +70,17 @@ def test_figures_are_those_of_the_equations_all_at_once(tree, result):
         val = next(iter(Ilsvrc(tree).batches(96, 12)))
         features = model.features(model.normalise(val.images))
         pooled = features.mean((2, 3))
-    rules = {"classifier": (pooled @ weight.T + bias).argmax(1),
-             "l1": (pooled[:, None] - prototypes).abs().sum(2).argmin(1),
-             "cosine": torch.cosine_similarity(pooled[:, None], prototypes, dim=2).argmax(1)}
+    rules = {
+        "classifier": (pooled @ weight.T + bias).argmax(1),
+        "l1": (pooled[:, None] - prototypes).abs().sum(2).argmin(1),
+        "cosine": torch.cosine_similarity(pooled[:, None], prototypes, dim=2).argmax(1),
+    }
     every = torch.arange(12)
-    raw = {"cam": maps.cam(features, weight)[every, val.labels],
-           "dist-cam": maps.dist_cam(features, prototypes)[every, val.labels], "uniform": features.mean(1)}
+    raw = {
+        "cam": maps.cam(features, weight)[every, val.labels],
+        "dist-cam": maps.dist_cam(features, prototypes)[every, val.labels],
+        "uniform": features.mean(1),
+    }
     for name, map in raw.items():
         for rule, predicted in rules.items():
             score = MaxBoxAcc()
@@ -139,18 +155,25 @@ def test_interrupted_evaluation_goes_on_to_the_same_numbers(tree, result, tmp_pa
 
 
 def test_killed_evaluation_goes_on_to_the_same_numbers(tree, result, tmp_path):
-    script = ("import os, signal, sys; from pathlib import Path; from course_lib.metric_learning import localise as l\n"
-              "real, left = l.squash, [int(sys.argv[3])]\n"
-              "def squash(*args, **kwargs):\n"
-              "    left[0] -= 1\n"
-              "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-              "    return real(*args, **kwargs)\n"
-              "l.squash = squash\n"
-              "l.evaluate(l.Evaluation(sys.argv[1], 'test_resnet', 'random', ('cam', 'dist-cam'), size=96, batch_size=4,\n"
-              "                        save_every=1), Path(sys.argv[2]), progress=False)")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from course_lib.metric_learning import localise as l\n"
+        "real, left = l.squash, [int(sys.argv[3])]\n"
+        "def squash(*args, **kwargs):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(*args, **kwargs)\n"
+        "l.squash = squash\n"
+        "l.evaluate(l.Evaluation(sys.argv[1], 'test_resnet', 'random', ('cam', 'dist-cam'), size=96, batch_size=4,\n"
+        "                        save_every=1), Path(sys.argv[2]), progress=False)"
+    )
     root = Path(localise.__file__).parents[2]
-    died = subprocess.run([sys.executable, "-c", script, str(tree), str(tmp_path), "7"], cwd=root,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    died = subprocess.run(
+        [sys.executable, "-c", script, str(tree), str(tmp_path), "7"],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert (tmp_path / "scores.pt").is_file() and not (tmp_path / "localise.json").exists()
     assert evaluate(small(tree), tmp_path, progress=False) == result
@@ -159,8 +182,11 @@ def test_killed_evaluation_goes_on_to_the_same_numbers(tree, result, tmp_path):
 def test_prototypes_serve_further_methods(tree, result, tmp_path, monkeypatch):
     evaluate(small(tree, methods=("cam",)), tmp_path, progress=False)
     streams, real = [], localise._stream
-    monkeypatch.setattr(localise, "_stream", lambda data, chosen, done, *more: streams.append((data.split, done)) or real(
-        data, chosen, done, *more))
+    monkeypatch.setattr(
+        localise,
+        "_stream",
+        lambda data, chosen, done, *more: streams.append((data.split, done)) or real(data, chosen, done, *more),
+    )
     assert evaluate(small(tree), tmp_path, progress=False) == result
     assert streams == [("train", 5), ("val", 0)]
 
@@ -187,7 +213,9 @@ def test_classifier_is_the_networks_own_for_imagenet_only():
     synsets = [wnid for wnid, _ in backbones.imagenet_classes()]
     assert network("test_resnet", "random", synsets)[1] and not network("test_resnet", "random", synsets[:-1])[1]
     (a, _), (b, _), (c, _) = (network("test_resnet", "random", synsets, seed) for seed in (0, 0, 1))
-    assert torch.equal(a.classifier.weight, b.classifier.weight) and not torch.equal(a.classifier.weight, c.classifier.weight)
+    assert torch.equal(a.classifier.weight, b.classifier.weight) and not torch.equal(
+        a.classifier.weight, c.classifier.weight
+    )
 
 
 def test_linear_probe_is_the_one_solution():
@@ -195,7 +223,9 @@ def test_linear_probe_is_the_one_solution():
     labels = torch.arange(60) % 4
     features = torch.randn(60, 5, generator=generator) + 2 + torch.nn.functional.one_hot(labels, 5)
     weight, bias = linear_probe(features, labels, 4, decay=0.01)
-    other = LogisticRegression(C=1 / (60 * 0.01), tol=1e-10, max_iter=10_000).fit(features.double().numpy(), labels.numpy())
+    other = LogisticRegression(C=1 / (60 * 0.01), tol=1e-10, max_iter=10_000).fit(
+        features.double().numpy(), labels.numpy()
+    )
     torch.testing.assert_close(weight, torch.from_numpy(other.coef_).float(), rtol=1e-3, atol=1e-4)
     expected = torch.from_numpy(other.intercept_ - other.intercept_.mean()).float()
     torch.testing.assert_close(bias - bias.mean(), expected, rtol=1e-3, atol=1e-3)
@@ -204,9 +234,21 @@ def test_linear_probe_is_the_one_solution():
 
 # training ----------------------------------------------------------------------------------------------------------------
 
+
 def quick(tree, **changes):
-    return Training(**dict(data=str(tree), backbone="test_efficientnet", weights="random", epochs=2, classes=3, images=2,
-                           size=56, learning_rate=1e-3) | changes)
+    return Training(
+        **dict(
+            data=str(tree),
+            backbone="test_efficientnet",
+            weights="random",
+            epochs=2,
+            classes=3,
+            images=2,
+            size=56,
+            learning_rate=1e-3,
+        )
+        | changes
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -216,9 +258,13 @@ def test_every_loss_trains_the_last_block_and_is_evaluated(tree, tmp_path, loss)
     history = train.train(config, tmp_path, progress=False)
     assert len(history) == 2 and all(row["loss"] > 0 for row in history)
     after = load_file(tmp_path / "model.safetensors")
-    moved = {name for name in before if not name.startswith("classifier") and not torch.equal(before[name], after[name])}
+    moved = {
+        name for name in before if not name.startswith("classifier") and not torch.equal(before[name], after[name])
+    }
     last = max(int(name.split(".")[2]) for name in before if ".blocks." in name)
-    assert moved and all(name.startswith((f"network.blocks.{last}.", "network.conv_head", "network.bn2")) for name in moved)
+    assert moved and all(
+        name.startswith((f"network.blocks.{last}.", "network.conv_head", "network.bn2")) for name in moved
+    )
     found = small(tree, backbone=config.backbone, weights=str(tmp_path / "model.safetensors"), limit=4)
     result = evaluate(found, tmp_path / "out", progress=False)
     assert result["classifier"] == ("own" if loss in train.CLASSIFYING else "linear probe")
@@ -228,7 +274,7 @@ def test_whole_network_trains_on_photographs(tree, tmp_path):
     config = quick(tree, loss="center", backbone="test_resnet", epochs=12, learning_rate=0.03)
     history = train.train(config, tmp_path, progress=False)
     assert {"softmax", "center", "loss"} <= set(history[0]) and history[-1]["loss"] < 0.8 * history[0]["loss"]
-    assert train.train(config, tmp_path, progress=False) == history      # finished: nothing is done twice
+    assert train.train(config, tmp_path, progress=False) == history  # finished: nothing is done twice
 
 
 def test_statistics_are_frozen_unless_weights_are_random():
@@ -236,8 +282,11 @@ def test_statistics_are_frozen_unless_weights_are_random():
     learner = Learner(model, LOSSES["triplet"], 1).train()
     norms = [part for part in learner.modules() if isinstance(part, nn.BatchNorm2d)]
     assert norms and not any(part.training for part in norms) and learner.training
-    assert all(part.training for part in Learner(model, LOSSES["triplet"], 1, frozen_statistics=False).train().modules()
-               if isinstance(part, nn.BatchNorm2d))
+    assert all(
+        part.training
+        for part in Learner(model, LOSSES["triplet"], 1, frozen_statistics=False).train().modules()
+        if isinstance(part, nn.BatchNorm2d)
+    )
     assert not model.classifier.weight.requires_grad and next(model.network.parameters()).requires_grad
 
 
@@ -249,7 +298,9 @@ def test_trunk_and_tail_are_the_network(tree):
         torch.testing.assert_close(train.tail(model, train.trunk(model, images)), whole)
         found, labels = train.trunk_features(model, Ilsvrc(tree), 64, progress=False).tensors
         images = next(iter(Ilsvrc(tree).batches(64, 12))).images
-        torch.testing.assert_close(train.tail(model, found), model.features(model.normalise(images)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            train.tail(model, found), model.features(model.normalise(images)), rtol=1e-3, atol=1e-4
+        )
     assert sorted(labels.tolist()) == [c for c in range(6) for _ in range(2)]
     with pytest.raises(ValueError, match="EfficientNets of timm, which have conv_stem"):
         Learner(backbones.create("test_resnet", False), LOSSES["triplet"], 6, last_block=True)
@@ -298,7 +349,9 @@ def test_photos_are_cropped_and_flipped_by_torchs_generator(tree):
     torch.manual_seed(0)
     some = [photos[0][0] for _ in range(6)]
     torch.manual_seed(0)
-    assert torch.equal(photos[0][0], some[0]) and photos[0][0].shape == (3, 56, 56) and photos[0][0].dtype == torch.uint8
+    assert (
+        torch.equal(photos[0][0], some[0]) and photos[0][0].shape == (3, 56, 56) and photos[0][0].dtype == torch.uint8
+    )
     assert any(not torch.equal(some[0], other) for other in some[1:])
 
 
@@ -309,13 +362,48 @@ def test_unknown_loss_is_explained(tree):
 
 # commands ----------------------------------------------------------------------------------------------------------------
 
+
 def test_commands_train_and_evaluate(tree, tmp_path, capsys):
     common = ["localise", "--data", str(tree), "--backbone", "test_efficientnet"]
-    assert __main__.main(["train", *common, "--random", "--loss", "softmax", "--last-block", "--epochs", "1", "--classes", "3",
-                          "--images", "2", "--folder", str(tmp_path)]) == 0
+    assert (
+        __main__.main(
+            [
+                "train",
+                *common,
+                "--random",
+                "--loss",
+                "softmax",
+                "--last-block",
+                "--epochs",
+                "1",
+                "--classes",
+                "3",
+                "--images",
+                "2",
+                "--folder",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     assert "epoch   1  softmax" in capsys.readouterr().out
-    assert __main__.main(["evaluate", *common, "--checkpoint", str(tmp_path / "model.safetensors"), "--method", "cam,dist-cam",
-                          "--limit", "4", "--out", str(tmp_path / "out")]) == 0
+    assert (
+        __main__.main(
+            [
+                "evaluate",
+                *common,
+                "--checkpoint",
+                str(tmp_path / "model.safetensors"),
+                "--method",
+                "cam,dist-cam",
+                "--limit",
+                "4",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     assert "the network's own" in capsys.readouterr().out and (tmp_path / "out/localise.json").is_file()
     assert __main__.main(["evaluate", *common, "--method", "camm"]) == 1
     assert "no method 'camm'" in capsys.readouterr().err

@@ -9,7 +9,14 @@ from test_components import twin
 
 from course_lib import maps
 from course_lib.evaluate.localization import (
-    CENTRE_SHARES, DELTAS, THRESHOLDS, MaxBoxAcc, PxAP, baseline_boxes, iou, squash_boxes,
+    CENTRE_SHARES,
+    DELTAS,
+    THRESHOLDS,
+    MaxBoxAcc,
+    PxAP,
+    baseline_boxes,
+    iou,
+    squash_boxes,
 )
 
 
@@ -41,7 +48,7 @@ def test_iou_is_the_share_of_common_pixels(corners):
     masks = np.zeros((2, 20, 20), bool)
     both = [(x, y, x + w, y + h) for x, y, w, h in corners]
     for mask, (x0, y0, x1, y1) in zip(masks, both):
-        mask[y0:y1 + 1, x0:x1 + 1] = True
+        mask[y0 : y1 + 1, x0 : x1 + 1] = True
     expected = (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
     assert iou(boxes(both[0]), boxes(both[1])).item() == pytest.approx(expected)
 
@@ -129,8 +136,8 @@ def test_baselines_never_look_at_the_heatmap():
     metric = MaxBoxAcc()
     metric.accumulate(torch.zeros(2, 40, 40), [boxes([0, 0, 39, 39]), boxes([8, 8, 31, 31])])
     result = metric.compute()
-    assert result.whole_image == 0.5                                      # the small box is 0.36 of it
-    assert result.centre_half == 0.5                                      # 28 x 28 pixels are 0.49 of the large one
+    assert result.whole_image == 0.5  # the small box is 0.36 of it
+    assert result.centre_half == 0.5  # 28 x 28 pixels are 0.49 of the large one
     assert (result.centre_best, result.centre_best_share) == (1, 0.55)
 
 
@@ -144,13 +151,16 @@ def test_curves_are_nested(seed):
     assert (result.single.diff(dim=0) <= 0).all() and (result.multi.diff(dim=0) <= 0).all()
 
 
-@pytest.mark.parametrize("heatmap, gold, message", [
-    (torch.full((1, 4, 4), 1.1), [boxes([0, 0, 1, 1])], "must lie in 0..1"),
-    (torch.full((1, 4, 4), float("nan")), [boxes([0, 0, 1, 1])], "must lie in 0..1"),
-    (torch.zeros(1, 4, 4), [boxes([2, 0, 1, 1])], "Convert \\(x, y, width, height\\) first"),
-    (torch.zeros(1, 4, 4), [torch.zeros(0, 4)], "has no ground-truth box"),
-    (torch.zeros(2, 4, 4), [boxes([0, 0, 1, 1])], "each of 2 heatmaps was expected, but 1 came"),
-])
+@pytest.mark.parametrize(
+    "heatmap, gold, message",
+    [
+        (torch.full((1, 4, 4), 1.1), [boxes([0, 0, 1, 1])], "must lie in 0..1"),
+        (torch.full((1, 4, 4), float("nan")), [boxes([0, 0, 1, 1])], "must lie in 0..1"),
+        (torch.zeros(1, 4, 4), [boxes([2, 0, 1, 1])], "Convert \\(x, y, width, height\\) first"),
+        (torch.zeros(1, 4, 4), [torch.zeros(0, 4)], "has no ground-truth box"),
+        (torch.zeros(2, 4, 4), [boxes([0, 0, 1, 1])], "each of 2 heatmaps was expected, but 1 came"),
+    ],
+)
 def test_wrong_input_is_refused_in_a_sentence(heatmap, gold, message):
     metric = MaxBoxAcc()
     with pytest.raises(ValueError, match=message):
@@ -187,7 +197,7 @@ def px_ap_twin(scores, gold):
 
 def test_px_ap_equals_its_definition():
     random = np.random.default_rng(0)
-    scores = random.random((3, 16, 16)).astype(np.float32).round(2)       # many scores on an edge between bins
+    scores = random.random((3, 16, 16)).astype(np.float32).round(2)  # many scores on an edge between bins
     gold = random.choice([0, 1, 255], (3, 16, 16)).astype(np.uint8)
     metric = PxAP()
     for batch in ([0], [1, 2]):

@@ -16,7 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib.metric_learning import losses
 from course_lib.metric_learning.losses import (
-    batch_hard_triplet, batch_prototype_softmax, center_loss, distances, prototype_softmax,
+    batch_hard_triplet,
+    batch_prototype_softmax,
+    center_loss,
+    distances,
+    prototype_softmax,
 )
 
 METRICS = ("l1", "l2", "cosine")
@@ -25,7 +29,10 @@ BATCHES = st.tuples(st.integers(2, 12), st.integers(1, 5), st.integers(2, 9), st
 
 def sample(images, classes, channels, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(images, channels, generator=generator) + 1, torch.randint(classes, (images,), generator=generator))
+    return (
+        torch.randn(images, channels, generator=generator) + 1,
+        torch.randint(classes, (images,), generator=generator),
+    )
 
 
 def distance(a, b, metric):
@@ -37,6 +44,7 @@ def distance(a, b, metric):
 
 
 # slow twins --------------------------------------------------------------------------------------------------------------
+
 
 def batch_prototypes_in_loops(features, labels, metric, scale):
     terms = []
@@ -71,7 +79,9 @@ def triplet_in_loops(features, labels, margin):
 def test_batch_prototypes_are_those_of_the_others(metric, shape):
     features, labels = sample(*shape)
     found = batch_prototype_softmax(features, labels, metric, 0.7)
-    torch.testing.assert_close(found, batch_prototypes_in_loops(features, labels, metric, 0.7).float(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        found, batch_prototypes_in_loops(features, labels, metric, 0.7).float(), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("margin", [0.3, None])
@@ -94,6 +104,7 @@ def test_distances_and_given_prototypes(metric):
 
 # pytorch-metric-learning -------------------------------------------------------------------------------------------------
 
+
 def test_triplet_is_that_of_pytorch_metric_learning():
     features, labels = sample(24, 6, 8)
     plain = LpDistance(normalize_embeddings=False)
@@ -111,18 +122,21 @@ def test_prototype_softmax_is_that_of_pytorch_metric_learning():
         proxy.proxies.copy_(prototypes)
         softmax.W.copy_(prototypes.T)
         for other, metric, scale in ((proxy, "l2", 3.0), (softmax, "cosine", 20.0)):
-            torch.testing.assert_close(prototype_softmax(features, labels, prototypes, metric, scale), other(features, labels))
+            torch.testing.assert_close(
+                prototype_softmax(features, labels, prototypes, metric, scale), other(features, labels)
+            )
 
 
 def test_distances_of_close_pairs_are_exact():
     """By |a|^2 - 2ab + |b|^2 they would be rounding."""
     query = torch.full((1, 64), 100.0)
     assert distances(query, query + 0.125, "l2").item() == 1
-    three = torch.cat((query, query + 0.125, query + 0.25))               # 0 - 1 - 2, in a line
+    three = torch.cat((query, query + 0.125, query + 0.25))  # 0 - 1 - 2, in a line
     assert batch_hard_triplet(three, torch.tensor([0, 0, 1]), margin=1.0).item() == 0.5
 
 
 # centers -----------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("batch, way", [(64, 1 / 16), (8, 1 / 2)])
 def test_center_moves_by_its_share_of_the_batch(batch, way):
@@ -134,7 +148,7 @@ def test_center_moves_by_its_share_of_the_batch(batch, way):
     (5e-4 * center_loss(features, labels, centers)).backward()
     torch.optim.SGD([centers], lr=0.5 / 5e-4).step()
     torch.testing.assert_close(centers[:-1].detach(), before[:-1] + way * (means - before[:-1]))
-    assert torch.equal(centers[-1], before[-1])                          # a class that is not in the batch stays where it is
+    assert torch.equal(centers[-1], before[-1])  # a class that is not in the batch stays where it is
 
 
 def test_center_loss_by_hand():
@@ -144,8 +158,11 @@ def test_center_loss_by_hand():
 
 # nothing to compare, and other degenerate batches ------------------------------------------------------------------------
 
-LOSSES = [*(lambda f, y, metric=metric: batch_prototype_softmax(f, y, metric) for metric in METRICS),
-          batch_hard_triplet, lambda f, y: batch_hard_triplet(f, y, None)]
+LOSSES = [
+    *(lambda f, y, metric=metric: batch_prototype_softmax(f, y, metric) for metric in METRICS),
+    batch_hard_triplet,
+    lambda f, y: batch_hard_triplet(f, y, None),
+]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -181,7 +198,9 @@ def test_collapsed_features_have_finite_gradients(loss, value):
 def test_neither_order_nor_names_of_classes_matter(loss, shape):
     features, labels = sample(*shape)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(loss(features[order], 50 - 7 * labels[order]), loss(features, labels), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        loss(features[order], 50 - 7 * labels[order]), loss(features, labels), rtol=1e-4, atol=1e-5
+    )
 
 
 @settings(deadline=None, max_examples=25)
@@ -190,7 +209,7 @@ def test_distance_losses_do_not_see_the_origin(shape):
     features, labels = sample(*shape)
     for loss in (*LOSSES[:2], *LOSSES[3:]):
         torch.testing.assert_close(loss(features + 3, labels), loss(features, labels), rtol=1e-3, atol=1e-4)
-    cosine = LOSSES[2]                                                    # does not see the scale instead
+    cosine = LOSSES[2]  # does not see the scale instead
     torch.testing.assert_close(cosine(3 * features, labels), cosine(features, labels), rtol=1e-4, atol=1e-5)
 
 
@@ -206,6 +225,7 @@ def test_gradients_are_those_of_finite_differences():
 
 
 # speed -------------------------------------------------------------------------------------------------------------------
+
 
 class NoWaiting(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
@@ -224,7 +244,7 @@ def test_nothing_waits_for_the_device():
 @pytest.mark.parametrize("loss", LOSSES)
 def test_it_compiles_into_one_graph(loss, monkeypatch):
     for name, own in inspect.getmembers(losses, inspect.isfunction):
-        monkeypatch.setattr(losses, name, inspect.unwrap(own))           # without the shape checks of the tests
+        monkeypatch.setattr(losses, name, inspect.unwrap(own))  # without the shape checks of the tests
     plain = {batch_hard_triplet: losses.batch_hard_triplet}.get(loss, loss)
     monkeypatch.setitem(globals(), "batch_prototype_softmax", losses.batch_prototype_softmax)
     monkeypatch.setitem(globals(), "batch_hard_triplet", losses.batch_hard_triplet)

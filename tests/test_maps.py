@@ -14,6 +14,7 @@ from course_lib import backbones, maps
 
 # cam ---------------------------------------------------------------------------------------------------------------------
 
+
 def cam_in_loops(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The definition, pixel by pixel."""
     b, k, h, w = features.shape
@@ -27,11 +28,15 @@ def cam_in_loops(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 99))
+@given(
+    st.integers(0, 2), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(0, 99)
+)
 def test_cam_is_the_definition(b, c, k, h, w, seed):
     generator = torch.Generator().manual_seed(seed)
     features, weight = torch.randn(b, k, h, w, generator=generator), torch.randn(c, k, generator=generator)
-    torch.testing.assert_close(maps.cam(features, weight).double(), cam_in_loops(features, weight), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        maps.cam(features, weight).double(), cam_in_loops(features, weight), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", SPLITTABLE)
@@ -62,6 +67,7 @@ def test_cam_of_chosen_classes_is_a_part_of_all():
 
 
 # heatmap -----------------------------------------------------------------------------------------------------------------
+
 
 def cubic(distance: float, a: float = -0.75) -> float:
     """Keys' cubic convolution kernel."""
@@ -99,7 +105,7 @@ def test_heatmaps_fill_0_to_1_image_by_image(batch, seed, exponent):
     assert found.shape == (*batch, 20, 20) and found.dtype == torch.float32
     for one, alone in zip(found.reshape(-1, 20, 20), raw.reshape(-1, 3, 4), strict=True):
         assert one.min() == 0 and one.max() == 1
-        tolerance = 1e-2 if exponent < -2 else 1e-4                       # beside the 1, small maps lose digits
+        tolerance = 1e-2 if exponent < -2 else 1e-4  # beside the 1, small maps lose digits
         torch.testing.assert_close(one, maps.heatmap(alone * 10**exponent + 1, 20), atol=tolerance, rtol=0)
 
 
@@ -107,10 +113,12 @@ def test_heatmaps_fill_0_to_1_image_by_image(batch, seed, exponent):
 def test_maps_with_nothing_to_show_are_zero_with_one_warning(bad):
     raw = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(0))
     expected = maps.heatmap(raw, 9)
-    raw[1] = bad                                                          # constant
+    raw[1] = bad  # constant
     if not np.isfinite(bad):
-        raw[2, 1, 1] = bad                                                # one pixel is enough
-    with pytest.warns(UserWarning, match=f"{2 if not np.isfinite(bad) else 1} of 4 maps are constant or hold NaN") as caught:
+        raw[2, 1, 1] = bad  # one pixel is enough
+    with pytest.warns(
+        UserWarning, match=f"{2 if not np.isfinite(bad) else 1} of 4 maps are constant or hold NaN"
+    ) as caught:
         found = maps.heatmap(raw, 9)
     assert len(caught) == 1
     dead = [1] if np.isfinite(bad) else [1, 2]
@@ -120,7 +128,9 @@ def test_maps_with_nothing_to_show_are_zero_with_one_warning(bad):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.floats(-30, 30), st.sampled_from([-1, 1]), st.integers(1, 14), st.sampled_from([14, 30, 224]), st.integers(0, 99))
+@given(
+    st.floats(-30, 30), st.sampled_from([-1, 1]), st.integers(1, 14), st.sampled_from([14, 30, 224]), st.integers(0, 99)
+)
 def test_rounding_noise_on_a_constant_is_no_picture(exponent, sign, side, size, seed):
     """A constant with its last bit unsettled, at any scale: bicubic weights that sum to 1 only nearly add their own noise."""
     noise = 1.2e-7 * torch.randint(-1, 2, (side, side), generator=torch.Generator().manual_seed(seed))
@@ -152,7 +162,7 @@ def test_heatmap_does_not_write_into_the_map():
 
 
 def test_cam_and_heatmap_compile_into_one_graph():
-    cam, heatmap = inspect.unwrap(maps.cam), inspect.unwrap(maps.heatmap)      # without the shape checks of the tests
+    cam, heatmap = inspect.unwrap(maps.cam), inspect.unwrap(maps.heatmap)  # without the shape checks of the tests
 
     def picture(features, weight):
         return heatmap(cam(features, weight), 28)

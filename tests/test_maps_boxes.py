@@ -20,7 +20,7 @@ def test_corners_lie_one_past_the_last_pixel_except_at_the_border():
 
 def test_the_threshold_is_a_share_of_the_maximum_and_strict():
     heatmap = torch.zeros(9, 9)
-    heatmap[1:8, 1:8] = 51 / 255                                          # 51 = int(0.2 * 255) is not above the threshold
+    heatmap[1:8, 1:8] = 51 / 255  # 51 = int(0.2 * 255) is not above the threshold
     heatmap[3:6, 3:6] = 1
     assert maps.box(heatmap, 0.2).tolist() == [3, 3, 6, 6]
     assert maps.box(heatmap, 0.19).tolist() == [1, 1, 8, 8]
@@ -31,8 +31,8 @@ def test_the_threshold_is_a_share_of_the_maximum_and_strict():
 def test_largest_is_measured_with_holes_filled():
     heatmap = torch.zeros(20, 30)
     heatmap[1:13, 1:13] = 1
-    heatmap[2:12, 2:12] = 0                                               # a ring of 44 pixels around 100
-    heatmap[10:19, 15:24] = 1                                             # a block of 81 pixels
+    heatmap[2:12, 2:12] = 0  # a ring of 44 pixels around 100
+    heatmap[10:19, 15:24] = 1  # a block of 81 pixels
     assert maps.box(heatmap, 0.5).tolist() == [1, 1, 13, 13]
 
 

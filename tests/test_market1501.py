@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from course_lib.worlds import dolls, minis
 from course_lib.data import market1501
 from course_lib.data.images import BrokenFile
 from course_lib.data.market1501 import ARCHIVE, Market1501
+from course_lib.worlds import dolls, minis
 
 SMALL = {"TRAIN": 6, "TEST": 4, "DISTRACTORS": 3, "JUNK": 2}
 
@@ -69,7 +69,7 @@ def test_masks_belong_to_their_pictures(written):
     at_border, elsewhere = [], []
     for i in range(len(data)):
         person = data.parts(i) > 0
-        edges = data[i][0].float().diff(dim=2).abs().sum(0) > 60                  # 128 63
+        edges = data[i][0].float().diff(dim=2).abs().sum(0) > 60  # 128 63
         border = person.float().diff(dim=1).abs() > 0
         at_border.append(edges[border].float().mean())
         elsewhere.append(edges[~border].float().mean())
@@ -81,7 +81,12 @@ def test_same_arguments_same_bytes(written, tmp_path, monkeypatch):
         monkeypatch.setattr(dolls, name, value)
 
     def digest(folder):
-        return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+        return {
+            str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in folder.rglob("*")
+            if f.is_file()
+        }
+
     assert digest(minis.mini_market(tmp_path)) == digest(written)
     other = minis.mini_market(tmp_path, identity="head")
     assert other.name == "mini-market-head" and digest(other).keys() != digest(written).keys()
@@ -100,7 +105,9 @@ def test_folder_above_the_archive(tree, tmp_path):
 
 def test_real_archive_is_counted(tree, monkeypatch):
     (tree / "miniature.json").unlink()
-    with pytest.raises(BrokenFile, match="12,936 images were expected, 30 found; 751 identities were expected, 6 found. Unpack"):
+    with pytest.raises(
+        BrokenFile, match="12,936 images were expected, 30 found; 751 identities were expected, 6 found. Unpack"
+    ):
         Market1501(tree, "train")
     shutil.rmtree(tree / "parts")
     monkeypatch.setitem(market1501.PUBLISHED, "train", {"images": 30, "identities": 6})
@@ -114,7 +121,9 @@ def test_published_counts_are_those_of_the_paper():
     assert market1501.PUBLISHED["gallery"]["images"] + market1501.PUBLISHED["gallery"]["junk images"] == 19_732
 
 
-@pytest.mark.parametrize("name", ["person.jpg", "0002_c7s1_000451_03.jpg", "2_c1s1_000451_03.jpg", "-2_c1s1_000451_03.jpg"])
+@pytest.mark.parametrize(
+    "name", ["person.jpg", "0002_c7s1_000451_03.jpg", "2_c1s1_000451_03.jpg", "-2_c1s1_000451_03.jpg"]
+)
 def test_name_that_does_not_parse_is_named(tree, name):
     Image.new("RGB", (64, 128)).save(tree / "query" / name)
     with pytest.raises(BrokenFile, match=f"{name} is not named as in Market-1501"):
@@ -122,7 +131,7 @@ def test_name_that_does_not_parse_is_named(tree, name):
 
 
 def test_other_files_are_overlooked(tree):
-    (tree / "bounding_box_test" / "Thumbs.db").write_bytes(b"thumbs")                # the archive holds one
+    (tree / "bounding_box_test" / "Thumbs.db").write_bytes(b"thumbs")  # the archive holds one
     assert len(Market1501(tree, "gallery")) == len(list((tree / "bounding_box_test").glob("*.jpg"))) - 2
 
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 
 from course_lib.data import miniimagenet
-from course_lib.worlds import minis
 from course_lib.data.images import BrokenFile
 from course_lib.data.miniimagenet import MiniImageNet
+from course_lib.worlds import minis
 
 ROWS = [("n02110341", 0), ("n01930112", 1), ("n02110341", 2), ("n01930112", 3), ("n99999999", 4)]
 
@@ -66,9 +66,16 @@ def test_tree_layout(tree):
 
 def test_real_archive_is_counted(flat, monkeypatch):
     (flat / "miniature.json").unlink()
-    with pytest.raises(BrokenFile, match=r"miniImageNet \(test\): 20 classes were expected, 3 found; 12,000 images were expected, 5 found"):
+    with pytest.raises(
+        BrokenFile,
+        match=r"miniImageNet \(test\): 20 classes were expected, 3 found; 12,000 images were expected, 5 found",
+    ):
         MiniImageNet(flat, "test")
-    assert {split: 600 * classes for split, classes in miniimagenet.CLASSES.items()} == {"train": 38_400, "val": 9_600, "test": 12_000}
+    assert {split: 600 * classes for split, classes in miniimagenet.CLASSES.items()} == {
+        "train": 38_400,
+        "val": 9_600,
+        "test": 12_000,
+    }
 
 
 def listing(flat, text):
@@ -82,9 +89,16 @@ BREAKS = {
     "header alone": (lambda t: listing(t, "filename,label\n"), BrokenFile, "lists no image"),
     "one field": (lambda t: listing(t, "filename,label\na.jpg,n1\nb.jpg\n"), BrokenFile, "line 3: two fields"),
     "empty field": (lambda t: listing(t, "filename,label\n,n1\n"), BrokenFile, "line 2: two fields"),
-    "images elsewhere": (lambda t: (t / "images").rename(t / "pictures"), FileNotFoundError, "was found in none of images, ILSVRC"),
-    "image lost": (lambda t: (t / "images" / "n0211034100000002.jpg").unlink(), FileNotFoundError,
-                   "1 of the 5 images .* the first is .*n0211034100000002.jpg"),
+    "images elsewhere": (
+        lambda t: (t / "images").rename(t / "pictures"),
+        FileNotFoundError,
+        "was found in none of images, ILSVRC",
+    ),
+    "image lost": (
+        lambda t: (t / "images" / "n0211034100000002.jpg").unlink(),
+        FileNotFoundError,
+        "1 of the 5 images .* the first is .*n0211034100000002.jpg",
+    ),
 }
 
 
@@ -131,7 +145,15 @@ def test_same_arguments_same_bytes(written, photos, tmp_path, monkeypatch):
     again = minis.mini_imagenet(tmp_path)
 
     def digest(folder):
-        return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+        return {
+            str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in folder.rglob("*")
+            if f.is_file()
+        }
+
     assert digest(again) == digest(written)
     other = minis.mini_imagenet(tmp_path, seed=1)
-    assert other.name == "mini-imagenet-seed1" and MiniImageNet(other, "test").classes != MiniImageNet(again, "test").classes
+    assert (
+        other.name == "mini-imagenet-seed1"
+        and MiniImageNet(other, "test").classes != MiniImageNet(again, "test").classes
+    )

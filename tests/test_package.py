@@ -31,6 +31,6 @@ def test_manifest_and_evidence_are_on_the_shelf(monkeypatch, tmp_path):
 
 def test_colab_list_is_part_of_the_dependencies():
     names = {line.split(">")[0] for line in SETTINGS["project"]["optional-dependencies"]["course"]}
-    needed_by_others = {"wadler-lindig"}                                  # jaxtyping needs it, and --no-deps leaves it out
+    needed_by_others = {"wadler-lindig"}  # jaxtyping needs it, and --no-deps leaves it out
     assert set(SETTINGS["tool"]["course"]["colab"]) <= names | needed_by_others
     assert not {"torch", "torchvision", "numpy"} & set(SETTINGS["tool"]["course"]["colab"])

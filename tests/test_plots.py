@@ -17,7 +17,7 @@ from skimage import data
 
 from course_lib.show import plots
 
-PHOTO = data.chelsea()[:224, 100:324]                                     # 224 224 3
+PHOTO = data.chelsea()[:224, 100:324]  # 224 224 3
 
 
 def pixels(tag: str) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_pyplot_figures_are_closed_and_not_cut_off():
     axes.set_ylabel("a label that would stick out", fontsize=5)
     tag = plots.image_tag(figure, "a plot")
     assert pixels(tag).shape == (100, 200, 3)
-    assert (pixels(tag)[:, 0] == 255).all()                               # the margin is white: nothing was clipped there
+    assert (pixels(tag)[:, 0] == 255).all()  # the margin is white: nothing was clipped there
 
 
 def test_pictures_are_small_and_lines_are_lossless():
@@ -77,6 +77,7 @@ def test_theme_sets_a_uniform_map_and_a_safe_palette():
 
 # overlay -----------------------------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 6), st.integers(4, 6), st.floats(0, 1), st.integers(0, 99))
 def test_overlay_blends_grey_and_colour_pixel_by_pixel(h, w, alpha, seed):
@@ -100,14 +101,17 @@ def test_images_come_in_any_usual_form():
         assert np.array_equal(plots.overlay(image, torch.from_numpy(heat)), expected)
 
 
-@pytest.mark.parametrize("image, sentence", [
-    (np.zeros((4, 5)), "RGB image"),
-    (np.zeros((1, 3, 4, 5)), "Pick one image of a batch"),
-    (np.zeros((4, 5, 4), np.uint8), "RGB image"),
-    (np.full((4, 5, 3), 2.0), "floats in 0..1"),
-    (np.full((4, 5, 3), np.nan), "floats in 0..1"),
-    (np.zeros((4, 5, 3), np.int64), "int64"),
-])
+@pytest.mark.parametrize(
+    "image, sentence",
+    [
+        (np.zeros((4, 5)), "RGB image"),
+        (np.zeros((1, 3, 4, 5)), "Pick one image of a batch"),
+        (np.zeros((4, 5, 4), np.uint8), "RGB image"),
+        (np.full((4, 5, 3), 2.0), "floats in 0..1"),
+        (np.full((4, 5, 3), np.nan), "floats in 0..1"),
+        (np.zeros((4, 5, 3), np.int64), "int64"),
+    ],
+)
 def test_other_images_are_refused_with_a_sentence(image, sentence):
     with pytest.raises(ValueError, match=sentence):
         plots.grid([image])
@@ -122,10 +126,12 @@ def test_heatmaps_of_another_size_or_range_are_refused():
 
 # grid --------------------------------------------------------------------------------------------------------------------
 
+
 def test_boxes_lie_around_their_pixels_and_differ_without_colour():
-    figure = plots.grid([PHOTO], boxes=[torch.tensor([10, 20, 30, 60])],
-                        predicted=torch.tensor([[[0, 0, 0, 0], [5, 6, 7, 8]]]))
-    truth, predicted = figure.axes[0].patches                             # the box of zeros is not drawn
+    figure = plots.grid(
+        [PHOTO], boxes=[torch.tensor([10, 20, 30, 60])], predicted=torch.tensor([[[0, 0, 0, 0], [5, 6, 7, 8]]])
+    )
+    truth, predicted = figure.axes[0].patches  # the box of zeros is not drawn
     assert truth.get_bbox().bounds == (9.5, 19.5, 20, 40)
     assert predicted.get_bbox().bounds == (4.5, 5.5, 2, 2)
     assert truth.get_linestyle() == "-" and predicted.get_linestyle() != "-"
@@ -159,8 +165,13 @@ def test_a_list_of_another_length_is_refused(name):
 
 
 def test_titles_and_legends_stay_inside_the_figure():
-    figure = plots.grid([PHOTO] * 3, ["a", "b", "c"], boxes=[[1, 1, 9, 9]] * 3, predicted=[[2, 2, 8, 8]] * 3,
-                        title="A finding that needs more than one line, since it says what is to be seen and also why it is so")
+    figure = plots.grid(
+        [PHOTO] * 3,
+        ["a", "b", "c"],
+        boxes=[[1, 1, 9, 9]] * 3,
+        predicted=[[2, 2, 8, 8]] * 3,
+        title="A finding that needs more than one line, since it says what is to be seen and also why it is so",
+    )
     plots.image_tag(figure, "cats")
     renderer, whole = figure.canvas.get_renderer(), figure.bbox
     for part in (*figure.legends, figure._suptitle, *(axes.title for axes in figure.axes)):
@@ -170,9 +181,17 @@ def test_titles_and_legends_stay_inside_the_figure():
 
 # curve -------------------------------------------------------------------------------------------------------------------
 
+
 def test_curves_differ_without_colour_and_mark_their_best_point():
-    figure = plots.curve([0, 1, 2, 3], {"CAM": [1, 5, 2, float("nan")], "Dist-CAM": torch.tensor([1, 2, 3, 4])}, "threshold",
-                         "accuracy (%)", "Better", best=True, baselines={"centre box": 2.5})
+    figure = plots.curve(
+        [0, 1, 2, 3],
+        {"CAM": [1, 5, 2, float("nan")], "Dist-CAM": torch.tensor([1, 2, 3, 4])},
+        "threshold",
+        "accuracy (%)",
+        "Better",
+        best=True,
+        baselines={"centre box": 2.5},
+    )
     first, second, baseline = figure.axes[0].lines
     assert first.get_linestyle() != second.get_linestyle()
     assert first.get_markevery() == [1] and second.get_markevery() == [3]
@@ -182,7 +201,7 @@ def test_curves_differ_without_colour_and_mark_their_best_point():
 
 
 def test_a_legend_shows_no_mark_that_the_curve_has_not():
-    line, = plots.curve([0, 1], {"CAM": [1, 5]}, "epoch", "loss", "Falls").axes[0].lines
+    (line,) = plots.curve([0, 1], {"CAM": [1, 5]}, "epoch", "loss", "Falls").axes[0].lines
     assert not line.get_marker()
 
 
@@ -200,16 +219,28 @@ PORTRAIT, LANDSCAPE = PHOTO[:128, :64], PHOTO[:60, :120]
 def test_a_rank_list_frames_each_answer_and_puts_its_map_under_it(image):
     size = image.shape[1:] if isinstance(image, torch.Tensor) else image.shape[:2]
     heat = torch.rand(4, *size)
-    figure = plots.rank_list(image, [image] * 3, torch.tensor([False, True, False]), torch.tensor([0.1, 0.25, 1 / 3]),
-                             probe_heatmap=heat[0], heatmaps=heat[1:], names=["owl", "wren", "finch"], probe_name="wren",
-                             title="The first right answer is at rank 2")
+    figure = plots.rank_list(
+        image,
+        [image] * 3,
+        torch.tensor([False, True, False]),
+        torch.tensor([0.1, 0.25, 1 / 3]),
+        probe_heatmap=heat[0],
+        heatmaps=heat[1:],
+        names=["owl", "wren", "finch"],
+        probe_name="wren",
+        title="The first right answer is at rank 2",
+    )
     top = [axes for axes in figure.axes if axes.get_title(loc="center")]
     assert [axes.get_title(loc="center") for axes in top] == [
-        "probe\nwren", "✗ 1 · 0.1\nowl", "✓ 2 · 0.25\nwren", "✗ 3 · 0.333\nfinch"]
+        "probe\nwren",
+        "✗ 1 · 0.1\nowl",
+        "✓ 2 · 0.25\nwren",
+        "✗ 3 · 0.333\nfinch",
+    ]
     frames = [axes.patches[0] for axes in top[1:]]
     assert not top[0].patches and all(frame.get_bbox().bounds == (-0.5, -0.5, size[1], size[0]) for frame in frames)
     styles, colours = [frame.get_linestyle() for frame in frames], [frame.get_edgecolor() for frame in frames]
-    assert styles[0] == styles[2] != styles[1] and colours[0] == colours[2] != colours[1]      # not by colour alone
+    assert styles[0] == styles[2] != styles[1] and colours[0] == colours[2] != colours[1]  # not by colour alone
     drawn = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     assert len(drawn) == 8
     for index, overlaid in enumerate(axes for axes in figure.axes if axes.images and axes not in top):
@@ -222,8 +253,13 @@ def test_a_rank_list_frames_each_answer_and_puts_its_map_under_it(image):
 
 
 def test_a_rank_list_without_maps_has_one_row_and_keeps_everything_inside():
-    figure = plots.rank_list(PORTRAIT, [PORTRAIT, LANDSCAPE] * 3, [True] * 6, np.arange(6) / 7,
-                             title="A finding that needs more than one line, since it says what is to be seen and why it is so")
+    figure = plots.rank_list(
+        PORTRAIT,
+        [PORTRAIT, LANDSCAPE] * 3,
+        [True] * 6,
+        np.arange(6) / 7,
+        title="A finding that needs more than one line, since it says what is to be seen and why it is so",
+    )
     plots.image_tag(figure, "a rank list")
     assert len([axes for axes in figure.axes if axes.images]) == 7
     renderer, whole = figure.canvas.get_renderer(), figure.bbox
@@ -234,12 +270,13 @@ def test_a_rank_list_without_maps_has_one_row_and_keeps_everything_inside():
 
 def test_only_the_probe_may_have_a_map():
     figure = plots.rank_list(LANDSCAPE, [LANDSCAPE] * 2, [True, False], [0.1, 0.2], probe_heatmap=np.zeros((60, 120)))
-    assert len([axes for axes in figure.axes if axes.images]) == 4        # probe, two answers, and one map
+    assert len([axes for axes in figure.axes if axes.images]) == 4  # probe, two answers, and one map
 
 
 def test_the_description_of_a_rank_list_tells_every_verdict():
     assert plots.rank_list_alt("a wren", torch.tensor([False, True]), [0.1, 0.25]) == (
-        "Rank list of a wren, nearest first: 1 wrong at 0.1, 2 correct at 0.25.")
+        "Rank list of a wren, nearest first: 1 wrong at 0.1, 2 correct at 0.25."
+    )
 
 
 def test_a_rank_list_that_does_not_fit_together_is_refused():

@@ -24,8 +24,14 @@ def means_in_loops(features, labels, classes):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(1, 6), st.integers(0, 20), st.integers(1, 5), st.sampled_from([torch.int32, torch.int64]),
-       st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]), st.integers(0, 99))
+@given(
+    st.integers(1, 6),
+    st.integers(0, 20),
+    st.integers(1, 5),
+    st.sampled_from([torch.int32, torch.int64]),
+    st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
+    st.integers(0, 99),
+)
 def test_prototypes_are_the_means(classes, more, k, integer, dtype, seed):
     features, labels = sample(classes + more, k, classes, seed)
     features = features.to(dtype)
@@ -134,7 +140,7 @@ def worker(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     features, labels = sample(50, 8, 5)
     stream = ClassPrototypes(5, 8)
-    share = labels < 2 if rank == 0 else labels >= 2                      # no process has seen all classes
+    share = labels < 2 if rank == 0 else labels >= 2  # no process has seen all classes
     stream.accumulate(features[share], labels[share])
     first, second = stream.compute(), stream.compute()
     assert torch.equal(first, second) and int(stream.counts.sum()) == int(share.sum())

@@ -54,10 +54,11 @@ def assert_same(found, other):
 
 # re-identification -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("levels", [None, 2])
 @pytest.mark.parametrize("seed", range(5))
 def test_figures_are_those_of_the_pencil(seed, levels, monkeypatch):
-    monkeypatch.setattr(ranking, "CACHED", 200)                           # two rows at a time
+    monkeypatch.setattr(ranking, "CACHED", 200)  # two rows at a time
     part = world(seed, levels=levels)
     found = cmc_map(*part, ranks=20)
     cmc, mean_precision, penalty, queries = slow_cmc_map(*part, 20)
@@ -98,13 +99,15 @@ def test_what_leaves_the_gallery_changes_nothing(seed):
 def test_the_order_of_the_gallery_does_not_matter(seed):
     distances, query_ids, gallery_ids, query_cameras, gallery_cameras = world(seed, 6, 20)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(seed))
-    assert_same(cmc_map(distances, query_ids, gallery_ids, query_cameras, gallery_cameras),
-                cmc_map(distances[:, order], query_ids, gallery_ids[order], query_cameras, gallery_cameras[order]))
+    assert_same(
+        cmc_map(distances, query_ids, gallery_ids, query_cameras, gallery_cameras),
+        cmc_map(distances[:, order], query_ids, gallery_ids[order], query_cameras, gallery_cameras[order]),
+    )
 
 
 def test_equal_distances_rank_in_the_order_of_the_gallery():
     ids, cameras = torch.tensor([5]), torch.tensor([0])
-    for zero in (0.0, -0.0):                                              # the same number in two codings
+    for zero in (0.0, -0.0):  # the same number in two codings
         distances = torch.tensor([[zero, 0.0, 0.0]])
         first = cmc_map(distances, ids, torch.tensor([5, 6, 6]), cameras, torch.tensor([1, 1, 1]))
         last = cmc_map(distances, ids, torch.tensor([6, 6, 5]), cameras, torch.tensor([1, 1, 1]))
@@ -112,8 +115,13 @@ def test_equal_distances_rank_in_the_order_of_the_gallery():
 
 
 def test_duplicates_in_the_gallery_are_two_matches():
-    found = cmc_map(torch.tensor([[1.0, 1.0, 2.0]]), torch.tensor([3]), torch.tensor([3, 3, 4]), torch.tensor([0]),
-                    torch.tensor([1, 1, 1]))
+    found = cmc_map(
+        torch.tensor([[1.0, 1.0, 2.0]]),
+        torch.tensor([3]),
+        torch.tensor([3, 3, 4]),
+        torch.tensor([0]),
+        torch.tensor([1, 1, 1]),
+    )
     assert found.map == 1 and found.minp == 1
 
 
@@ -132,7 +140,9 @@ def test_a_query_without_a_match_is_left_out_and_counted():
 
 
 def test_the_curve_is_flat_behind_a_short_gallery():
-    found = cmc_map(torch.tensor([[0.2, 0.1]]), torch.tensor([1]), torch.tensor([1, 2]), torch.tensor([0]), torch.tensor([1, 1]))
+    found = cmc_map(
+        torch.tensor([[0.2, 0.1]]), torch.tensor([1]), torch.tensor([1, 2]), torch.tensor([0]), torch.tensor([1, 1])
+    )
     assert found.cmc.tolist() == [0.0] + [1.0] * 49
 
 
@@ -151,6 +161,7 @@ def test_distances_that_are_nan_are_named():
 
 # retrieval ---------------------------------------------------------------------------------------------------------------
 
+
 def features(seed: int, count: int = 60, classes: int = 7, dimensions: int = 8):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (count,), generator=generator)
@@ -160,8 +171,11 @@ def features(seed: int, count: int = 60, classes: int = 7, dimensions: int = 8):
 
 def oracle(values, labels):
     calculator = AccuracyCalculator(
-        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"), k="max_bin_count",
-        knn_func=CustomKNN(LpDistance(normalize_embeddings=False)), device=torch.device("cpu"))
+        include=("precision_at_1", "r_precision", "mean_average_precision_at_r"),
+        k="max_bin_count",
+        knn_func=CustomKNN(LpDistance(normalize_embeddings=False)),
+        device=torch.device("cpu"),
+    )
     return calculator.get_accuracy(values, labels, ref_includes_query=True)
 
 
@@ -171,7 +185,7 @@ def test_figures_are_those_of_pytorch_metric_learning(seed, lone, monkeypatch):
     monkeypatch.setattr(ranking, "CHUNK", 500)
     values, labels = features(seed)
     if lone:
-        labels[:3] = torch.tensor([100, 101, 102])                        # classes of a single image
+        labels[:3] = torch.tensor([100, 101, 102])  # classes of a single image
     found, expected = retrieval(values, labels), oracle(values, labels)
     assert found.recall[1] == pytest.approx(expected["precision_at_1"], abs=1e-7)
     assert found.r_precision == pytest.approx(expected["r_precision"], abs=1e-6)
@@ -209,7 +223,8 @@ def test_cosine_is_the_distance_of_features_of_length_1():
     scaled = F.normalize(values) @ F.normalize(values).T
     scaled.fill_diagonal_(-2)
     assert retrieval(F.normalize(values), labels).recall[1] == pytest.approx(
-        float((labels[scaled.argmax(1)] == labels).double().mean()))
+        float((labels[scaled.argmax(1)] == labels).double().mean())
+    )
 
 
 def test_all_equal_features_give_shares_and_no_nan():
@@ -231,12 +246,13 @@ def test_features_that_are_nan_are_named():
 
 # search ------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_nearest_is_the_sorted_whole_matrix(offset, monkeypatch):
     monkeypatch.setattr(ranking, "CHUNK", 100)
     query, gallery = (features(seed, count)[0].double() for seed, count in ((0, 13), (1, 29)))
     expected = torch.cdist(query, gallery).argsort(1)[:, :7]
-    assert torch.equal(nearest(query + offset, gallery + offset, 7), expected)      # far from zero, rounding must not tell
+    assert torch.equal(nearest(query + offset, gallery + offset, 7), expected)  # far from zero, rounding must not tell
 
 
 def test_an_image_finds_its_copy_and_not_itself():

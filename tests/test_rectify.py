@@ -18,7 +18,9 @@ def episode(ways=3, shots=2, queries=6, k=5, seed=0, batch=()):
     generator = Generator().manual_seed(seed)
     centres = torch.randn(*batch, ways, k, generator=generator)
     labels, truth = (torch.arange(ways).repeat_interleave(number) for number in (shots, queries))
-    support, query = (centres[..., rows, :] + torch.randn(*batch, len(rows), k, generator=generator) for rows in (labels, truth))
+    support, query = (
+        centres[..., rows, :] + torch.randn(*batch, len(rows), k, generator=generator) for rows in (labels, truth)
+    )
     return F.normalize(support, dim=-1), labels, F.normalize(query, dim=-1)
 
 
@@ -32,7 +34,9 @@ def class_by_class(support, labels, query, ways, surest, epsilon):
     guesses = [max(range(ways), key=lambda c: cosine(x, basic[c])) for x in query]
     rectified = []
     for c in range(ways):
-        joined = sorted((x for x, guess in zip(query, guesses) if guess == c), key=lambda x: -cosine(x, basic[c]))[:surest]
+        joined = sorted((x for x, guess in zip(query, guesses) if guess == c), key=lambda x: -cosine(x, basic[c]))[
+            :surest
+        ]
         if not joined:
             rectified.append(basic[c])
             continue
@@ -43,13 +47,21 @@ def class_by_class(support, labels, query, ways, surest, epsilon):
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(1, 8), st.sampled_from([0.0, 1.0, 10.0]),
-       st.integers(0, 99))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(1, 6),
+    st.integers(1, 8),
+    st.sampled_from([0.0, 1.0, 10.0]),
+    st.integers(0, 99),
+)
 def test_rectified_prototypes_are_those_of_the_loop(ways, shots, queries, surest, epsilon, seed):
     support, labels, query = episode(ways, shots, queries, seed=seed)
     query = shift(support, query)
     found = rectify(support, labels, query, ways, surest, epsilon)
-    torch.testing.assert_close(found, class_by_class(support, labels, query, ways, surest, epsilon), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found, class_by_class(support, labels, query, ways, surest, epsilon), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_many_episodes_at_once_are_one_after_the_other():
@@ -79,9 +91,11 @@ def test_order_of_samples_and_names_of_classes_do_not_matter():
 
 
 def test_a_class_that_no_query_is_nearest_to_keeps_its_prototype():
-    support = F.normalize(torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0.9, 0.2], [0, 0, 1], [0.1, 0, 1]]), dim=1)
+    support = F.normalize(
+        torch.tensor([[1.0, 0, 0], [0.9, 0.1, 0], [0, 1, 0], [0, 0.9, 0.2], [0, 0, 1], [0.1, 0, 1]]), dim=1
+    )
     labels = torch.arange(3).repeat_interleave(2)
-    query = support[:4] + 0.01                                            # none of class 2
+    query = support[:4] + 0.01  # none of class 2
     basic, found = class_prototypes(support, labels, 3), rectify(support, labels, query, 3)
     assert torch.equal(found[2], basic[2])
     assert not torch.isclose(found[:2], basic[:2]).all(1).any()
@@ -90,13 +104,14 @@ def test_a_class_that_no_query_is_nearest_to_keeps_its_prototype():
 def test_classes_may_have_different_numbers_of_samples():
     support, _, query = episode()
     labels = torch.tensor([0, 0, 0, 1, 2, 2])
-    torch.testing.assert_close(rectify(support, labels, query, 3), class_by_class(support, labels, query, 3, 8, 10.0),
-                               rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        rectify(support, labels, query, 3), class_by_class(support, labels, query, 3, 8, 10.0), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_only_the_surest_join():
     support, labels = torch.eye(2), torch.arange(2)
-    query = F.normalize(torch.tensor([[1, 0.1], [1, 0.2], [1, 0.9]]), dim=1)      # all nearest to class 0
+    query = F.normalize(torch.tensor([[1, 0.1], [1, 0.2], [1, 0.9]]), dim=1)  # all nearest to class 0
     one = rectify(support, labels, query, 2, surest=1, epsilon=0.0)
     torch.testing.assert_close(one[0], (support[0] + query[0]) / 2)
     every = rectify(support, labels, query, 2, surest=99, epsilon=0.0)
@@ -114,7 +129,7 @@ def test_the_shift_helps_balanced_queries_and_harms_unbalanced_ones():
     """A bias common to all queries is taken away; but so is the mean of a class that has more of them."""
     support = torch.eye(2)
     clean = torch.tensor([[1.0, 0], [0.9, 0.1], [0, 1], [0.1, 0.9]])
-    query = clean + torch.tensor([0.0, 2.0])                              # biased towards class 1
+    query = clean + torch.tensor([0.0, 2.0])  # biased towards class 1
 
     def answers(query):
         return (F.normalize(query, dim=1) @ support.T).argmax(1).tolist()

@@ -16,13 +16,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib import __main__, backbones, engine
 from course_lib.data.market1501 import Market1501
+from course_lib.experiments.reid import Evaluation, ablation, embeddings, evaluate, occlusion, parse_tricks, scores
+from course_lib.metric_learning.learner import trunk
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
 from course_lib.metric_learning.pedestrians import Occluded, Pedestrians, erase, occlude, random_rectangle
-from course_lib.experiments.reid import Evaluation, ablation, embeddings, evaluate, occlusion, parse_tricks, scores
 from course_lib.metric_learning.strong_baseline import (
-    TRICKS, Baseline, Training, build, fit, last_stride_one, learning_rate_factor, load, train, views,
+    TRICKS,
+    Baseline,
+    Training,
+    build,
+    fit,
+    last_stride_one,
+    learning_rate_factor,
+    load,
+    train,
+    views,
 )
-from course_lib.metric_learning.learner import trunk
 
 SMALL = (64, 32)
 
@@ -36,14 +45,24 @@ def tree(tmp_path_factory):
         (root / split).mkdir(parents=True, exist_ok=True)
         (root / "parts" / split).mkdir(parents=True, exist_ok=True)
         parts = torch.zeros(64, 32, dtype=torch.uint8)
-        parts[4:16, 10:22], parts[16:40, 8:24], parts[40:64, 8:24] = 1, 2, 3         # clothes in whole blocks of JPEG
+        parts[4:16, 10:22], parts[16:40, 8:24], parts[40:64, 8:24] = 1, 2, 3  # clothes in whole blocks of JPEG
         image = torch.randint(90, 110, (64, 32, 3), dtype=torch.uint8)
-        image[parts >= 2] = torch.tensor([min(255, value + generator.randrange(12)) for value in colour], dtype=torch.uint8)
+        image[parts >= 2] = torch.tensor(
+            [min(255, value + generator.randrange(12)) for value in colour], dtype=torch.uint8
+        )
         Image.fromarray(image.numpy()).save(root / split / f"{name}.jpg", quality=95, subsampling=0)
         Image.fromarray(parts.numpy()).save(root / "parts" / split / f"{name}.png")
 
     torch.manual_seed(0)
-    colours = [(220, 30, 30), (30, 220, 30), (30, 30, 220), (200, 200, 30), (20, 200, 200), (200, 20, 200), (250, 250, 250)]
+    colours = [
+        (220, 30, 30),
+        (30, 220, 30),
+        (30, 30, 220),
+        (200, 200, 30),
+        (20, 200, 200),
+        (200, 20, 200),
+        (250, 250, 250),
+    ]
     for person, colour in enumerate(colours, 1):
         for shot in range(4):
             name = f"{person:04}_c{1 + shot % 2}s1_{shot:06}_00"
@@ -55,8 +74,12 @@ def tree(tmp_path_factory):
 
 
 def small(tree, **changes):
-    return Training(**dict(data=str(tree), backbone="test_efficientnet", weights="random", epochs=2, classes=3, images=2,
-                           size=SMALL) | changes)
+    return Training(
+        **dict(
+            data=str(tree), backbone="test_efficientnet", weights="random", epochs=2, classes=3, images=2, size=SMALL
+        )
+        | changes
+    )
 
 
 def batch(classes=3, images=2):
@@ -67,8 +90,16 @@ def batch(classes=3, images=2):
 
 # the network -------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "grid"), [("resnet50", (16, 8)), ("test_resnet", (16, 8)),
-                                            ("tf_efficientnet_lite0", (16, 8)), ("test_efficientnet", (16, 8))])
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [
+        ("resnet50", (16, 8)),
+        ("test_resnet", (16, 8)),
+        ("tf_efficientnet_lite0", (16, 8)),
+        ("test_efficientnet", (16, 8)),
+    ],
+)
 def test_last_stride(name, grid):
     model, images = backbones.create(name, pretrained=False), torch.rand(1, 3, 256, 128)
     weights = list(model.state_dict())
@@ -100,7 +131,9 @@ def test_bnneck_has_no_shift_whatever_happens(tree, tmp_path):
     train(small(tree, learning_rate=0.01), tmp_path, progress=False)
     model = load(tmp_path / "model.safetensors")
     assert not model.neck.bias.any() and not model.neck.bias.requires_grad
-    assert not torch.equal(model.neck.weight, torch.ones_like(model.neck.weight)) and model.neck.num_batches_tracked == 4
+    assert (
+        not torch.equal(model.neck.weight, torch.ones_like(model.neck.weight)) and model.neck.num_batches_tracked == 4
+    )
     model.apply(lambda part: part.reset_parameters() if isinstance(part, nn.BatchNorm1d) else None)
     assert not model.neck.bias.any() and not model.neck.bias.requires_grad
 
@@ -118,7 +151,7 @@ def test_embedding_is_the_neck_of_the_pooled_map_at_length_one(tree):
 def test_terms_are_those_of_the_paper(tree):
     """All from the definitions: smoothed targets, normalised batch, hardest pairs before it, squared distances to centers."""
     model, (images, labels) = build(small(tree), 4), batch()
-    model.backbone.eval()                                                 # so that its statistics stay
+    model.backbone.eval()  # so that its statistics stay
     with torch.no_grad():
         model.backbone.classifier.weight.normal_()
         terms = model.step(images, labels)
@@ -174,6 +207,7 @@ def test_autocast_keeps_islands_in_float32(tree):
 
 # training ----------------------------------------------------------------------------------------------------------------
 
+
 def test_schedule_is_the_released_one(tree, monkeypatch):
     """Through optimiser and scheduler as the engine gets them: the rate is the same for all batches of an epoch."""
     rates = []
@@ -212,12 +246,15 @@ def test_centers_learn_as_by_the_released_second_optimiser(tree):
     config = small(tree, last_block=True, epochs=3, classes=4, images=4, learning_rate=0.01)
     ours, data = build(config, 4), Market1501(tree)
     dataset = views(ours, data, progress=False)
-    dataset.features[:, 1] = dataset.features[:, 0]                       # no chance in it: a batch is all 16 images
+    dataset.features[:, 1] = dataset.features[:, 0]  # no chance in it: a batch is all 16 images
     twin = build(config, 4).train()
     before, pooled = twin.centers.detach().clone(), twin.feature_map(dataset.features[:, 0]).mean((2, 3))
     fit(ours, dataset, data.labels, config, progress=False)
-    adam = torch.optim.Adam([weight for name, weight in twin.named_parameters() if weight.requires_grad and name != "centers"],
-                            0.01, weight_decay=5e-4)
+    adam = torch.optim.Adam(
+        [weight for name, weight in twin.named_parameters() if weight.requires_grad and name != "centers"],
+        0.01,
+        weight_decay=5e-4,
+    )
     descent = torch.optim.SGD([twin.centers], 0.5)
     for epoch in range(3):
         for group in adam.param_groups:
@@ -241,7 +278,7 @@ def test_training_goes_on_where_it_was_killed(tree, tmp_path, monkeypatch, backb
 
     def dying(*args):
         calls.append(1)
-        if len(calls) == 4:                                               # the second step of the second epoch
+        if len(calls) == 4:  # the second step of the second epoch
             raise KeyboardInterrupt
         return step(*args)
 
@@ -255,7 +292,9 @@ def test_training_goes_on_where_it_was_killed(tree, tmp_path, monkeypatch, backb
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     start = build(config, 4).state_dict()
     moved = {name for name in whole if not torch.equal(whole[name], start[name])}
-    assert any(name.startswith(("backbone.network.conv_stem", "backbone.network.conv1")) for name in moved) != last_block
+    assert (
+        any(name.startswith(("backbone.network.conv_stem", "backbone.network.conv1")) for name in moved) != last_block
+    )
     assert {"backbone.classifier.weight", "neck.weight", "centers"} <= moved and "neck.bias" not in moved
 
 
@@ -270,13 +309,15 @@ def test_collapse_is_said(tree, monkeypatch):
     model, data = build(config, 4), Market1501(tree)
     dataset = views(model, data, progress=False)
 
-    def trainer(*args, **more):                                           # one in which every channel dies
+    def trainer(*args, **more):  # one in which every channel dies
         nn.init.zeros_(model.backbone.network.bn2.weight)
         nn.init.constant_(model.backbone.network.bn2.bias, -10.0)
         return []
 
     monkeypatch.setattr(engine, "train", trainer)
-    with pytest.warns(UserWarning, match=r"were 0.\d+ apart before the training and are 0 now, while .* a margin of 0.3"):
+    with pytest.warns(
+        UserWarning, match=r"were 0.\d+ apart before the training and are 0 now, while .* a margin of 0.3"
+    ):
         fit(model, dataset, data.labels, config, progress=False)
 
 
@@ -309,6 +350,7 @@ def test_a_checkpoint_says_what_it_is_of(tree, tmp_path):
 
 # training views ----------------------------------------------------------------------------------------------------------
 
+
 def released_rectangle(height, width, generator):
     """The loop of the released code, word by word: height and width of a rectangle, or None."""
     if generator.uniform(0, 1) >= 0.5:
@@ -329,7 +371,13 @@ def test_rectangles_are_drawn_as_in_the_released_code():
     theirs = torch.tensor([found for found in (released_rectangle(256, 128, generator) for _ in range(count)) if found])
     h, w = ours[:, 3] - ours[:, 1], ours[:, 2] - ours[:, 0]
     assert abs(len(ours) / count - 0.5) < 0.03
-    assert (ours >= 0).all() and (h < 256).all() and (w < 128).all() and (ours[:, 3] <= 256).all() and (ours[:, 2] <= 128).all()
+    assert (
+        (ours >= 0).all()
+        and (h < 256).all()
+        and (w < 128).all()
+        and (ours[:, 3] <= 256).all()
+        and (ours[:, 2] <= 128).all()
+    )
     share, aspect = h * w / (256 * 128), h / w
     assert 0.015 < share.min() < 0.03 and 0.38 < share.max() < 0.41 and 0.28 < aspect.min() and aspect.max() < 3.5
     levels = torch.linspace(0.05, 0.95, 10, dtype=torch.float64)
@@ -368,7 +416,7 @@ def test_photographs_are_padded_cropped_and_flipped(tree):
         matches = []
         for flip in (False, True):
             whole = F.pad(image.flip(-1) if flip else image, (10,) * 4)
-            windows = whole.unfold(1, 64, 1).unfold(2, 32, 1)             # 3 21 21 64 32
+            windows = whole.unfold(1, 64, 1).unfold(2, 32, 1)  # 3 21 21 64 32
             matches.append(bool((windows == view[:, None, None]).all((0, 3, 4)).any()))
         assert any(matches)
         flips, black = flips + (matches == [False, True]), black + bool((view == 0).all(0).all(1).any())
@@ -379,14 +427,18 @@ def test_photographs_are_padded_cropped_and_flipped(tree):
 
 # protocol ----------------------------------------------------------------------------------------------------------------
 
+
 def test_scores_are_those_of_the_protocol_image_by_image(tree):
     query, gallery = Market1501(tree, "query"), Market1501(tree, "gallery")
     assert (len(query), len(gallery), gallery.junk) == (6, 7, 1)
     distances = torch.rand(6, 7, generator=torch.Generator().manual_seed(0))
     first, precision = [], []
     for row in range(6):
-        kept = [index for index in distances[row].argsort().tolist()
-                if not (gallery.identities[index] == query.identities[row] and gallery.cameras[index] == query.cameras[row])]
+        kept = [
+            index
+            for index in distances[row].argsort().tolist()
+            if not (gallery.identities[index] == query.identities[row] and gallery.cameras[index] == query.cameras[row])
+        ]
         ranks = [rank for rank, index in enumerate(kept, 1) if gallery.identities[index] == query.identities[row]]
         assert len(kept) == 6 and len(ranks) == 1
         first.append(ranks[0])
@@ -406,12 +458,19 @@ def test_evaluation_of_a_trained_network(tree, tmp_path):
     assert json.loads((tmp_path / "out/reid.json").read_text()) == json.loads(json.dumps(result))
     model, query, gallery = load(tmp_path / "model.safetensors"), Market1501(tree, "query"), Market1501(tree, "gallery")
     with torch.no_grad():
-        features = [model.embed(torch.stack([data[index][0] for index in range(len(data))])) for data in (query, gallery)]
+        features = [
+            model.embed(torch.stack([data[index][0] for index in range(len(data))])) for data in (query, gallery)
+        ]
     assert result["rows"]["cosine"] == pytest.approx(scores(torch.cdist(*features), query, gallery))
     assert result["rows"]["re-ranked"]["images of a person"] == 4 and result["rows"]["re-ranked"]["k1"] == 3
     assert result["settings"]["world"] == "seven persons" and str(tmp_path) not in json.dumps(result)
     text = (tmp_path / "out/reid.md").read_text()
-    assert "| cosine |" in text and "| 94.5 | 85.9 |" in text and "| 95.4 | 94.2 |" in text and "a person in 4.0 images" in text
+    assert (
+        "| cosine |" in text
+        and "| 94.5 | 85.9 |" in text
+        and "| 95.4 | 94.2 |" in text
+        and "a person in 4.0 images" in text
+    )
 
 
 def test_flip_adds_the_mirror_image(tree):
@@ -425,20 +484,36 @@ def test_flip_adds_the_mirror_image(tree):
 def test_ablation_has_one_trick_a_row(tree, tmp_path):
     config = small(tree, last_block=True, epochs=1, tricks=("erasing", "smoothing", "stride", "bnneck"))
     result = ablation(config, Evaluation(str(tree), k1=3, k2=1), tmp_path, progress=False)
-    assert list(result["rows"]) == ["none", "+ smoothing", "+ stride", "+ bnneck", "+ bnneck, before the neck", "+ re-ranking"]
+    assert list(result["rows"]) == [
+        "none",
+        "+ smoothing",
+        "+ stride",
+        "+ bnneck",
+        "+ bnneck, before the neck",
+        "+ re-ranking",
+    ]
     assert result["paper"]["none"] == (87.7, 74.0) and result["paper"]["+ re-ranking"] == (95.4, 94.2)
     text = (tmp_path / "ablation.md").read_text()
-    assert "\n| + bnneck |" in text and "| 94.1 | 85.7 |" in text and "Does not take part: erasing (the features" in text
+    assert (
+        "\n| + bnneck |" in text and "| 94.1 | 85.7 |" in text and "Does not take part: erasing (the features" in text
+    )
     assert "\n| + bnneck, before the neck |" in text and "+ bnneck, before the neck" not in result["paper"]
-    model, query, gallery = load(tmp_path / "bnneck/model.safetensors"), Market1501(tree, "query"), Market1501(tree, "gallery")
+    model, query, gallery = (
+        load(tmp_path / "bnneck/model.safetensors"),
+        Market1501(tree, "query"),
+        Market1501(tree, "gallery"),
+    )
     with torch.no_grad():
-        pooled = [F.normalize(model.pool(torch.stack([data[i][0] for i in range(len(data))]))) for data in (query, gallery)]
+        pooled = [
+            F.normalize(model.pool(torch.stack([data[i][0] for i in range(len(data))]))) for data in (query, gallery)
+        ]
     assert result["rows"]["+ bnneck, before the neck"] == pytest.approx(scores(torch.cdist(*pooled), query, gallery))
     assert load(tmp_path / "stride/model.safetensors").smoothing == 0.1 and (tmp_path / "ablation.json").is_file()
     assert isinstance(load(tmp_path / "stride/model.safetensors").neck, nn.Identity)
 
 
 # occlusion ---------------------------------------------------------------------------------------------------------------
+
 
 def test_occluded_parts_take_the_colour_of_what_stays_visible(tree):
     data = Market1501(tree, "query")
@@ -456,6 +531,7 @@ def test_occluded_parts_take_the_colour_of_what_stays_visible(tree):
 
 def test_what_a_network_goes_by_costs_it_ranks(tree):
     """A network that sees mean colours: the clothes are all that tells these persons apart."""
+
     class Colours(Baseline):
         def feature_map(self, inputs, rectangles=None):
             images = inputs.float()
@@ -470,10 +546,19 @@ def test_what_a_network_goes_by_costs_it_ranks(tree):
 
 # commands ----------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("text", "tricks"), [
-    ("none", ()), ("all", TRICKS), ("center", TRICKS), ("warmup", TRICKS[:1]), ("stride", TRICKS[:4]),
-    ("erasing,center", ("erasing", "center")), ("strid", ("strid",)),
-])
+
+@pytest.mark.parametrize(
+    ("text", "tricks"),
+    [
+        ("none", ()),
+        ("all", TRICKS),
+        ("center", TRICKS),
+        ("warmup", TRICKS[:1]),
+        ("stride", TRICKS[:4]),
+        ("erasing,center", ("erasing", "center")),
+        ("strid", ("strid",)),
+    ],
+)
 def test_tricks_by_name(text, tricks):
     assert parse_tricks(text) == tricks
 
@@ -483,24 +568,71 @@ def test_commands_train_ablate_and_evaluate(tree, tmp_path, capsys):
     tiny = ["--random", "--last-block", "--epochs", "1", "--classes", "3", "--images", "2"]
     assert __main__.main(["train", *common, *tiny, "--tricks", "smoothing", "--folder", str(tmp_path)]) == 0
     assert "epoch   1  id" in (out := capsys.readouterr().out) and "Does not take part: erasing" in out
-    assert __main__.main(["evaluate", *common, "--checkpoint", str(tmp_path / "model.safetensors"), "--out",
-                          str(tmp_path / "out"), "--k1", "3", "--flip"]) == 0
+    assert (
+        __main__.main(
+            [
+                "evaluate",
+                *common,
+                "--checkpoint",
+                str(tmp_path / "model.safetensors"),
+                "--out",
+                str(tmp_path / "out"),
+                "--k1",
+                "3",
+                "--flip",
+            ]
+        )
+        == 0
+    )
     assert "| re-ranked |" in capsys.readouterr().out and (tmp_path / "out/reid.json").is_file()
-    assert __main__.main(["train", *common, *tiny, "--tricks", "warmup", "--ablation", "--k1", "3", "--folder",
-                          str(tmp_path / "rows")]) == 0
+    assert (
+        __main__.main(
+            [
+                "train",
+                *common,
+                *tiny,
+                "--tricks",
+                "warmup",
+                "--ablation",
+                "--k1",
+                "3",
+                "--folder",
+                str(tmp_path / "rows"),
+            ]
+        )
+        == 0
+    )
     assert "| + warmup |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("options", "sentence"), [
-    (["--tricks", "strid"], "no trick 'strid'; there are: warmup, "),
-    (["--k1", "3"], "k1: options of the evaluation"),
-    (["--backbone", "test_resnet", "--last-block"], "The last block alone can be trained in EfficientNets"),
-    (["--classes", "9"], "Batches of 9 classes were asked for, but the data has 4"),
-    (["--data", "/nowhere"], "/nowhere"),
-])
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--tricks", "strid"], "no trick 'strid'; there are: warmup, "),
+        (["--k1", "3"], "k1: options of the evaluation"),
+        (["--backbone", "test_resnet", "--last-block"], "The last block alone can be trained in EfficientNets"),
+        (["--classes", "9"], "Batches of 9 classes were asked for, but the data has 4"),
+        (["--data", "/nowhere"], "/nowhere"),
+    ],
+)
 def test_what_cannot_be_trained_is_explained(tree, tmp_path, capsys, options, sentence):
-    assert __main__.main(["train", "reid", "--data", str(tree), "--random", "--backbone", "test_efficientnet", "--folder",
-                          str(tmp_path), *options]) == 1
+    assert (
+        __main__.main(
+            [
+                "train",
+                "reid",
+                "--data",
+                str(tree),
+                "--random",
+                "--backbone",
+                "test_efficientnet",
+                "--folder",
+                str(tmp_path),
+                *options,
+            ]
+        )
+        == 1
+    )
     assert sentence in capsys.readouterr().err
 
 

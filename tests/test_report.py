@@ -12,25 +12,52 @@ from course_lib.course import report
 from course_lib.course import run as runner
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n-").decode()
-FLIPBOOK = ('<figure class="flipbook"><label>threshold <input type="range" min="0" max="1" value="0"></label>'
-            f'<img alt="Frame at 0.1" src="data:image/png;base64,{PNG}"><img alt="Frame at 0.2" hidden src="data:image/png;base64,{PNG}"></figure>')
+FLIPBOOK = (
+    '<figure class="flipbook"><label>threshold <input type="range" min="0" max="1" value="0"></label>'
+    f'<img alt="Frame at 0.1" src="data:image/png;base64,{PNG}"><img alt="Frame at 0.2" hidden src="data:image/png;base64,{PNG}"></figure>'
+)
 
 
 def result(number="01", **changes):
-    return {"lesson": number, "profile": "mini", "seed": 0, "device": "cpu", "seconds": 61.2, "wall_seconds": 65.0, "peak_mb": 812,
-            "cuda_peak_mb": None, "versions": {"python": "3.11.7", "torch": "2.14.1"}, "commit": "abc", "fingerprint": "f00d",
-            "exercises": {"01.1": "PASS", "01.2": "PASS"},
-            "figures": [{"name": "GT-known <localisation>", "value": 62.345678, "unit": "%", "paper": 48.1, "note": "other data & classes"},
-                        {"name": "top-1", "value": None, "unit": "%", "paper": None, "note": ""}], **changes}
+    return {
+        "lesson": number,
+        "profile": "mini",
+        "seed": 0,
+        "device": "cpu",
+        "seconds": 61.2,
+        "wall_seconds": 65.0,
+        "peak_mb": 812,
+        "cuda_peak_mb": None,
+        "versions": {"python": "3.11.7", "torch": "2.14.1"},
+        "commit": "abc",
+        "fingerprint": "f00d",
+        "exercises": {"01.1": "PASS", "01.2": "PASS"},
+        "figures": [
+            {
+                "name": "GT-known <localisation>",
+                "value": 62.345678,
+                "unit": "%",
+                "paper": 48.1,
+                "note": "other data & classes",
+            },
+            {"name": "top-1", "value": None, "unit": "%", "paper": None, "note": ""},
+        ],
+        **changes,
+    }
 
 
 def notebook(*outputs):
-    cells = [nbformat.v4.new_markdown_cell("# 01 · Maps & masks"), nbformat.v4.new_code_cell("show()", outputs=list(outputs))]
+    cells = [
+        nbformat.v4.new_markdown_cell("# 01 · Maps & masks"),
+        nbformat.v4.new_code_cell("show()", outputs=list(outputs)),
+    ]
     return nbformat.v4.new_notebook(cells=cells)
 
 
 def output(metadata=None, **data):
-    return nbformat.v4.new_output("display_data", data={key.replace("_", "/"): value for key, value in data.items()}, metadata=metadata or {})
+    return nbformat.v4.new_output(
+        "display_data", data={key.replace("_", "/"): value for key, value in data.items()}, metadata=metadata or {}
+    )
 
 
 @pytest.fixture
@@ -46,6 +73,7 @@ def page(tmp_path, monkeypatch):
             (tmp_path / "results" / "bench.json").write_text(json.dumps(bench))
         nbformat.write(notebook(*outputs), tmp_path / "run" / "01_maps.ipynb")
         return report.write(tmp_path / "results", tmp_path / "run", tmp_path / "report.html", "mini").read_text()
+
     return write
 
 
@@ -78,13 +106,16 @@ def test_figures_stand_beside_those_of_the_paper(page):
     assert "stale" not in text.split("</style>")[1] and "ran through" in text
 
 
-@pytest.mark.parametrize("changes, mark", [
-    ({"commit": "old"}, "stale: measured with commit old"),
-    ({"profile": "smoke"}, "stale: measured with profile smoke"),
-    ({"commit": None, "profile": "paper"}, "stale: measured with profile paper and commit None"),
-])
+@pytest.mark.parametrize(
+    "changes, mark",
+    [
+        ({"commit": "old"}, "stale: measured with commit old"),
+        ({"profile": "smoke"}, "stale: measured with profile smoke"),
+        ({"commit": None, "profile": "paper"}, "stale: measured with profile paper and commit None"),
+    ],
+)
 def test_results_of_another_commit_or_profile_are_marked(page, changes, mark):
-    assert page(result(**changes)).count(mark + "<") == 2                       # beside the lesson and over its figures
+    assert page(result(**changes)).count(mark + "<") == 2  # beside the lesson and over its figures
 
 
 def test_a_failed_lesson_is_said_and_shows_no_figures(page):
@@ -93,19 +124,37 @@ def test_a_failed_lesson_is_said_and_shows_no_figures(page):
 
 
 def test_pictures_are_inside_with_their_alternatives(page):
-    text = page(result(), outputs=[
-        output(image_png=PNG, metadata={"image/png": {"alt": 'a "bird" & its box'}}),
-        output(text_html=f'<img alt="A heatmap &amp; more" src="data:image/jpeg;base64,{PNG}">', text_plain="[figure]"),
-        output(text_html=FLIPBOOK), output(text_plain="3")])
+    text = page(
+        result(),
+        outputs=[
+            output(image_png=PNG, metadata={"image/png": {"alt": 'a "bird" & its box'}}),
+            output(
+                text_html=f'<img alt="A heatmap &amp; more" src="data:image/jpeg;base64,{PNG}">', text_plain="[figure]"
+            ),
+            output(text_html=FLIPBOOK),
+            output(text_plain="3"),
+        ],
+    )
     images = [attributes for tag, attributes in Balance(text).seen if tag == "img"]
-    assert [image["alt"] for image in images] == ['a "bird" & its box', "A heatmap & more", "Frame at 0.1", "Frame at 0.2"]
+    assert [image["alt"] for image in images] == [
+        'a "bird" & its box',
+        "A heatmap & more",
+        "Frame at 0.1",
+        "Frame at 0.2",
+    ]
     assert all(image["src"].startswith("data:image/") for image in images)
     assert 'type="range"' in text and text.count("<figcaption>") == 3
 
 
 def test_the_page_is_whole_and_stands_alone(page):
-    text = page(result(), outputs=[output(text_html=FLIPBOOK)], bench={
-        "rows": [{"what": "20 maps", "ours_ms": 3.2, "theirs_ms": 64, "ratio": 20.0}], "versions": {"torchcam": "0.4"}})
+    text = page(
+        result(),
+        outputs=[output(text_html=FLIPBOOK)],
+        bench={
+            "rows": [{"what": "20 maps", "ours_ms": 3.2, "theirs_ms": 64, "ratio": 20.0}],
+            "versions": {"torchcam": "0.4"},
+        },
+    )
     checked = Balance(text)
     assert not checked.open
     assert not re.search(r'(src|href)="(?!data:|#)', text) and "<script" not in text and "@import" not in text
@@ -129,7 +178,7 @@ def test_nothing_measured_yet(tmp_path):
 
 
 def luminance(colour):
-    channels = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -141,13 +190,15 @@ def test_text_is_readable_in_light_and_dark(mode):
     for text in ("ink", "dim", "mark", "warn", "bad", "good"):
         for ground in ("paper", "card"):
             high, low = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)    # WCAG 2.1 AA
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)  # WCAG 2.1 AA
 
 
 def lesson_notebook(path, source):
     parameters = nbformat.v4.new_code_cell('PROFILE = "mini"', metadata={"tags": ["parameters"]})
-    notebook = nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)], metadata={
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}})
+    notebook = nbformat.v4.new_notebook(
+        cells=[parameters, nbformat.v4.new_code_cell(source)],
+        metadata={"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+    )
     nbformat.write(notebook, path)
     return path
 
@@ -156,11 +207,15 @@ def test_the_runner_goes_on_after_a_failure_and_replaces_old_figures(tmp_path, m
     monkeypatch.setenv("COURSE_RESULTS", str(tmp_path / "results"))
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "01.json").write_text(json.dumps(result()))
-    finish = 'import os, json\nassert (PROFILE, os.environ["COURSE_STRICT"]) == ("smoke", "1")\n' \
-             'json.dump({"lesson": "02"}, open(os.environ["COURSE_RESULTS"] + "/02.json", "w"))'
-    notebooks = [lesson_notebook(tmp_path / "01_broken.ipynb", 'raise ValueError("a broken lesson")'),
-                 lesson_notebook(tmp_path / "02_sound.ipynb", finish),
-                 lesson_notebook(tmp_path / "03_silent.ipynb", "1 + 1")]
+    finish = (
+        'import os, json\nassert (PROFILE, os.environ["COURSE_STRICT"]) == ("smoke", "1")\n'
+        'json.dump({"lesson": "02"}, open(os.environ["COURSE_RESULTS"] + "/02.json", "w"))'
+    )
+    notebooks = [
+        lesson_notebook(tmp_path / "01_broken.ipynb", 'raise ValueError("a broken lesson")'),
+        lesson_notebook(tmp_path / "02_sound.ipynb", finish),
+        lesson_notebook(tmp_path / "03_silent.ipynb", "1 + 1"),
+    ]
     assert runner.run(notebooks, tmp_path / "run", "smoke", strict=True) == ["01_broken"]
     said = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
     assert said["01"] == {"lesson": "01", "profile": "smoke", "failed": "ValueError: a broken lesson"}

@@ -44,7 +44,9 @@ def slow_rerank(query, gallery, k1, k2, lam):
     return torch.from_numpy(result)
 
 
-def world(seed: int, queries: int = 12, gallery: int = 48, identities: int = 6, dimensions: int = 8, noise: float = 1.0):
+def world(
+    seed: int, queries: int = 12, gallery: int = 48, identities: int = 6, dimensions: int = 8, noise: float = 1.0
+):
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(identities, dimensions, generator=generator)
     own = torch.randint(identities, (queries + gallery,), generator=generator)
@@ -53,11 +55,15 @@ def world(seed: int, queries: int = 12, gallery: int = 48, identities: int = 6, 
 
 
 def assert_is_the_twin(query, gallery, *settings):
-    torch.testing.assert_close(rerank(query, gallery, *settings).double(), slow_rerank(query, gallery, *settings), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        rerank(query, gallery, *settings).double(), slow_rerank(query, gallery, *settings), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("chunk", [200, 2**20])
-@pytest.mark.parametrize("setting", [(20, 6, 0.3), (7, 3, 0.6), (5, 2, 0.0), (25, 1, 0.3), (1, 1, 0.5), (20, 30, 0.3), (20, 6, 1.0)])
+@pytest.mark.parametrize(
+    "setting", [(20, 6, 0.3), (7, 3, 0.6), (5, 2, 0.0), (25, 1, 0.3), (1, 1, 0.5), (20, 30, 0.3), (20, 6, 1.0)]
+)
 def test_it_is_the_dense_twin(setting, chunk, monkeypatch):
     monkeypatch.setattr(ranking, "CHUNK", chunk)
     monkeypatch.setattr(ranking, "CACHED", chunk)
@@ -65,7 +71,14 @@ def test_it_is_the_dense_twin(setting, chunk, monkeypatch):
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(1, 20), st.integers(1, 12), st.integers(1, 12), st.floats(0.2, 3))
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 8),
+    st.integers(1, 20),
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.floats(0.2, 3),
+)
 def test_it_is_the_dense_twin_for_any_size(seed, queries, gallery, k1, k2, noise):
     assert_is_the_twin(*world(seed, queries, gallery, noise=noise)[:2], k1, k2, 0.3)
 
@@ -83,18 +96,20 @@ def test_of_equal_distances_the_lower_index_comes_first(seed, k1, k2):
 def test_half_of_an_odd_k1_is_rounded_to_even(monkeypatch):
     seen = []
     mutual = ranking._mutual
-    monkeypatch.setattr(ranking, "_mutual", lambda neighbours: (seen.append(neighbours.shape[1]), mutual(neighbours))[1])
+    monkeypatch.setattr(
+        ranking, "_mutual", lambda neighbours: (seen.append(neighbours.shape[1]), mutual(neighbours))[1]
+    )
     for k1 in (25, 23, 1):
         rerank(*world(0)[:2], k1)
     assert seen == [26, 13, 24, 13, 2, 1]
 
 
 def test_two_thirds_are_not_enough():
-    near = torch.tensor([[0, 1, 2], [1, 0, -1], [2, 0, -1], [3, -1, -1]])             # R(i, k1)
-    close = torch.tensor([[0, 1, 3], [1, -1, -1], [2, -1, -1], [3, -1, -1]])          # R(i, k1/2): two of three lie in R(0, k1)
+    near = torch.tensor([[0, 1, 2], [1, 0, -1], [2, 0, -1], [3, -1, -1]])  # R(i, k1)
+    close = torch.tensor([[0, 1, 3], [1, -1, -1], [2, -1, -1], [3, -1, -1]])  # R(i, k1/2): two of three lie in R(0, k1)
     encoding = ranking._encode(torch.zeros(4, 2), near, close, torch.ones(4))
     assert encoding.column[: encoding.count[0]].tolist() == [0, 1, 2]
-    near[0, 2] = -1                                                                   # two of two
+    near[0, 2] = -1  # two of two
     close[0] = torch.tensor([0, 1, -1])
     close[1] = torch.tensor([1, 0, -1])
     near[1, 2] = 3
@@ -106,8 +121,9 @@ def test_two_thirds_are_not_enough():
 def test_lam_1_is_the_squared_distance_over_its_largest():
     query, gallery, *_ = world(1)
     squared = torch.cdist(query, torch.cat((query, gallery))).square()
-    torch.testing.assert_close(rerank(query, gallery, lam=1.0), (squared / squared.amax(1, keepdim=True))[:, len(query):],
-                               rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        rerank(query, gallery, lam=1.0), (squared / squared.amax(1, keepdim=True))[:, len(query) :], rtol=0, atol=1e-6
+    )
 
 
 def test_it_lies_between_0_and_1():
@@ -120,8 +136,10 @@ def test_it_helps_where_k1_is_the_number_of_matches():
     """Ten images of each identity, so noisy that neighbours need each other's word."""
     query, gallery, query_ids, gallery_ids = world(3, 60, 540, 60, 32, 1.6)
     cameras = torch.zeros(60, dtype=torch.long), torch.ones(540, dtype=torch.long)
-    before, after = (cmc_map(distances, query_ids, gallery_ids, *cameras).map
-                     for distances in (torch.cdist(query, gallery), rerank(query, gallery, 10, 4, 0.3)))
+    before, after = (
+        cmc_map(distances, query_ids, gallery_ids, *cameras).map
+        for distances in (torch.cdist(query, gallery), rerank(query, gallery, 10, 4, 0.3))
+    )
     assert after > before + 0.02
 
 
@@ -134,10 +152,10 @@ def test_the_features_stay_as_they_are():
 
 def test_duplicates_are_each_others_nearest():
     query, gallery, *_ = world(4)
-    gallery = torch.cat((gallery, query))                                 # a copy of every query
+    gallery = torch.cat((gallery, query))  # a copy of every query
     found = rerank(query, gallery)
     assert torch.equal(found.argmin(1), torch.arange(len(query)) + len(gallery) - len(query))
-    assert found[:, -len(query):].diagonal().max() < 0.05
+    assert found[:, -len(query) :].diagonal().max() < 0.05
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
@@ -157,7 +175,9 @@ def test_fewer_images_than_k1_will_do(queries, gallery):
 
 def test_half_precision_features_are_taken():
     query, gallery, *_ = world(0)
-    torch.testing.assert_close(rerank(query.half(), gallery.half()), rerank(query.half().float(), gallery.half().float()))
+    torch.testing.assert_close(
+        rerank(query.half(), gallery.half()), rerank(query.half().float(), gallery.half().float())
+    )
 
 
 @pytest.mark.parametrize("setting", [(0, 6, 0.3), (20, 0, 0.3), (20, 6, 1.5), (20, 6, -0.1)])

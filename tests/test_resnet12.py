@@ -17,7 +17,7 @@ from course_lib.metric_learning.features import extract
 def model():
     torch.manual_seed(0)
     model = resnet12.create(64)
-    with torch.no_grad():                                                 # statistics and shifts of their own, not 0 and 1
+    with torch.no_grad():  # statistics and shifts of their own, not 0 and 1
         for name, tensor in model.named_buffers():
             if name.endswith(("running_mean", "running_var")):
                 tensor.copy_(0.5 + torch.rand_like(tensor))
@@ -49,8 +49,12 @@ def test_maps_and_embeddings_work_on_it(model):
     features = model.features(model.normalise(images))
     mean = maps.cam(features, model.classifier.weight).mean((-2, -1)) + model.classifier.bias
     torch.testing.assert_close(mean, model(model.normalise(images)), rtol=1e-4, atol=1e-4)
-    pooled = extract(lambda batch: model.features(model.normalise(batch)).mean((-2, -1)), [(image, 0) for image in images],
-                     (84, 84), progress=False)
+    pooled = extract(
+        lambda batch: model.features(model.normalise(batch)).mean((-2, -1)),
+        [(image, 0) for image in images],
+        (84, 84),
+        progress=False,
+    )
     torch.testing.assert_close(pooled, features.mean((-2, -1)), rtol=1e-4, atol=1e-5)
 
 
@@ -62,13 +66,17 @@ def test_colours_are_those_of_the_base_classes(model):
 
 def plain_twin(state, images):
     """The network line by line, from its tensors in their order."""
-    tensors = iter([tensor for name, tensor in state.items() if name.startswith("network.blocks") and "drop" not in name])
+    tensors = iter(
+        [tensor for name, tensor in state.items() if name.startswith("network.blocks") and "drop" not in name]
+    )
 
     def convolve(x, padding):
         weight = next(tensors)
         scale, offset, mean, variance, _ = (next(tensors) for _ in range(5))
         x = F.conv2d(x, weight, padding=padding)
-        return (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt() * scale[:, None, None] + offset[:, None, None]
+        return (x - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt() * scale[:, None, None] + offset[
+            :, None, None
+        ]
 
     def leaky(x):
         return torch.where(x > 0, x, 0.1 * x)
@@ -89,7 +97,11 @@ def test_it_is_its_plain_twin(model):
 @torch.no_grad()
 def test_it_is_the_network_of_feat(model):
     twin = pytest.importorskip("easyfsl.modules.feat_resnet12").feat_resnet12().eval()
-    ours = [tensor for name, tensor in model.state_dict().items() if name.startswith("network.blocks") and "drop" not in name]
+    ours = [
+        tensor
+        for name, tensor in model.state_dict().items()
+        if name.startswith("network.blocks") and "drop" not in name
+    ]
     twin.load_state_dict(dict(zip(twin.state_dict(), ours, strict=True)))
     images = model.normalise(photographs())
     torch.testing.assert_close(model.features(images).mean((-2, -1)), twin(images), rtol=1e-4, atol=1e-4)
@@ -109,6 +121,7 @@ def test_there_are_no_imagenet_weights():
 
 
 # DropBlock ---------------------------------------------------------------------------------------------------------------
+
 
 def annealed(drop, block=5):
     layer = DropBlock(drop, block)
@@ -143,11 +156,11 @@ def test_the_share_that_is_kept_is_what_overlapping_blocks_leave():
     found = annealed(0.1)(torch.ones(64, 640, 10, 10))
     gamma = 0.1 / 25 * 100 / 36
     assert abs(gamma - 0.0111) < 1e-4
-    covering = torch.tensor([min(i, 5, 9 - i, 4) + 1 for i in range(10)])         # blocks of a row that cover place i
+    covering = torch.tensor([min(i, 5, 9 - i, 4) + 1 for i in range(10)])  # blocks of a row that cover place i
     expected = (1 - gamma) ** (covering[:, None] * covering)
     torch.testing.assert_close((found > 0).float().mean((0, 1)), expected, rtol=0, atol=0.01)
     assert abs(expected.mean() - 0.9) < 0.01
-    torch.testing.assert_close(found.mean(), torch.tensor(1.0))           # what is left is scaled up
+    torch.testing.assert_close(found.mean(), torch.tensor(1.0))  # what is left is scaled up
 
 
 def test_on_the_last_map_whole_channels_go():

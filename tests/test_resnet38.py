@@ -38,8 +38,11 @@ def narrow(seed: int = 0) -> resnet38.ResNet38:
 
 def twin(state: dict, images: torch.Tensor) -> dict:
     """The network once more, from its table: block by block, without classes."""
+
     def ready(name, x):
-        return F.batch_norm(x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))).relu()
+        return F.batch_norm(
+            x, *(state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        ).relu()
 
     x, taps = F.conv2d(images, state["conv1a.weight"], padding=1), {}
     blocks = ["b2", "b2_1", "b2_2", "b3", "b3_1", "b3_2", "b4", *(f"b4_{i}" for i in range(1, 6)), "b5", "b5_1", "b5_2"]
@@ -50,7 +53,9 @@ def twin(state: dict, images: torch.Tensor) -> dict:
         if name == "b5":
             taps["conv4"] = t
         y = F.conv2d(t, state[f"{name}.conv_branch2a.weight"], stride=stride, padding=first, dilation=first)
-        y = F.conv2d(ready(f"{name}.bn_branch2b1", y), state[f"{name}.conv_branch2b1.weight"], padding=second, dilation=second)
+        y = F.conv2d(
+            ready(f"{name}.bn_branch2b1", y), state[f"{name}.conv_branch2b1.weight"], padding=second, dilation=second
+        )
         shortcut = state.get(f"{name}.conv_branch1.weight")
         x = y + (x if shortcut is None else F.conv2d(t, shortcut, stride=stride))
     for name in ("b6", "b7"):
@@ -66,13 +71,20 @@ def twin(state: dict, images: torch.Tensor) -> dict:
 
 # structure -----------------------------------------------------------------------------------------------------------------
 
+
 def test_published_counts(full):
     """Facts of the released code: tensors, parameters, and what is left for the optimiser."""
     state = full.state_dict()
-    assert len(state) == 228 and sum("conv" in name for name in state) == 43 and sum("running_mean" in name for name in state) == 37
+    assert (
+        len(state) == 228
+        and sum("conv" in name for name in state) == 43
+        and sum("running_mean" in name for name in state) == 37
+    )
     assert sum(p.numel() for p in full.parameters()) == 105_070_912
     with torch.device("meta"):
-        heads = nn.ModuleList(nn.Conv2d(columns, rows, 1, bias=False) for rows, columns in released.LAYOUTS["p2p-seam"].values())
+        heads = nn.ModuleList(
+            nn.Conv2d(columns, rows, 1, bias=False) for rows, columns in released.LAYOUTS["p2p-seam"].values()
+        )
     assert len(state) + len(heads.state_dict()) == 233
     everything = [*full.parameters(), *heads.parameters()]
     assert sum(p.numel() for p in everything) == 105_882_496
@@ -81,14 +93,23 @@ def test_published_counts(full):
     assert len(frozen) == 8 and all(name.split(".")[0] in ("conv1a", "b2", "b2_1", "b2_2") for name in frozen)
     groups = dense.parameter_groups(full, heads, lr=0.01, weight_decay=5e-4)
     assert [(len(g["params"]), g["lr"], g["weight_decay"]) for g in groups] == [
-        (43, 0.01, 5e-4), (0, 0.02, 0), (5, 0.1, 5e-4), (0, 0.2, 0)]
+        (43, 0.01, 5e-4),
+        (0, 0.02, 0),
+        (5, 0.1, 5e-4),
+        (0, 0.2, 0),
+    ]
 
 
-@pytest.mark.parametrize("side, grid", [((128, 128), (16, 16)), ((134, 134), (17, 17)), ((375, 500), (47, 63)), ((448, 448), (56, 56))])
+@pytest.mark.parametrize(
+    "side, grid", [((128, 128), (16, 16)), ((134, 134), (17, 17)), ((375, 500), (47, 63)), ((448, 448), (56, 56))]
+)
 def test_published_sizes(full, side, grid):
     taps = full.taps(torch.empty(1, 3, *side, device="meta"))
     assert {tap: tuple(maps.shape) for tap, maps in taps.items()} == {
-        "conv4": (1, 512, *grid), "conv5": (1, 1024, *grid), "conv6": (1, 4096, *grid)}
+        "conv4": (1, 512, *grid),
+        "conv5": (1, 1024, *grid),
+        "conv6": (1, 4096, *grid),
+    }
     assert full.channels == {tap: maps.shape[1] for tap, maps in taps.items()} and full.stride == 8
 
 
@@ -156,11 +177,16 @@ def test_one_step_at_published_size():
 
 # .params files of MXNet ------------------------------------------------------------------------------------------------------
 
+
 def record(array: np.ndarray, kind: str, flag: int | None = None) -> bytes:
     """One array, byte by byte."""
     flags = {"float32": 0, "float64": 1, "float16": 2, "uint8": 3, "int32": 4, "int8": 5, "int64": 6}
-    head = {"legacy": b"", "V1": struct.pack("<I", 0xF993FAC8), "V2": struct.pack("<Ii", 0xF993FAC9, 0),
-            "V3": struct.pack("<Ii", 0xF993FACA, 0)}[kind]
+    head = {
+        "legacy": b"",
+        "V1": struct.pack("<I", 0xF993FAC8),
+        "V2": struct.pack("<Ii", 0xF993FAC9, 0),
+        "V3": struct.pack("<Ii", 0xF993FACA, 0),
+    }[kind]
     shape = struct.pack(f"<I{array.ndim}{'I' if kind == 'legacy' else 'q'}", array.ndim, *array.shape)
     if not array.ndim:
         return head + shape
@@ -169,18 +195,30 @@ def record(array: np.ndarray, kind: str, flag: int | None = None) -> bytes:
 
 def params(arrays: dict[str, bytes], names: list[str] | None = None) -> bytes:
     names = list(arrays) if names is None else names
-    return b"".join([struct.pack("<QQQ", 0x112, 0, len(arrays)), *arrays.values(), struct.pack("<Q", len(names)),
-                     *(struct.pack("<Q", len(name.encode())) + name.encode() for name in names)])
+    return b"".join(
+        [
+            struct.pack("<QQQ", 0x112, 0, len(arrays)),
+            *arrays.values(),
+            struct.pack("<Q", len(names)),
+            *(struct.pack("<Q", len(name.encode())) + name.encode() for name in names),
+        ]
+    )
 
 
 @pytest.mark.parametrize("kind", ["legacy", "V1", "V2", "V3"])
 def test_all_records_and_types_are_read(tmp_path, kind):
     rng = np.random.default_rng(0)
-    arrays = {f"arg:{dtype}": rng.integers(0, 100, (2, 3, 1)).astype(dtype)
-              for dtype in ("float32", "float64", "float16", "uint8", "int32", "int8", "int64")}
+    arrays = {
+        f"arg:{dtype}": rng.integers(0, 100, (2, 3, 1)).astype(dtype)
+        for dtype in ("float32", "float64", "float16", "uint8", "int32", "int8", "int64")
+    }
     arrays |= {"aux:one": np.arange(5, dtype=np.float32), "arg:empty": np.zeros((0, 4), np.float32)}
     path = tmp_path / "weights.params"
-    path.write_bytes(params({name: record(array, kind) for name, array in arrays.items()} | {"arg:none": record(np.array(1.0), kind)}))
+    path.write_bytes(
+        params(
+            {name: record(array, kind) for name, array in arrays.items()} | {"arg:none": record(np.array(1.0), kind)}
+        )
+    )
     found = mxnet.read_params(path)
     assert list(found) == [*arrays, "arg:none"] and found["arg:none"].numel() == 0
     for name, array in arrays.items():
@@ -191,21 +229,30 @@ def test_all_records_and_types_are_read(tmp_path, kind):
 GOOD = record(np.ones((2, 3), np.float32), "V2")
 
 
-@pytest.mark.parametrize("content, sentence", [
-    (b"", "the header would take 16 bytes, where 0 are left"),
-    (b"\x80\x02PK" + bytes(20), "is it a .params file"),
-    (params({"a": GOOD})[:-20], "would take"),
-    (struct.pack("<QQQ", 0x112, 0, 2**40), "1,099,511,627,776 arrays would take"),
-    (params({"a": record(np.ones(3, np.float32), "legacy", flag=9)}), "is of type 9"),
-    (params({"a": struct.pack("<Ii", 0xF993FAC9, 1) + GOOD[8:]}), "sparse"),
-    (params({"a": struct.pack("<I", 77) + bytes(400)}), "77 dimensions"),
-    (params({"a": struct.pack("<IIqq", 0xF993FAC8, 2, 2**40, 2**40) + struct.pack("<iii", 1, 0, 0)}), "would take 4,835,703,278,458"),
-    (params({"a": struct.pack("<IIqq", 0xF993FAC8, 2, -1, -8) + struct.pack("<iii", 1, 0, 0)}), r"claims the shape \(-1, -8\)"),
-    (params({"a": GOOD}, names=[]), "1 arrays have 0 different names"),
-    (params({"a": GOOD, "b": GOOD}, names=["a", "a"]), "2 arrays have 1 different names"),
-    (params({"a": GOOD}) + b"x", "1 bytes follow"),
-    (params({"a": GOOD})[:-1] + b"\xff", "not text"),
-])
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b"", "the header would take 16 bytes, where 0 are left"),
+        (b"\x80\x02PK" + bytes(20), "is it a .params file"),
+        (params({"a": GOOD})[:-20], "would take"),
+        (struct.pack("<QQQ", 0x112, 0, 2**40), "1,099,511,627,776 arrays would take"),
+        (params({"a": record(np.ones(3, np.float32), "legacy", flag=9)}), "is of type 9"),
+        (params({"a": struct.pack("<Ii", 0xF993FAC9, 1) + GOOD[8:]}), "sparse"),
+        (params({"a": struct.pack("<I", 77) + bytes(400)}), "77 dimensions"),
+        (
+            params({"a": struct.pack("<IIqq", 0xF993FAC8, 2, 2**40, 2**40) + struct.pack("<iii", 1, 0, 0)}),
+            "would take 4,835,703,278,458",
+        ),
+        (
+            params({"a": struct.pack("<IIqq", 0xF993FAC8, 2, -1, -8) + struct.pack("<iii", 1, 0, 0)}),
+            r"claims the shape \(-1, -8\)",
+        ),
+        (params({"a": GOOD}, names=[]), "1 arrays have 0 different names"),
+        (params({"a": GOOD, "b": GOOD}, names=["a", "a"]), "2 arrays have 1 different names"),
+        (params({"a": GOOD}) + b"x", "1 bytes follow"),
+        (params({"a": GOOD})[:-1] + b"\xff", "not text"),
+    ],
+)
 def test_broken_files_are_named(tmp_path, content, sentence):
     path = tmp_path / "weights.params"
     path.write_bytes(content)
@@ -217,7 +264,9 @@ def test_broken_files_are_named(tmp_path, content, sentence):
 @given(data=st.data())
 def test_no_broken_file_goes_further_than_a_sentence(tmp_path_factory, data):
     """Whatever bytes are changed or cut off: the arrays come back, or the sentence does; memory is never asked for in vain."""
-    whole = bytearray(params({name: record(np.ones((2, 2), np.float32), kind) for name, kind in (("a", "legacy"), ("b", "V2"))}))
+    whole = bytearray(
+        params({name: record(np.ones((2, 2), np.float32), kind) for name, kind in (("a", "legacy"), ("b", "V2"))})
+    )
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "changed.params"
@@ -231,8 +280,12 @@ def test_no_broken_file_goes_further_than_a_sentence(tmp_path_factory, data):
 def mxnet_name(name: str) -> str:
     """The name of one of our tensors in MXNet, the other way round than the library."""
     module, _, part = name.rpartition(".")
-    part = {"weight": "gamma" if "bn" in module else "weight", "bias": "beta", "running_mean": "moving_mean",
-            "running_var": "moving_var"}[part]
+    part = {
+        "weight": "gamma" if "bn" in module else "weight",
+        "bias": "beta",
+        "running_mean": "moving_mean",
+        "running_var": "moving_var",
+    }[part]
     kind = "aux" if part.startswith("moving") else "arg"
     if "." in module:
         block, layer = module.split(".")
@@ -259,20 +312,27 @@ def test_imagenet_weights_come_home(tmp_path, monkeypatch):
     for name, tensor in source.state_dict().items():
         torch.testing.assert_close(trunk.state_dict()[name], tensor, rtol=0, atol=0)
     assert mxnet_name("b4_3.conv_branch2b1.weight") == "arg:res4b3_branch2b1_weight"
-    assert mxnet_name("b5.bn_branch2a.running_var") == "aux:bn5a_branch2a_moving_var" and mxnet_name("bn7.bias") == "arg:bn7_beta"
+    assert (
+        mxnet_name("b5.bn_branch2a.running_var") == "aux:bn5a_branch2a_moving_var"
+        and mxnet_name("bn7.bias") == "arg:bn7_beta"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*not the published file")
 def test_imagenet_weights_are_read_strictly(tmp_path):
     path, source = tmp_path / "a1.params", narrow()
     imagenet_file(path, source, leave_out=["arg:res6a_branch1_weight", "aux:bn7_moving_var"])
-    with pytest.raises(RuntimeError, match=r"a1.params does not fit ResNet38: it lacks b6.conv_branch1.weight, bn7.running_var\."):
+    with pytest.raises(
+        RuntimeError, match=r"a1.params does not fit ResNet38: it lacks b6.conv_branch1.weight, bn7.running_var\."
+    ):
         resnet38.create(path, width=2)
     imagenet_file(path, source, add=["arg:res8a_branch1_weight"])
     with pytest.raises(RuntimeError, match="no tensor called 'arg:res8a_branch1_weight'"):
         resnet38.create(path, width=2)
     imagenet_file(path, source)
-    with pytest.raises(RuntimeError, match=r"has other shapes: conv1a.weight \(2, 3, 3, 3\) instead of \(3, 3, 3, 3\).* and .* more"):
+    with pytest.raises(
+        RuntimeError, match=r"has other shapes: conv1a.weight \(2, 3, 3, 3\) instead of \(3, 3, 3, 3\).* and .* more"
+    ):
         resnet38.create(path, width=3)
     with pytest.raises(FileNotFoundError, match="nowhere.params"):
         resnet38.create(tmp_path / "nowhere.params")
@@ -280,10 +340,14 @@ def test_imagenet_weights_are_read_strictly(tmp_path):
 
 # released checkpoints --------------------------------------------------------------------------------------------------------
 
+
 def checkpoint(path, method, full, prefix="", counters=True, change=lambda state: None):
     """A file with published names and shapes. One number stands for each tensor: 105 million parameters are 60 kilobytes."""
-    state = {f"{prefix}{name}": torch.tensor(float(number)).expand(tensor.shape)
-             for number, (name, tensor) in enumerate(full.state_dict().items()) if counters or "batches" not in name}
+    state = {
+        f"{prefix}{name}": torch.tensor(float(number)).expand(tensor.shape)
+        for number, (name, tensor) in enumerate(full.state_dict().items())
+        if counters or "batches" not in name
+    }
     for name, size in released.LAYOUTS[method].items():
         rows = torch.arange(float(size[0])).view(-1, 1, 1, 1)
         state[f"{prefix}{name}.weight"] = rows.expand(*size, 1, 1)
@@ -300,13 +364,16 @@ def test_released_checkpoints_are_known_by_their_names(tmp_path, full, method, p
     found = released.read(path)
     assert found.method == method
     assert {name: tuple(w.shape[:2]) for name, w in found.heads.items()} == {
-        name.replace("proj_fc", "fc_proj"): size for name, size in released.LAYOUTS[method].items()}
+        name.replace("proj_fc", "fc_proj"): size for name, size in released.LAYOUTS[method].items()
+    }
     wanted = full.state_dict()
     assert set(found.trunk) == {name for name in wanted if counters or "batches" not in name}
     assert all(found.trunk[name].shape == wanted[name].shape for name in found.trunk)
 
 
-@pytest.mark.parametrize("method, first", [("eps", 20.0), ("p2p-eps", 20.0), ("seam", 0.0), ("p2p-seam", 0.0), ("cam", 0.0)])
+@pytest.mark.parametrize(
+    "method, first", [("eps", 20.0), ("p2p-eps", 20.0), ("seam", 0.0), ("p2p-seam", 0.0), ("cam", 0.0)]
+)
 def test_background_comes_first(tmp_path, full, method, first):
     weight = released.read(checkpoint(tmp_path / "released.pth", method, full)).heads["fc8"]
     rows = weight[:, 0, 0, 0].tolist()
@@ -323,7 +390,9 @@ def test_load_fills_trunk_and_heads_and_nothing_halfway(tmp_path, full):
     assert head.weight[:, 5, 0, 0].tolist() == [20.0, *range(20)]
     order = list(source.state_dict())
     assert small.b7.conv_branch1.weight.unique().tolist() == [float(order.index("b7.conv_branch1.weight"))]
-    with pytest.raises(RuntimeError, match=r"checkpoint of eps with the heads \['fc8'\], but the network has \['f9', 'fc8'\]"):
+    with pytest.raises(
+        RuntimeError, match=r"checkpoint of eps with the heads \['fc8'\], but the network has \['f9', 'fc8'\]"
+    ):
         released.load(path, small, {"fc8": head, "f9": head})
     with pytest.raises(RuntimeError, match="fc8 in eps.pth does not fit Conv2d: it has other shapes"):
         released.load(path, small, {"fc8": nn.Conv2d(4096, 20, 1, bias=False)})
@@ -331,16 +400,21 @@ def test_load_fills_trunk_and_heads_and_nothing_halfway(tmp_path, full):
         released.load(path, resnet38.ResNet38(3), {"fc8": head})
 
 
-@pytest.mark.parametrize("change, sentence", [
-    (lambda s: s.pop("b5_1.bn_branch2a.running_var"), "lacks b5_1.bn_branch2a.running_var"),
-    (lambda s: s.update({"b8.weight": torch.zeros(1)}), "holds besides b8.weight"),
-    (lambda s: s.update({"fc8.bias": torch.zeros(21)}), "which no published network has"),
-    (lambda s: s.pop("f9.weight"), "which no published network has"),
-    (lambda s: s.update({"f9.weight": torch.zeros(192, 194, 1, 1)}), "which no published network has"),
-])
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        (lambda s: s.pop("b5_1.bn_branch2a.running_var"), "lacks b5_1.bn_branch2a.running_var"),
+        (lambda s: s.update({"b8.weight": torch.zeros(1)}), "holds besides b8.weight"),
+        (lambda s: s.update({"fc8.bias": torch.zeros(21)}), "which no published network has"),
+        (lambda s: s.pop("f9.weight"), "which no published network has"),
+        (lambda s: s.update({"f9.weight": torch.zeros(192, 194, 1, 1)}), "which no published network has"),
+    ],
+)
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path, change, sentence):
     path = checkpoint(tmp_path / "seam.pth", "seam", narrow(), change=change)
-    heads = {name: nn.Conv2d(columns, rows, 1, bias=False) for name, (rows, columns) in released.LAYOUTS["seam"].items()}
+    heads = {
+        name: nn.Conv2d(columns, rows, 1, bias=False) for name, (rows, columns) in released.LAYOUTS["seam"].items()
+    }
     with pytest.raises(RuntimeError, match=sentence):
         released.load(path, resnet38.ResNet38(2), heads)
 
@@ -374,13 +448,16 @@ def test_our_own_trunk_comes_back(tmp_path, suffix):
 
 # trunks of timm --------------------------------------------------------------------------------------------------------------
 
+
 def test_a_network_of_timm_through_the_same_interface():
     """The setting of the course: Lite0 with its ImageNet weights, one block trained on what is frozen in front of it."""
     trunk = dense.Timm("tf_efficientnet_lite0", taps=("blocks.2", "blocks.4", "blocks.5.0"), frozen="blocks.4")
     assert trunk.channels == {"conv4": 40, "conv5": 112, "conv6": 192} and trunk.stride == 16
     images = trunk.normalise(torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8))
     frozen = trunk.train().frozen(images)
-    assert {name: tuple(maps.shape[2:]) for name, maps in frozen.items()} == {name: (6, 6) for name in ("conv4", "conv5", "trunk")}
+    assert {name: tuple(maps.shape[2:]) for name, maps in frozen.items()} == {
+        name: (6, 6) for name in ("conv4", "conv5", "trunk")
+    }
     trunk.trained(frozen)["conv6"].mean().backward()
     learning = {name for name, p in trunk.named_parameters() if p.grad is not None}
     last = len(trunk.parts) - 1
@@ -390,9 +467,16 @@ def test_a_network_of_timm_through_the_same_interface():
     assert [len(g["params"]) for g in groups][1:] == [0, 1, 1]
 
 
-@pytest.mark.parametrize("name, stride, options", [
-    ("resnet18", 16, {}), ("resnet18", 8, {"output_stride": 8}), ("regnety_004", 16, {}),
-    ("densenet121", 32, {"output_stride": 32}), ("convnext_atto", 16, {})])
+@pytest.mark.parametrize(
+    "name, stride, options",
+    [
+        ("resnet18", 16, {}),
+        ("resnet18", 8, {"output_stride": 8}),
+        ("regnety_004", 16, {}),
+        ("densenet121", 32, {"output_stride": 32}),
+        ("convnext_atto", 16, {}),
+    ],
+)
 def test_taps_are_the_networks_own_maps(name, stride, options):
     torch.manual_seed(0)
     trunk = dense.Timm(name, pretrained=False, **options).eval()
@@ -408,10 +492,11 @@ def test_taps_are_the_networks_own_maps(name, stride, options):
 
 def test_networks_that_are_no_chain_are_refused_with_the_reason():
     for name, options, reason in [
-            ("vit_tiny_patch16_224", {"output_stride": 32}, "one size only"),
-            ("mobilenetv3_small_050", {}, "cannot dilate mobilenetv3_small_050 to an output stride of 16"),
-            ("resnet18", {"frozen": "layer9"}, "no part 'layer9'; its parts are: conv1, bn1"),
-            ("resnet18", {"taps": ("layer3", "layer2", "layer4")}, "from shallow to deep")]:
+        ("vit_tiny_patch16_224", {"output_stride": 32}, "one size only"),
+        ("mobilenetv3_small_050", {}, "cannot dilate mobilenetv3_small_050 to an output stride of 16"),
+        ("resnet18", {"frozen": "layer9"}, "no part 'layer9'; its parts are: conv1, bn1"),
+        ("resnet18", {"taps": ("layer3", "layer2", "layer4")}, "from shallow to deep"),
+    ]:
         with pytest.raises(ValueError, match=reason):
             dense.Timm(name, pretrained=False, **options)
 

@@ -14,8 +14,18 @@ from course_lib import __main__, backbones
 from course_lib.data.cub import Cub
 from course_lib.evaluate.ranking import retrieval as score
 from course_lib.experiments import retrieval
+from course_lib.experiments.retrieval import (
+    Crops,
+    Evaluation,
+    Training,
+    embedding,
+    evaluate,
+    load,
+    metric_loss,
+    table,
+    train,
+)
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
-from course_lib.experiments.retrieval import Crops, Evaluation, Training, embedding, evaluate, load, metric_loss, table, train
 
 CLASSES, IMAGES = 8, 4
 
@@ -45,8 +55,19 @@ def birds(tmp_path_factory):
 
 def tiny(birds, **changes):
     """Sixteen images of four classes, in two steps an epoch."""
-    return Training(**dict(data=str(birds), backbone="test_efficientnet", weights="random", dimensions=6, epochs=2, classes=4,
-                           images=2, size=64) | changes)
+    return Training(
+        **dict(
+            data=str(birds),
+            backbone="test_efficientnet",
+            weights="random",
+            dimensions=6,
+            epochs=2,
+            classes=4,
+            images=2,
+            size=64,
+        )
+        | changes
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +77,38 @@ def trained(birds, tmp_path_factory):
 
 
 def figures(row):
-    return {**{f"recall@{k}": 100 * share for k, share in row.recall.items()}, "r_precision": 100 * row.r_precision,
-            "map@r": 100 * row.map_at_r}
+    return {
+        **{f"recall@{k}": 100 * share for k, share in row.recall.items()},
+        "r_precision": 100 * row.r_precision,
+        "map@r": 100 * row.map_at_r,
+    }
 
 
 # evaluation --------------------------------------------------------------------------------------------------------------
 
+
 def test_rows_are_those_of_features_made_all_at_once(birds, trained, tmp_path):
     path, _ = trained
-    result = evaluate(Evaluation(str(birds), "test_efficientnet", str(path), size=64, batch_size=3), tmp_path, progress=False)
+    result = evaluate(
+        Evaluation(str(birds), "test_efficientnet", str(path), size=64, batch_size=3), tmp_path, progress=False
+    )
     model, loss = load("test_efficientnet", str(path))
     assert loss == "triplet"
     data = Cub(birds, "test")
-    images = torch.stack([F.interpolate(image[None].float(), (64, 64), mode="bilinear", antialias=True)[0].round().byte()
-                          for image, _ in data])
+    images = torch.stack(
+        [
+            F.interpolate(image[None].float(), (64, 64), mode="bilinear", antialias=True)[0].round().byte()
+            for image, _ in data
+        ]
+    )
     with torch.no_grad():
         pooled = model.features(model.normalise(images)).mean((2, 3))
         embedded = model.classifier(pooled)
-    expected = {"embedding": embedded / embedded.norm(dim=1, keepdim=True),
-                "pooled features, cosine": pooled / pooled.norm(dim=1, keepdim=True), "pooled features, Euclidean": pooled}
+    expected = {
+        "embedding": embedded / embedded.norm(dim=1, keepdim=True),
+        "pooled features, cosine": pooled / pooled.norm(dim=1, keepdim=True),
+        "pooled features, Euclidean": pooled,
+    }
     assert list(result["rows"]) == list(expected)
     for name, features in expected.items():
         assert result["rows"][name] == pytest.approx(figures(score(features, data.labels)), abs=1e-3)
@@ -93,14 +127,20 @@ def test_the_classifier_of_another_system_is_no_embedding(tmp_path):
     from safetensors.torch import save_file
 
     model = backbones.create("test_efficientnet", False, 3)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "m.safetensors",
-              {"loss": "softmax", "classifier": "trained"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        tmp_path / "m.safetensors",
+        {"loss": "softmax", "classifier": "trained"},
+    )
     assert load("test_efficientnet", str(tmp_path / "m.safetensors"))[1] is None
 
 
 def test_published_figures_stand_beside_ours_with_their_caveats(birds, tmp_path):
     text = table(evaluate(Evaluation(str(birds), "test_efficientnet", "random", size=64), tmp_path, progress=False))
-    assert "| *published, CUB-200-2011:* Proxy-Anchor loss (Kim et al., CVPR 2020) | 69.9 | 79.6 | 86.6 | 91.4 | | |" in text
+    assert (
+        "| *published, CUB-200-2011:* Proxy-Anchor loss (Kim et al., CVPR 2020) | 69.9 | 79.6 | 86.6 | 91.4 | | |"
+        in text
+    )
     assert "pools by mean plus maximum" in text and "do not compare" in text
     assert "1 image is the only one of its class" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
@@ -109,13 +149,20 @@ def test_published_figures_stand_beside_ours_with_their_caveats(birds, tmp_path)
 
 # training ----------------------------------------------------------------------------------------------------------------
 
+
 def test_training_moves_network_and_embedding(birds, trained):
     path, history = trained
     assert len(history) == 2 and all(np.isfinite(row["loss"]) for row in history)
     torch.manual_seed(0)
     start, state = backbones.create("test_efficientnet", False, 6).state_dict(), load_file(path)
-    assert {name: tensor.shape for name, tensor in state.items()} == {name: tensor.shape for name, tensor in start.items()}
-    for name in ("network.conv_stem.weight", "classifier.weight", "network.bn1.running_mean"):    # random weights: statistics move
+    assert {name: tensor.shape for name, tensor in state.items()} == {
+        name: tensor.shape for name, tensor in start.items()
+    }
+    for name in (
+        "network.conv_stem.weight",
+        "classifier.weight",
+        "network.bn1.running_mean",
+    ):  # random weights: statistics move
         assert not torch.equal(state[name], start[name]), name
 
 
@@ -125,13 +172,16 @@ def test_the_same_seed_gives_the_same_model_and_an_end_is_an_end(birds, trained,
     assert [row["loss"] for row in again] == [row["loss"] for row in history]
     states = load_file(path), load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert train(tiny(birds), tmp_path, progress=False) == again          # nothing is left to do
+    assert train(tiny(birds), tmp_path, progress=False) == again  # nothing is left to do
 
 
 def test_the_last_block_leaves_the_trunk_as_it_is(birds, tmp_path):
     train(tiny(birds, last_block=True), tmp_path, progress=False)
     torch.manual_seed(0)
-    start, state = backbones.create("test_efficientnet", False, 6).state_dict(), load_file(tmp_path / "model.safetensors")
+    start, state = (
+        backbones.create("test_efficientnet", False, 6).state_dict(),
+        load_file(tmp_path / "model.safetensors"),
+    )
     last = max(int(name.split(".")[2]) for name in start if name.startswith("network.blocks."))
     free = (f"network.blocks.{last}.", "network.conv_head.", "network.bn2.", "classifier.")
     moved = {name for name in start if not torch.equal(start[name], state[name])}
@@ -150,7 +200,10 @@ def test_a_loss_with_proxies_trains_them_at_a_rate_of_their_own(birds, tmp_path,
             sum(step(learner, batch).values()).backward()
             optimizer.step()
             scheduler.step()
-        seen.update(moved=(learner.loss.proxies - start).abs().max().item(), rates=[group["lr"] for group in optimizer.param_groups])
+        seen.update(
+            moved=(learner.loss.proxies - start).abs().max().item(),
+            rates=[group["lr"] for group in optimizer.param_groups],
+        )
         return []
 
     monkeypatch.setattr(retrieval.engine, "train", fit)
@@ -170,9 +223,13 @@ def test_pretrained_statistics_stay():
 def test_losses_are_those_of_their_names():
     generator = torch.Generator().manual_seed(0)
     embeddings, labels = F.normalize(torch.randn(12, 6, generator=generator)), torch.arange(12) % 4
-    torch.testing.assert_close(metric_loss("triplet", 4, 6)(embeddings, labels), batch_hard_triplet(embeddings, labels, 0.1))
-    torch.testing.assert_close(metric_loss("prototype-cosine", 4, 6)(embeddings, labels),
-                               batch_prototype_softmax(embeddings, labels, "cosine", 30.0))
+    torch.testing.assert_close(
+        metric_loss("triplet", 4, 6)(embeddings, labels), batch_hard_triplet(embeddings, labels, 0.1)
+    )
+    torch.testing.assert_close(
+        metric_loss("prototype-cosine", 4, 6)(embeddings, labels),
+        batch_prototype_softmax(embeddings, labels, "cosine", 30.0),
+    )
     torch.manual_seed(0)
     expected = ProxyAnchorLoss(num_classes=4, embedding_size=6)(embeddings, labels)
     torch.manual_seed(0)
@@ -182,7 +239,9 @@ def test_losses_are_those_of_their_names():
 
 @pytest.mark.parametrize("name", ["Triplet", "BaseDistance", "torch"])
 def test_an_unknown_loss_is_named(name):
-    with pytest.raises(ValueError, match=f"There is no loss '{name}'; there are triplet, prototype-cosine, and those of"):
+    with pytest.raises(
+        ValueError, match=f"There is no loss '{name}'; there are triplet, prototype-cosine, and those of"
+    ):
         metric_loss(name, 4, 6)
 
 
@@ -214,26 +273,72 @@ def test_crops_follow_the_generator_and_keep_labels():
 
 # commands ----------------------------------------------------------------------------------------------------------------
 
+
 def test_commands_train_and_evaluate(birds, tmp_path, capsys):
     shared = ["--data", str(birds), "--backbone", "test_efficientnet", "--size", "64"]
-    assert __main__.main(["train", "retrieval", *shared, "--random", "--epochs", "1", "--classes", "4", "--images", "2", "--dimensions", "5",
-                          "--last-block", "--loss", "prototype-cosine", "--folder", str(tmp_path / "run")]) == 0
+    assert (
+        __main__.main(
+            [
+                "train",
+                "retrieval",
+                *shared,
+                "--random",
+                "--epochs",
+                "1",
+                "--classes",
+                "4",
+                "--images",
+                "2",
+                "--dimensions",
+                "5",
+                "--last-block",
+                "--loss",
+                "prototype-cosine",
+                "--folder",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     assert "epoch   1  loss" in capsys.readouterr().out
-    assert __main__.main(["evaluate", "retrieval", *shared, "--checkpoint", str(tmp_path / "run" / "model.safetensors"),
-                          "--out", str(tmp_path / "out")]) == 0
+    assert (
+        __main__.main(
+            [
+                "evaluate",
+                "retrieval",
+                *shared,
+                "--checkpoint",
+                str(tmp_path / "run" / "model.safetensors"),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "# test_efficientnet (prototype-cosine), 12 queries of" in said and "| embedding |" in said
     assert (tmp_path / "out" / "retrieval.json").is_file()
 
 
-@pytest.mark.parametrize("command, sentence", [
-    (["evaluate", "retrieval", "--data", "nowhere"], "classes.txt is missing"),
-    (["train", "retrieval", "--data", "nowhere", "--folder", "unused"], "classes.txt is missing"),
-    (["evaluate", "retrieval", "--checkpoint", "nothing.safetensors"], "A checkpoint was expected at nothing.safetensors"),
-    (["train", "retrieval", "--random", "--backbone", "test_resnet", "--last-block", "--folder", "unused"], "last block alone"),
-    (["train", "retrieval", "--random", "--backbone", "test_resnet", "--classes", "50", "--folder", "unused"],
-     "Batches of 50 classes were asked for, but the data has 4"),
-])
+@pytest.mark.parametrize(
+    "command, sentence",
+    [
+        (["evaluate", "retrieval", "--data", "nowhere"], "classes.txt is missing"),
+        (["train", "retrieval", "--data", "nowhere", "--folder", "unused"], "classes.txt is missing"),
+        (
+            ["evaluate", "retrieval", "--checkpoint", "nothing.safetensors"],
+            "A checkpoint was expected at nothing.safetensors",
+        ),
+        (
+            ["train", "retrieval", "--random", "--backbone", "test_resnet", "--last-block", "--folder", "unused"],
+            "last block alone",
+        ),
+        (
+            ["train", "retrieval", "--random", "--backbone", "test_resnet", "--classes", "50", "--folder", "unused"],
+            "Batches of 50 classes were asked for, but the data has 4",
+        ),
+    ],
+)
 def test_what_cannot_be_done_is_a_sentence(birds, command, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = [] if "--data" in command else ["--data", str(birds)]

@@ -16,7 +16,10 @@ def world(request, photos):
 
 
 def equal(a, b):
-    return all(np.array_equal(getattr(a, field), getattr(b, field)) for field in ("image", "mask", "instances", "labels", "boxes"))
+    return all(
+        np.array_equal(getattr(a, field), getattr(b, field))
+        for field in ("image", "mask", "instances", "labels", "boxes")
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -42,7 +45,9 @@ def test_photographs_and_backgrounds_are_split(world):
     assert train and val and not train & val
     assert not {p.sha256 for p in world.grounds["train"]} & {p.sha256 for p in world.grounds["val"]}
     for split in ("train", "val"):
-        assert {label for label, _ in world.items[split]} == set(range(len(world.classes))), f"a class has no photograph in {split}"
+        assert {label for label, _ in world.items[split]} == set(range(len(world.classes))), (
+            f"a class has no photograph in {split}"
+        )
 
 
 def test_split_follows_its_seed(photos):
@@ -78,7 +83,7 @@ def test_later_objects_hide_little():
         picks = [(0, creatures.TEXTURES[0]), (1, creatures.TEXTURES[1]), (2, creatures.TEXTURES[2])]
         scene = scenes.compose(CREATURES, "train", picks, (224, 224), rng)
         full += len(scene.labels) == 3
-        areas = np.bincount(scene.instances.ravel(), minlength=4)[1:1 + len(scene.labels)]
+        areas = np.bincount(scene.instances.ravel(), minlength=4)[1 : 1 + len(scene.labels)]
         assert (areas > 150).all()
     assert full >= 20, "three objects should nearly always find their places"
 

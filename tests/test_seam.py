@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib import prototypes, wsss
-from course_lib.wsss import View, seam, tag_loss, views as second_views
+from course_lib.wsss import View, seam, tag_loss
+from course_lib.wsss import views as second_views
 from course_lib.wsss.seam import (
-    adaptive_min_pooling, cross_regularisation, max_norm, pixel_correlation, seam_loss, winners, winning_maps, with_background,
+    adaptive_min_pooling,
+    cross_regularisation,
+    max_norm,
+    pixel_correlation,
+    seam_loss,
+    winners,
+    winning_maps,
+    with_background,
 )
 from course_lib.wsss.views import resize
 
@@ -23,8 +31,17 @@ def draw(*shape, seed=0, dtype=torch.float64):
 
 
 def sample(seed=0, images=2, classes=5, sides=(8, 5), dtype=torch.float64):
-    views = [View(*(F.interpolate(draw(images, classes, 3, 3, seed=4 * seed + 2 * v + part, dtype=dtype), (side, side),
-                                  mode="bicubic").requires_grad_() for part in (0, 1))) for v, side in enumerate(sides)]
+    views = [
+        View(
+            *(
+                F.interpolate(
+                    draw(images, classes, 3, 3, seed=4 * seed + 2 * v + part, dtype=dtype), (side, side), mode="bicubic"
+                ).requires_grad_()
+                for part in (0, 1)
+            )
+        )
+        for v, side in enumerate(sides)
+    ]
     tags = (torch.rand(images, classes - 1, generator=torch.Generator().manual_seed(seed)) < 0.5).to(dtype)
     return *views, tags
 
@@ -39,6 +56,7 @@ def outcome(terms, views):
 
 # published numbers -------------------------------------------------------------------------------------------------------
 
+
 def test_published_numbers():
     x = torch.sin(0.13 * torch.arange(2 * 21 * 64, dtype=torch.float64)).view(2, 21, 8, 8)
     assert adaptive_min_pooling(x[:, 1:]).item() == pytest.approx(0.90656346, abs=1e-8)
@@ -50,7 +68,7 @@ def test_published_numbers():
         spread = pixel_correlation(maps, features, block).flatten(2)
         assert spread.sum().item() == pytest.approx(29.27105175, abs=1e-7)
         assert (spread[0, 0, 0].item(), spread[0, 2, 15].item()) == pytest.approx((0.19691141, 0.31245192), abs=1e-8)
-    constant = pixel_correlation(torch.ones_like(maps), features)         # the sums of the columns of the affinities
+    constant = pixel_correlation(torch.ones_like(maps), features)  # the sums of the columns of the affinities
     assert constant.min().item() == pytest.approx(0.999998, abs=1e-6) and constant.max() < 1
 
 
@@ -65,6 +83,7 @@ def test_published_counts(side, hard, least, monkeypatch):
 
 
 # pixel correlation -------------------------------------------------------------------------------------------------------
+
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 9999), st.integers(1, 2), st.integers(1, 4), st.integers(1, 5), st.integers(1, 200))
@@ -132,6 +151,7 @@ def test_a_pixel_without_features_gets_nothing_and_no_nan():
 
 # the pieces --------------------------------------------------------------------------------------------------------------
 
+
 def test_what_pcm_spreads():
     """Scores as shares of their map's largest; at each pixel one class stays, and the background is what it leaves."""
     cam = torch.zeros(1, 4, 2, 2, dtype=torch.float64)
@@ -144,7 +164,7 @@ def test_what_pcm_spreads():
     expected = [[[0.5, 0.0], [0.0, 0.0]], [[0.5, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]]
     torch.testing.assert_close(found[0], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=3e-5)
     bare = winners(torch.tensor([5.0, 1.0, 3.0, 3.0]).view(1, 4, 1, 1))
-    assert bare.flatten().tolist() == [5, 0, 3, 3]                        # equals stay, with their values
+    assert bare.flatten().tolist() == [5, 0, 3, 3]  # equals stay, with their values
 
 
 def test_a_zero_and_a_constant_map_become_zero():
@@ -162,20 +182,28 @@ def test_resizing_is_bilinear_corner_on_corner(seed, side, height, width):
     found = resize(maps, (height, width))
     expected = F.interpolate(maps, (height, width), mode="bilinear", align_corners=True)
     weights = draw(2, 3, height, width, seed=seed + 1)
-    torch.testing.assert_close([found, *torch.autograd.grad((found * weights).sum(), maps)],
-                               [expected, *torch.autograd.grad((expected * weights).sum(), maps)])
+    torch.testing.assert_close(
+        [found, *torch.autograd.grad((found * weights).sum(), maps)],
+        [expected, *torch.autograd.grad((expected * weights).sum(), maps)],
+    )
     assert resize(maps.bfloat16(), 3).dtype == torch.float32 and resize(maps, (side, side + 1)) is maps
 
 
 def test_tag_loss_is_binary_cross_entropy():
     logits, tags = draw(3, 4), (draw(3, 4, seed=1) > 0).double()
-    expected = -sum(math.log(1 / (1 + math.exp(-x if y else x)))
-                    for x, y in zip(logits.flatten().tolist(), tags.flatten().tolist())) / 12
+    expected = (
+        -sum(
+            math.log(1 / (1 + math.exp(-x if y else x)))
+            for x, y in zip(logits.flatten().tolist(), tags.flatten().tolist())
+        )
+        / 12
+    )
     assert tag_loss(logits, tags).item() == pytest.approx(expected)
     assert tag_loss(logits.bfloat16(), tags).dtype == torch.float32
 
 
 # the loss ----------------------------------------------------------------------------------------------------------------
+
 
 def loss_in_loops(view1, view2, tags, size1, size2):
     """Image by image and class by class, in the order of the released training step."""
@@ -187,7 +215,9 @@ def loss_in_loops(view1, view2, tags, size1, size2):
         for n in range(images):
             for c in range(foreground):
                 logit = cam[n, c + 1].mean()
-                terms["tags"] = terms["tags"] - (logit if tags[n, c] else -logit).sigmoid().log() / (2 * images * foreground)
+                terms["tags"] = terms["tags"] - (logit if tags[n, c] else -logit).sigmoid().log() / (
+                    2 * images * foreground
+                )
             largest = torch.stack([refined[n, c + 1] * tags[n, c] for c in range(foreground)]).max(0).values.flatten()
             count = len(largest) // 4
             terms["min-pool"] = terms["min-pool"] + largest.sort().values[:count].relu().sum() / (2 * count * images)
@@ -216,8 +246,12 @@ def loss_in_loops(view1, view2, tags, size1, size2):
 
 
 @settings(deadline=None, max_examples=10)
-@given(st.integers(0, 9999), st.integers(1, 3), st.integers(2, 5),
-       st.sampled_from([((8, 8), (5, 5)), ((13, 11), (6, 7)), ((4, 4), (9, 9))]))
+@given(
+    st.integers(0, 9999),
+    st.integers(1, 3),
+    st.integers(2, 5),
+    st.sampled_from([((8, 8), (5, 5)), ((13, 11), (6, 7)), ((4, 4), (9, 9))]),
+)
 def test_the_loss_is_the_released_arithmetic(seed, images, classes, sizes):
     *views, tags = sample(seed, images, classes)
     found, expected = (outcome(loss(*views, tags, *sizes), views) for loss in (seam_loss, loss_in_loops))
@@ -233,8 +267,12 @@ def test_which_term_reaches_which_maps():
         grads = torch.autograd.grad(term, maps_of(views), retain_graph=True, allow_unused=True)
         reached[name] = [grad is not None and bool(grad.any()) for grad in grads]
         assert all(grad is None or not grad[:, 0].any() for grad in grads[::2])
-    assert reached == {"tags": [True, False] * 2, "min-pool": [False, True] * 2, "equivariance": [True, False] * 2,
-                       "cross-equivariance": [False, True] * 2}
+    assert reached == {
+        "tags": [True, False] * 2,
+        "min-pool": [False, True] * 2,
+        "equivariance": [True, False] * 2,
+        "cross-equivariance": [False, True] * 2,
+    }
 
 
 def test_views_that_agree_have_nothing_to_regularise():
@@ -282,18 +320,20 @@ def test_it_compiles_into_one_graph(monkeypatch):
     for module in (seam, second_views, prototypes, wsss):
         for name, own in inspect.getmembers(module, inspect.isfunction):
             if str(own.__module__).startswith("course_lib"):
-                monkeypatch.setattr(module, name, inspect.unwrap(own))        # without the shape checks of the tests
+                monkeypatch.setattr(module, name, inspect.unwrap(own))  # without the shape checks of the tests
     *views, tags = sample()
     features = draw(2, 4, 8, 8).requires_grad_()
 
     def step(view1, view2, tags, features):
-        refined = seam.pixel_correlation(seam.winning_maps(view1.cam), features, 3000)    # in three blocks
+        refined = seam.pixel_correlation(seam.winning_maps(view1.cam), features, 3000)  # in three blocks
         return seam.seam_loss(View(view1.cam, refined), view2, tags, 9, 5)
 
     compiled = torch.compile(step, fullgraph=True, backend="eager")
     found, expected = (run(*views, tags, features) for run in (compiled, step))
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(*(torch.autograd.grad(terms["cross-equivariance"], features) for terms in (found, expected)))
+    torch.testing.assert_close(
+        *(torch.autograd.grad(terms["cross-equivariance"], features) for terms in (found, expected))
+    )
     with torch.no_grad():
         torch.testing.assert_close(compiled(*views, tags, features), step(*views, tags, features))
 
@@ -307,7 +347,9 @@ def test_half_precision():
         assert torch.equal(pixel_correlation(views[0].cam, features), spread)
     halves = [View(*(maps.bfloat16() for maps in view[:2])) for view in views]
     torch.testing.assert_close(seam_loss(*halves, tags, 9, 5), expected, rtol=2e-2, atol=2e-3)
-    torch.testing.assert_close(pixel_correlation(views[0].cam.bfloat16(), features.bfloat16()), spread, rtol=5e-2, atol=2e-2)
+    torch.testing.assert_close(
+        pixel_correlation(views[0].cam.bfloat16(), features.bfloat16()), spread, rtol=5e-2, atol=2e-2
+    )
 
 
 def test_what_does_not_fit_is_said():

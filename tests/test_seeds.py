@@ -14,13 +14,20 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from course_lib import __main__
-from course_lib.worlds import minis, tagged
 from course_lib.data.voc import Voc, palette
 from course_lib.evaluate.segmentation import Confusion
+from course_lib.worlds import minis, tagged
 from course_lib.wsss import seeds
 from course_lib.wsss.cam_net import METHODS, Architecture, build, load, save
 from course_lib.wsss.seeds import (
-    Evaluation, evaluate, hard_seeds, read_scores, same_size, scaled_scores, score_maps, write_scores,
+    Evaluation,
+    evaluate,
+    hard_seeds,
+    read_scores,
+    same_size,
+    scaled_scores,
+    score_maps,
+    write_scores,
 )
 
 CLASSES = ("background", "bird", "fish", "train")
@@ -85,10 +92,14 @@ def test_scores_equal_those_made_pass_by_pass(method):
 def test_a_network_looks_at_the_size_it_was_trained_for(tmp_path):
     """`scored_at` is the longer side of the scale 1, is kept in checkpoints, and scores are as large as the images."""
     plain, told, tags = net(), net(), torch.ones(3, 3)
-    told.architecture = replace(told.architecture, scored_at=96)          # twice the longer side
+    told.architecture = replace(told.architecture, scored_at=96)  # twice the longer side
     save(told, tmp_path / "told.safetensors")
-    for scores, expected in zip(*(score_maps(model, pictures(), tags, scales).values()
-                                  for model, scales in ((load(tmp_path / "told.safetensors"), (0.5, 1.0)), (plain, (1.0, 2.0))))):
+    for scores, expected in zip(
+        *(
+            score_maps(model, pictures(), tags, scales).values()
+            for model, scales in ((load(tmp_path / "told.safetensors"), (0.5, 1.0)), (plain, (1.0, 2.0)))
+        )
+    ):
         assert scores.shape[2:] == (40, 48) and torch.equal(scores, expected)
     ones = next(iter(score_maps(plain, pictures(), tags).values()))
     assert not torch.equal(ones, next(iter(score_maps(told, pictures(), tags).values())))
@@ -97,7 +108,9 @@ def test_a_network_looks_at_the_size_it_was_trained_for(tmp_path):
 def test_mirror_images_have_mirrored_scores():
     model, images, tags = net(), pictures(), torch.ones(3, 3)
     for name, scores in score_maps(model, images, tags).items():
-        torch.testing.assert_close(score_maps(model, images.flip(-1), tags)[name].flip(-1), scores, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            score_maps(model, images.flip(-1), tags)[name].flip(-1), scores, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_scores_of_maps_without_a_peak():
@@ -131,10 +144,13 @@ def test_kept_scores_come_back_rounded(tmp_path_factory, present, seed):
 
 # a whole set ---------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 14, "val": 12}))
+        patch.setitem(
+            tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 14, "val": 12})
+        )
         patch.setattr(minis, "SCORED", 8)
         return minis.mini_voc(tmp_path_factory.mktemp("data"), "creatures")
 

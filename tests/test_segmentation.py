@@ -49,9 +49,12 @@ def test_one_pass_is_sixty_passes(seed, images, classes, levels):
     found = sweep(scores, truth, [str(c) for c in range(classes)])
     for i, threshold in enumerate(THRESHOLDS):
         background = torch.full_like(scores[:, :1], threshold)
-        labels = torch.cat((background, scores), 1).argmax(1)             # background wins where it equals
-        expected = confusion_in_loops(labels, truth, classes) if i % 10 == 0 else torch.stack(
-            [(labels[truth == t][:, None] == torch.arange(classes)).sum(0) for t in range(classes)])
+        labels = torch.cat((background, scores), 1).argmax(1)  # background wins where it equals
+        expected = (
+            confusion_in_loops(labels, truth, classes)
+            if i % 10 == 0
+            else torch.stack([(labels[truth == t][:, None] == torch.arange(classes)).sum(0) for t in range(classes)])
+        )
         assert torch.equal(found.confusion[i], expected)
         assert found.miou[i].item() == pytest.approx(miou_in_loops(expected))
     best = max(range(60), key=lambda i: (found.miou[i].item(), -i))
@@ -117,7 +120,7 @@ def test_other_thresholds_and_higher_scores():
 def test_the_lowest_of_equal_thresholds_is_the_best():
     truth = torch.tensor([[[0, 1]]])
     found = sweep(torch.tensor([[[[0.1, 0.5]]]]), truth, NAMES[:2])
-    assert found.best.miou == 1 and found.best_threshold == 0.1           # 0.1 is not above 0.1
+    assert found.best.miou == 1 and found.best_threshold == 0.1  # 0.1 is not above 0.1
     assert (found.miou == 1).nonzero().flatten().tolist() == list(range(10, 50))
 
 
@@ -135,7 +138,10 @@ def test_refused_batches_say_why_and_leave_no_trace():
     scores, truth = sample()
     metric, labels = ThresholdSweep(NAMES), Confusion(NAMES)
     for run, sentence in (
-        (lambda: metric.accumulate(scores[:, :2], truth), "3 classes after the background were expected, but 2 channels came"),
+        (
+            lambda: metric.accumulate(scores[:, :2], truth),
+            "3 classes after the background were expected, but 2 channels came",
+        ),
         (lambda: metric.accumulate(scores * torch.nan, truth), "Scores hold NaN"),
         (lambda: metric.accumulate(scores, truth + 4), "truth from 0 to 3, or 255 where nothing is counted, were"),
         (lambda: labels.accumulate(truth, truth), "Predicted labels from 0 to 3 were expected, but 255 came"),

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from course_lib.worlds import minis
-from course_lib.course import evidence
 from course_lib import lesson
-from course_lib.experiments import wsss as ablate
+from course_lib.course import evidence
 from course_lib.course import studies as study
 from course_lib.course.studies import Case, ablations, collect, interval, methods, summary, values
+from course_lib.experiments import wsss as ablate
+from course_lib.worlds import minis
 from course_lib.wsss.learner import recipe
 
 
@@ -26,9 +26,20 @@ def trainings(monkeypatch, tmp_path, inline_pool):
 
     def score(config, data):
         miou = 40.0 + config.seed + 10 * (config.method == "seam") + 0.5 * (data.split == "val")
-        row = {"miou": miou, "miou_others": miou + 2, "precision": 60.0, "recall": 70.0, "threshold": 0.2, "track": 30.0,
-               "iou": {"dots creature": 12.0}}
-        return {"with PCM": row, "without PCM": row | {"miou": miou - 1}} if config.method == "seam" else {"without PCM": row}
+        row = {
+            "miou": miou,
+            "miou_others": miou + 2,
+            "precision": 60.0,
+            "recall": 70.0,
+            "threshold": 0.2,
+            "track": 30.0,
+            "iou": {"dots creature": 12.0},
+        }
+        return (
+            {"with PCM": row, "without PCM": row | {"miou": miou - 1}}
+            if config.method == "seam"
+            else {"without PCM": row}
+        )
 
     class Split:
         confounded = "dots creature"
@@ -58,8 +69,11 @@ def test_rows_that_ask_for_the_same_training_share_it(trainings, tmp_path):
     table = collect(rows, tmp_path / "runs", 1)
     assert len(trainings) == len(ROWS) and len(table["runs"]) == len(rows)
     assert {name: value for name, value in table["runs"][-1].items() if name != "row"} == {
-        name: value for name, value in table["runs"][1].items() if name != "row"}
-    assert collect(rows, tmp_path / "runs", 1)["runs"] == table["runs"] and len(trainings) == len(ROWS), "finished ones run again"
+        name: value for name, value in table["runs"][1].items() if name != "row"
+    }
+    assert collect(rows, tmp_path / "runs", 1)["runs"] == table["runs"] and len(trainings) == len(ROWS), (
+        "finished ones run again"
+    )
     assert {config.data for config in trainings} == {str(tmp_path / "creatures0"), str(tmp_path / "creatures1")}
 
 
@@ -87,7 +101,9 @@ def test_what_is_written_can_be_read(trainings, tmp_path, monkeypatch):
     monkeypatch.setattr(study.paths, "checkout", lambda: tmp_path)
     table = study.write("seeds", tmp_path)
     assert json.loads((tmp_path / "seeds.json").read_text()) == json.loads(json.dumps(table))
-    assert sum('"world": "creatures"' in line for line in (tmp_path / "seeds.json").read_text().splitlines()) == len(ROWS)
+    assert sum('"world": "creatures"' in line for line in (tmp_path / "seeds.json").read_text().splitlines()) == len(
+        ROWS
+    )
 
 
 def test_interval_is_that_of_a_paired_test():
@@ -102,7 +118,16 @@ def test_every_method_and_every_row_has_its_seeds():
     for method in ("cam", "seam", "eps", "seam+p2p", "eps+p2p"):
         worlds = [case.world for row, case in found if row == method]
         assert worlds.count("photographs") >= 4 and worlds.count("creatures") >= 6
-        assert len({(case.data_seed, case.config.seed) for row, case in found if row == method and case.world == "creatures"}) >= 6
+        assert (
+            len(
+                {
+                    (case.data_seed, case.config.seed)
+                    for row, case in found
+                    if row == method and case.world == "creatures"
+                }
+            )
+            >= 6
+        )
     rows = {row for row, _ in ablations()}
     assert rows == {f"{table}: {row}" for table, paper in ablate.PAPER.items() for row in paper}
 
@@ -122,7 +147,7 @@ def test_gains_are_those_of_a_seed_over_itself(trainings, tmp_path, monkeypatch)
     monkeypatch.setattr(study, "table", tables.get)
     found = study.gains()
     assert list(found) == ["as in the recipe", *study.CHANGES]
-    assert found["as in the recipe"] == [-10.0] * 4                       # contrast scores as any method here, SEAM 10 more
+    assert found["as in the recipe"] == [-10.0] * 4  # contrast scores as any method here, SEAM 10 more
     assert all(found[name] == [-10.0] * 3 for name in study.CHANGES)
     sizes = {config.size for config in trainings if config.backbone != "small"}
     assert sizes == {192, 288} and len({config.contrast for config in trainings if config.method == "seam+p2p"}) == 3

@@ -15,19 +15,22 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from course_lib import prototypes, wsss
-from course_lib.worlds import minis, tagged
 from course_lib.data.voc import Voc
+from course_lib.worlds import minis, tagged
 from course_lib.wsss import View, contrast, seam, train, views
 from course_lib.wsss.cam_net import Architecture, build
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss, contrast_terms
-from course_lib.wsss.seam import seam_loss, with_background
 from course_lib.wsss.learner import Learner, Photos, recipe
+from course_lib.wsss.seam import seam_loss, with_background
 from course_lib.wsss.views import Transformation, Warp, resize
 
 CODE, PAPER = ContrastConfig.code(), ContrastConfig.paper()
-TABLE7 = {"flip": Transformation(flip=True), "rotation": Transformation(rotation=20.0),
-          "translation": Transformation(translation=16.0),
-          "all": Transformation(flip=True, rotation=20.0, translation=60.0)}
+TABLE7 = {
+    "flip": Transformation(flip=True),
+    "rotation": Transformation(rotation=20.0),
+    "translation": Transformation(translation=16.0),
+    "all": Transformation(flip=True, rotation=20.0, translation=60.0),
+}
 CPU = torch.device("cpu")
 
 
@@ -47,6 +50,7 @@ def one(angle=0.0, right=0.0, down=0.0, flip=False):
 
 # the drawing -------------------------------------------------------------------------------------------------------------
 
+
 def test_without_a_transformation_nothing_is_drawn():
     state = torch.get_rng_state()
     assert Transformation().draw(3, CPU) is None and torch.equal(torch.get_rng_state(), state)
@@ -58,7 +62,9 @@ def test_what_is_drawn():
     assert flip.float().mean().item() == pytest.approx(0.5, abs=0.05)
     assert 19.9 < angle.max() <= 20 and -20 <= angle.min() < -19.9 and abs(angle.mean()) < 1
     torch.testing.assert_close(shift.abs(), torch.full((2, 4000), 60.0))
-    quarters = [((shift[0] > 0) == right) & ((shift[1] > 0) == down) for right in (False, True) for down in (False, True)]
+    quarters = [
+        ((shift[0] > 0) == right) & ((shift[1] > 0) == down) for right in (False, True) for down in (False, True)
+    ]
     assert all(quarter.float().mean().item() == pytest.approx(0.25, abs=0.05) for quarter in quarters)
     assert drawn(TABLE7["flip"]).rigid is None and not drawn(TABLE7["rotation"], 100).flip.any()
     assert not drawn(TABLE7["rotation"]).rigid[1:].any() and not drawn(TABLE7["translation"]).rigid[0].any()
@@ -66,13 +72,20 @@ def test_what_is_drawn():
 
 # the moving --------------------------------------------------------------------------------------------------------------
 
+
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 9999), st.integers(4, 20), st.floats(-170, 170), st.floats(-0.5, 0.5), st.floats(-0.5, 0.5), st.booleans())
+@given(
+    st.integers(0, 9999),
+    st.integers(4, 20),
+    st.floats(-170, 170),
+    st.floats(-0.5, 0.5),
+    st.floats(-0.5, 0.5),
+    st.booleans(),
+)
 def test_it_is_the_affine_transformation_of_torchvision(seed, side, angle, right, down, flip):
     maps, warp = draw(1, 2, side, side, seed=seed), one(angle, right, down, flip)
     half = (side - 1) / 2
-    expected = transforms.affine(maps, angle, [right * half, down * half], 1.0, [0.0, 0.0],
-                                 InterpolationMode.BILINEAR)
+    expected = transforms.affine(maps, angle, [right * half, down * half], 1.0, [0.0, 0.0], InterpolationMode.BILINEAR)
     inside = warp.inside(side)
     torch.testing.assert_close(warp(maps, side), (expected.flip(-1) if flip else expected) * inside, rtol=0, atol=1e-4)
 
@@ -99,7 +112,9 @@ def test_a_constant_map_shows_what_is_outside():
     for angle in (-20, 5):
         turned, tilt = one(float(angle))(ones, 448), radians(abs(angle))
         torch.testing.assert_close(turned, one(float(angle)).inside(448).float())
-        assert turned.mean().item() == pytest.approx(2 / (1 + cos(tilt) + sin(tilt)), abs=5e-3), "what two squares share"
+        assert turned.mean().item() == pytest.approx(2 / (1 + cos(tilt) + sin(tilt)), abs=5e-3), (
+            "what two squares share"
+        )
 
 
 @settings(deadline=None, max_examples=15)
@@ -128,12 +143,17 @@ def test_images_and_precision():
 
 # what is learned from ----------------------------------------------------------------------------------------------------
 
+
 def equivariant(warp, images=3, classes=5, seed=0):
     """Views of a network whose maps and embeddings turn with the image, on the image's own grids; outside lies anything."""
-    whole = [F.interpolate(draw(images, channels, 6, 6, seed=seed + channels), (24, 24), mode="bicubic")
-             for channels in (classes, classes + 1, 7)]
+    whole = [
+        F.interpolate(draw(images, channels, 6, 6, seed=seed + channels), (24, 24), mode="bicubic")
+        for channels in (classes, classes + 1, 7)
+    ]
     inside = warp.inside(16)
-    shown = [torch.where(inside, warp(maps, 16), 3 + draw(images, maps.shape[1], 16, 16, seed=seed + 9)) for maps in whole]
+    shown = [
+        torch.where(inside, warp(maps, 16), 3 + draw(images, maps.shape[1], 16, 16, seed=seed + 9)) for maps in whole
+    ]
     one, two = (View(cam, refined[:, 1:], embeddings.relu() + 0.01) for cam, refined, embeddings in (whole, shown))
     # The ReLU of an embedding comes before it is moved.
     two = two._replace(embeddings=torch.where(inside, warp(one.embeddings, 16), two.embeddings))
@@ -147,10 +167,12 @@ def test_a_network_that_turns_with_its_images_has_nothing_to_regularise(name):
     warp = drawn(TABLE7[name])
     one, two, tags, noise = equivariant(warp)
     assert seam_loss(one, two, tags, 24, 16, warp)["equivariance"] < 1e-6
-    assert seam_loss(one, two, tags, 24, 16)["equivariance"] > 0.02, "compared where they do not lie on each other, they differ"
+    assert seam_loss(one, two, tags, 24, 16)["equivariance"] > 0.02, (
+        "compared where they do not lie on each other, they differ"
+    )
     for config in (CODE, PAPER):
         for term in contrast_terms(one, two, tags, config, noise, warp).values():
-            torch.testing.assert_close(*term)                             # both views say the same
+            torch.testing.assert_close(*term)  # both views say the same
 
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, 24, dtype=torch.float64)] * 2, indexing="ij")
     disc = (2 - 3 * (x**2 + y**2).sqrt()).clamp(0, 1).expand(3, 1, 24, 24)
@@ -179,8 +201,14 @@ def test_what_lies_outside_takes_no_part(config):
     assert outside.any() and all(gradient.any() and not (gradient * outside).any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("config", [PAPER, replace(PAPER, min_max=True, refined=True, class_mean=True, skip_hardest=True),
-                                    replace(PAPER, absent_compete=True, mine_pixels=False, mine_prototypes=False)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        PAPER,
+        replace(PAPER, min_max=True, refined=True, class_mean=True, skip_hardest=True),
+        replace(PAPER, absent_compete=True, mine_pixels=False, mine_prototypes=False),
+    ],
+)
 def test_contrast_is_that_of_the_pixels_inside(config):
     """The pixels that lie inside, as an image of one row."""
     warp = one(17.0, 0.15, -0.1, True)
@@ -193,7 +221,10 @@ def test_contrast_is_that_of_the_pixels_inside(config):
         return maps[..., inside][..., None, :]
 
     rows = [View(*(row(part) for part in view)) for view in warp.align(first, second)]
-    found, expected = contrast_terms(first, second, tags, config, noise, warp), contrast_terms(*rows, tags, config, row(noise))
+    found, expected = (
+        contrast_terms(first, second, tags, config, noise, warp),
+        contrast_terms(*rows, tags, config, row(noise)),
+    )
     assert 20 < inside.sum() < 250
     torch.testing.assert_close(found, expected)
 
@@ -227,39 +258,60 @@ def test_it_compiles_into_one_graph(monkeypatch):
     for module in (contrast, seam, views, prototypes, wsss):
         for name, own in inspect.getmembers(module, inspect.isfunction):
             if str(own.__module__).startswith("course_lib"):
-                monkeypatch.setattr(module, name, inspect.unwrap(own))        # without the shape checks of the tests
+                monkeypatch.setattr(module, name, inspect.unwrap(own))  # without the shape checks of the tests
     for name, own in inspect.getmembers(Warp, inspect.isfunction):
         monkeypatch.setattr(Warp, name, inspect.unwrap(own))
     warp = drawn(TABLE7["all"])
     one, two, tags, noise = equivariant(warp)
 
     def step(one, two):
-        return {**seam.seam_loss(one, two, tags, 24, 16, warp), **contrast.contrast_loss(one, two, tags, CODE, noise, warp)}
+        return {
+            **seam.seam_loss(one, two, tags, 24, 16, warp),
+            **contrast.contrast_loss(one, two, tags, CODE, noise, warp),
+        }
 
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(one, two), step(one, two))
 
 
 # training ----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 8, "val": 4}))
+        patch.setitem(
+            tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 8, "val": 4})
+        )
         patch.setattr(minis, "SCORED", 4)
         return minis.mini_voc(tmp_path_factory.mktemp("data"), "creatures")
 
 
 def tiny(tree, **changes):
-    return recipe(**{"method": "seam+p2p", "backbone": "small", "data": str(tree), "size": 48, "small": 32, "epochs": 1,
-                     "batch_size": 4, "neck": 16, "contrast_from": 0.0} | changes)
+    return recipe(
+        **{
+            "method": "seam+p2p",
+            "backbone": "small",
+            "data": str(tree),
+            "size": 48,
+            "small": 32,
+            "epochs": 1,
+            "batch_size": 4,
+            "neck": 16,
+            "contrast_from": 0.0,
+        }
+        | changes
+    )
 
 
 def test_every_transformation_trains_to_something_else(tree):
-    histories = [train.train(tiny(tree, transformation=change), progress=False)[1][0]
-                 for change in (Transformation(), *TABLE7.values())]
+    histories = [
+        train.train(tiny(tree, transformation=change), progress=False)[1][0]
+        for change in (Transformation(), *TABLE7.values())
+    ]
     assert all(len({row[name] for row in histories}) == 5 for name in ("tags", "equivariance", "cross-cam"))
-    assert histories[1] | {"seconds": 0} == train.train(
-        tiny(tree, transformation=TABLE7["flip"]), progress=False)[1][0] | {"seconds": 0}, "seeds repeat transformations too"
+    assert histories[1] | {"seconds": 0} == train.train(tiny(tree, transformation=TABLE7["flip"]), progress=False)[1][
+        0
+    ] | {"seconds": 0}, "seeds repeat transformations too"
 
 
 @pytest.mark.parametrize("method", ["seam", "eps+p2p"])

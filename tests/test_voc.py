@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from course_lib.worlds import minis, saliency, tagged
 from course_lib.data.images import BrokenFile
 from course_lib.data.voc import CLASSES, COUNTS, IGNORE, Voc, palette, write_mask
+from course_lib.worlds import minis, saliency, tagged
 
 
 def small(patch, source="creatures", trainaug=24, val=16):
@@ -36,6 +36,7 @@ def tree(written, tmp_path):
 
 
 # the miniature -----------------------------------------------------------------------------------------------------------
+
 
 def test_reads_what_was_written(written):
     for split, count in (("trainaug", 24), ("train", 8), ("val", 16)):
@@ -70,7 +71,12 @@ def test_same_arguments_same_bytes(written, tmp_path, monkeypatch):
     again = minis.mini_voc(tmp_path, "creatures")
 
     def digest(folder):
-        return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+        return {
+            str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in folder.rglob("*")
+            if f.is_file()
+        }
+
     assert digest(again) == digest(written) and len(digest(again)) == 40 * 6 + 4
     assert minis.mini_voc(tmp_path, "creatures", seed=1).name == "mini-voc-creatures-seed1"
     with pytest.raises(ValueError, match="'stamps' came"):
@@ -104,10 +110,13 @@ def test_without_gravel_the_error_says_what_to_do(photos):
 
 # the confounded class ------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def drawn():
     world, recipe = tagged.creature_world(), tagged.RECIPES["creatures"]
-    return {split: [tagged.scene(world, recipe, split, number, 0) for number in range(60)] for split in ("train", "val")}
+    return {
+        split: [tagged.scene(world, recipe, split, number, 0) for number in range(60)] for split in ("train", "val")
+    }
 
 
 def test_in_training_the_class_and_its_track_are_one(drawn):
@@ -126,7 +135,9 @@ def test_track_is_where_no_object_is_and_only_there_the_picture_changed(drawn, m
         assert not nothing.any() and not (track & (scene.mask > 0)).any()
         assert np.array_equal(plain.mask, scene.mask) and plain.labels == scene.labels
         objects = scene.mask > 0
-        edge = np.stack([np.roll(objects, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]).any(0)   # soft edges
+        edge = np.stack([np.roll(objects, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]).any(
+            0
+        )  # soft edges
         changed = (plain.image != scene.image).any(2)
         assert not changed[~track & ~edge].any()
         if track.any():
@@ -135,14 +146,20 @@ def test_track_is_where_no_object_is_and_only_there_the_picture_changed(drawn, m
 
 # saliency ------------------------------------------------------------------------------------------------------------------
 
+
 def test_saliency_finds_what_does_not_touch_the_border():
     image = np.full((96, 120, 3), (30, 90, 160), np.uint8)
-    image[60:] = (90, 140, 60)                                            # a meadow below the sky: large, and at the border
+    image[60:] = (90, 140, 60)  # a meadow below the sky: large, and at the border
     image[30:75, 40:80] = (200, 60, 40)
-    image[:12, 90:] = (240, 240, 240)                                     # a cloud in the corner
+    image[:12, 90:] = (240, 240, 240)  # a cloud in the corner
     found = saliency.saliency(image)
     assert found.dtype == np.uint8 and found.shape == (96, 120)
-    assert found[35:70, 45:75].mean() > 200 > 100 > max(found[80:].mean(), found[20:55, :30].mean(), found[2:10, 95:].mean())
+    assert (
+        found[35:70, 45:75].mean()
+        > 200
+        > 100
+        > max(found[80:].mean(), found[20:55, :30].mean(), found[2:10, 95:].mean())
+    )
 
 
 @pytest.mark.parametrize("shape", [(96, 96, 3), (41, 300, 3), (8, 8, 3), (1, 5, 3)])
@@ -162,14 +179,19 @@ def test_saliency_of_anything_is_a_map(seed, size):
 def test_saliency_was_written_from_the_image_alone(written):
     data = Voc(written, "train")
     for i in range(3):
-        assert np.array_equal(data.saliency(i).numpy(), saliency.saliency(data[i][0].permute(1, 2, 0).contiguous().numpy()))
+        assert np.array_equal(
+            data.saliency(i).numpy(), saliency.saliency(data[i][0].permute(1, 2, 0).contiguous().numpy())
+        )
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000))
 def test_quality_is_what_all_thresholds_one_by_one_give(seed):
     rng = np.random.default_rng(seed)
-    pairs = [(rng.integers(0, 256, (6, 7)).astype(np.uint8), rng.choice((0, 1, 3, 255), (6, 7)).astype(np.uint8)) for _ in range(3)]
+    pairs = [
+        (rng.integers(0, 256, (6, 7)).astype(np.uint8), rng.choice((0, 1, 3, 255), (6, 7)).astype(np.uint8))
+        for _ in range(3)
+    ]
     given = np.concatenate([g[m < 255] for g, m in pairs])
     truth = np.concatenate([m[m < 255] for _, m in pairs]) > 0
     found, best_f, best_iou = saliency.quality(pairs), 0.0, 0.0
@@ -186,16 +208,30 @@ def test_quality_is_what_all_thresholds_one_by_one_give(seed):
 
 def test_quality_of_the_extremes():
     mask = np.tile(np.array([0, 5], np.uint8), (4, 2))
-    perfect, opposite = saliency.quality([((mask > 0) * np.uint8(255), mask)]), saliency.quality([((mask == 0) * np.uint8(255), mask)])
+    perfect, opposite = (
+        saliency.quality([((mask > 0) * np.uint8(255), mask)]),
+        saliency.quality([((mask == 0) * np.uint8(255), mask)]),
+    )
     assert (perfect.mae, perfect.f_measure, perfect.iou) == (0, 1, 1) and (opposite.mae, opposite.iou) == (1, 0)
 
 
 # the layout of the real archive -------------------------------------------------------------------------------------------
 
+
 def test_palette_is_that_of_voc():
     colours = palette()
-    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 4: (0, 0, 128), 7: (128, 128, 128), 8: (64, 0, 0), 15: (192, 128, 128),
-             16: (0, 64, 0), 20: (0, 64, 128), 255: (224, 224, 192)}
+    known = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        4: (0, 0, 128),
+        7: (128, 128, 128),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+        16: (0, 64, 0),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
     assert {index: tuple(colours[index].tolist()) for index in known} == known
     assert len({tuple(colour) for colour in colours.tolist()}) == 256
 
@@ -237,27 +273,55 @@ def test_tags_are_the_objects_of_the_annotation_even_without_a_pixel(tree):
     name = Voc(tree, "train").ids[0]
     (tree / "Annotations" / f"{name}.xml").write_text(
         "<annotation><object><name>grid creature</name><difficult>1</difficult></object>"
-        "<object><name>dots creature</name><part><name>head</name></part></object></annotation>")
+        "<object><name>dots creature</name><part><name>head</name></part></object></annotation>"
+    )
     data = Voc(tree, "train")
     assert [data.classes[1:][i] for i in data.tags[0].nonzero()[:, 0]] == ["dots creature", "grid creature"]
 
 
 def erase(*parts):
-    return lambda tree, name: shutil.rmtree(tree.joinpath(*parts)) if tree.joinpath(*parts).is_dir() else tree.joinpath(*parts).unlink()
+    return lambda tree, name: (
+        shutil.rmtree(tree.joinpath(*parts)) if tree.joinpath(*parts).is_dir() else tree.joinpath(*parts).unlink()
+    )
 
 
-@pytest.mark.parametrize("break_it, error, sentence", [
-    (erase("JPEGImages"), FileNotFoundError, "PASCAL VOC 2012 was expected at.*python -m course_lib data"),
-    (erase("ImageSets", "Segmentation", "trainaug.txt"), FileNotFoundError, "VOC's archive has none of that name.*10,582 lines"),
-    (lambda tree, name: (tree / "JPEGImages" / f"{name}.jpg").unlink(), FileNotFoundError, "which the list of trainaug names"),
-    (lambda tree, name: (tree / "Annotations" / f"{name}.xml").unlink(), FileNotFoundError, "from which the tags are read"),
-    (lambda tree, name: (tree / "Annotations" / f"{name}.xml").write_text("<annotation><obj"), BrokenFile, "not a complete annotation"),
-    (lambda tree, name: (tree / "Annotations" / f"{name}.xml").write_text("<a><name>sofa</name></a>"), BrokenFile,
-     r"names none of the 6 classes, but \['sofa'\]"),
-    (lambda tree, name: (tree / "ImageSets/Segmentation/trainaug.txt").write_text(f"{name}\n{name}\n"), BrokenFile,
-     "2 lines with 1 names"),
-    (lambda tree, name: (tree / "ImageSets/Segmentation/trainaug.txt").write_text(""), BrokenFile, "0 lines"),
-])
+@pytest.mark.parametrize(
+    "break_it, error, sentence",
+    [
+        (erase("JPEGImages"), FileNotFoundError, "PASCAL VOC 2012 was expected at.*python -m course_lib data"),
+        (
+            erase("ImageSets", "Segmentation", "trainaug.txt"),
+            FileNotFoundError,
+            "VOC's archive has none of that name.*10,582 lines",
+        ),
+        (
+            lambda tree, name: (tree / "JPEGImages" / f"{name}.jpg").unlink(),
+            FileNotFoundError,
+            "which the list of trainaug names",
+        ),
+        (
+            lambda tree, name: (tree / "Annotations" / f"{name}.xml").unlink(),
+            FileNotFoundError,
+            "from which the tags are read",
+        ),
+        (
+            lambda tree, name: (tree / "Annotations" / f"{name}.xml").write_text("<annotation><obj"),
+            BrokenFile,
+            "not a complete annotation",
+        ),
+        (
+            lambda tree, name: (tree / "Annotations" / f"{name}.xml").write_text("<a><name>sofa</name></a>"),
+            BrokenFile,
+            r"names none of the 6 classes, but \['sofa'\]",
+        ),
+        (
+            lambda tree, name: (tree / "ImageSets/Segmentation/trainaug.txt").write_text(f"{name}\n{name}\n"),
+            BrokenFile,
+            "2 lines with 1 names",
+        ),
+        (lambda tree, name: (tree / "ImageSets/Segmentation/trainaug.txt").write_text(""), BrokenFile, "0 lines"),
+    ],
+)
 def test_the_first_broken_file_is_named(tree, break_it, error, sentence):
     break_it(tree, Voc(tree, "trainaug").ids[0])
     with pytest.raises(error, match=sentence):
@@ -293,7 +357,8 @@ def real(tree, ids, tags):
     for name, own in zip(ids, tags, strict=True):
         (tree / "JPEGImages" / f"{name}.jpg").touch()
         (tree / "Annotations" / f"{name}.xml").write_text(
-            "<annotation>" + "".join(f"<object><name>{c}</name></object>" for c in own) + "</annotation>")
+            "<annotation>" + "".join(f"<object><name>{c}</name></object>" for c in own) + "</annotation>"
+        )
     return tree
 
 
@@ -301,7 +366,7 @@ def test_the_real_archive_is_counted(tmp_path):
     count, each = COUNTS["train"]
     tags = [[] for _ in range(count)]
     place = 0
-    for name, number in zip(CLASSES[1:], each, strict=True):              # any way to reach the published counts
+    for name, number in zip(CLASSES[1:], each, strict=True):  # any way to reach the published counts
         for _ in range(number):
             tags[place % count].append(name)
             place += 1
@@ -310,7 +375,9 @@ def test_the_real_archive_is_counted(tmp_path):
     assert len(data) == 1464 and data.classes[0] == "background" and data.tags.sum(0).tolist() == list(each)
     assert data.confounded is None
     tags[7] = [*tags[7], "sheep"]
-    with pytest.raises(BrokenFile, match="not the whole of PASCAL VOC 2012: 63 images with sheep were expected, 64 found"):
+    with pytest.raises(
+        BrokenFile, match="not the whole of PASCAL VOC 2012: 63 images with sheep were expected, 64 found"
+    ):
         Voc(real(tmp_path / "changed", ids, tags), "train")
     part = real(tmp_path / "part", ids[:5], tags[:5])
     with pytest.raises(BrokenFile, match="1,464 images of train were expected, 5 found"):

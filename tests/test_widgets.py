@@ -33,13 +33,22 @@ def test_live_redraws_with_the_values_of_all_controls():
         seen.append(values)
         return draw(**values)
 
-    threshold, label = ipywidgets.FloatSlider(0.2, max=1), ipywidgets.Dropdown(options=["cat", "dog"], description="class")
-    box = widgets.live(recorded, alt=lambda threshold, label: f"{label} at {threshold}", threshold=threshold, label=label)
+    threshold, label = (
+        ipywidgets.FloatSlider(0.2, max=1),
+        ipywidgets.Dropdown(options=["cat", "dog"], description="class"),
+    )
+    box = widgets.live(
+        recorded, alt=lambda threshold, label: f"{label} at {threshold}", threshold=threshold, label=label
+    )
     first = box.children[-1].value
     assert 'alt="cat at 0.2"' in first
     threshold.value = 0.5
     label.value = "dog"
-    assert seen == [{"threshold": 0.2, "label": "cat"}, {"threshold": 0.5, "label": "cat"}, {"threshold": 0.5, "label": "dog"}]
+    assert seen == [
+        {"threshold": 0.2, "label": "cat"},
+        {"threshold": 0.5, "label": "cat"},
+        {"threshold": 0.5, "label": "dog"},
+    ]
     assert 'alt="dog at 0.5"' in box.children[-1].value and box.children[-1].value.count("<img") == 1
     assert [control.description for control in box.children[:-1]] == ["threshold", "class"]
     assert not any(isinstance(child, ipywidgets.Output) for child in box.children)
@@ -59,7 +68,7 @@ def test_live_shows_what_went_wrong_and_recovers():
     assert 'role="alert"' in box.children[-1].value and "no &lt;box&gt; above 0.5" in box.children[-1].value
     slider.value = 0.1
     assert "<img" in box.children[-1].value
-    with pytest.raises(ZeroDivisionError):                                # the first picture fails in the cell itself
+    with pytest.raises(ZeroDivisionError):  # the first picture fails in the cell itself
         widgets.live(lambda threshold: 1 / 0, alt="a cat", threshold=slider)
 
 
@@ -71,8 +80,13 @@ def test_live_needs_controls_and_a_description():
 
 
 def test_a_flipbook_is_one_labelled_slider_over_described_frames(monkeypatch):
-    html = book(monkeypatch, lambda v: draw(value=v), [0.1, 0.2, 0.30000000000000004], label="threshold (share)",
-                alt=lambda v: f"box at {v:.1f}")
+    html = book(
+        monkeypatch,
+        lambda v: draw(value=v),
+        [0.1, 0.2, 0.30000000000000004],
+        label="threshold (share)",
+        alt=lambda v: f"box at {v:.1f}",
+    )
     assert re.findall(r'alt="([^"]+)"', html) == ["box at 0.1", "box at 0.2", "box at 0.3"]
     frames = re.findall(r"<img [^>]*>", html)
     assert ["hidden" in frame for frame in frames] == [True, False, True]
@@ -84,8 +98,13 @@ def test_a_flipbook_is_one_labelled_slider_over_described_frames(monkeypatch):
 
 def test_a_flipbook_is_the_same_every_time_and_compact(monkeypatch):
     def make():
-        return book(monkeypatch, lambda v: plots.grid([PHOTO] * 2, [f"{v}", "x"], predicted=[[v, v, 200, 200]] * 2),
-                    range(0, 110, 10), label="corner (pixels)", alt=lambda v: f"a box from {v}")
+        return book(
+            monkeypatch,
+            lambda v: plots.grid([PHOTO] * 2, [f"{v}", "x"], predicted=[[v, v, 200, 200]] * 2),
+            range(0, 110, 10),
+            label="corner (pixels)",
+            alt=lambda v: f"a box from {v}",
+        )
 
     html = make()
     assert html == make()

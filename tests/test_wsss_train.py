@@ -10,58 +10,81 @@ from dataclasses import fields, replace
 import pytest
 import torch
 import torch.nn.functional as F
+import wsss_worker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.utils.data import Subset, default_collate
 
-import wsss_worker
 from course_lib import __main__, engine
-from course_lib.worlds import minis, tagged
 from course_lib.data.voc import COUNTS, Voc
+from course_lib.worlds import minis, tagged
 from course_lib.wsss import View, tag_loss, train
 from course_lib.wsss.cam_net import LITE0, METHODS, build, load
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss
 from course_lib.wsss.eps import saliency_loss
-from course_lib.wsss.seam import seam_loss
 from course_lib.wsss.learner import Kept, Learner, Photos, Training, fit, from_options, loss_terms, recipe, window
+from course_lib.wsss.seam import seam_loss
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 14, "val": 4}))
+        patch.setitem(
+            tagged.RECIPES, "creatures", replace(tagged.RECIPES["creatures"], images={"trainaug": 14, "val": 4})
+        )
         patch.setattr(minis, "SCORED", 8)
         return minis.mini_voc(tmp_path_factory.mktemp("data"), "creatures")
 
 
 def tiny(tree, method="seam+p2p", **changes):
     """The small setting at a third of its size."""
-    return recipe(method, "small", **{"data": str(tree), "size": 32, "small": 16, "epochs": 2, "batch_size": 4,
-                                      "neck": 16} | changes)
+    return recipe(
+        method,
+        "small",
+        **{"data": str(tree), "size": 32, "small": 16, "epochs": 2, "batch_size": 4, "neck": 16} | changes,
+    )
 
 
 def published(tree, method="seam+p2p", **changes):
     """The published setting on a narrow ResNet38 and small images."""
-    return recipe(method, "resnet38", **{"data": str(tree), "weights": "random", "width": 2, "size": 48, "small": 24,
-                                         "long_side": (40, 64), "epochs": 1, "batch_size": 2} | changes)
+    return recipe(
+        method,
+        "resnet38",
+        **{
+            "data": str(tree),
+            "weights": "random",
+            "width": 2,
+            "size": 48,
+            "small": 24,
+            "long_side": (40, 64),
+            "epochs": 1,
+            "batch_size": 2,
+        }
+        | changes,
+    )
 
 
 # settings ------------------------------------------------------------------------------------------------------------------
+
 
 def test_published_settings():
     images = COUNTS["trainaug"][0]
     configs = {method: recipe(method, "resnet38", data="voc") for method in METHODS}
     steps = {method: config.epochs * (images // config.batch_size) for method, config in configs.items()}
     assert steps == {"cam": 9915, "seam": 10576, "eps": 19830, "seam+p2p": 10576, "eps+p2p": 19830}
-    assert {config.optimizer for config in configs.values()} == {"sgd"} and not any(config.kept for config in configs.values())
+    assert {config.optimizer for config in configs.values()} == {"sgd"} and not any(
+        config.kept for config in configs.values()
+    )
     assert {config.momentum for config in configs.values()} == {5e-4}, "as released, where papers say 0.9"
     assert [configs[method].small for method in ("seam", "seam+p2p", "eps+p2p")] == [134, 128, 128]
     assert [configs[method].learning_rate for method in METHODS] == [0.1, 0.01, 0.01, 0.01, 0.01]
     assert [configs[method].dropout for method in METHODS] == [0.5, 0.5, 0.0, 0.5, 0.0]
     assert configs["eps+p2p"].contrast == ContrastConfig.code(saliency=True)
     assert configs["seam+p2p"].contrast == ContrastConfig.code()
-    assert recipe("cam", "resnet50", data="voc").long_side == (256, 512), "other networks of timm are trained as published"
+    assert recipe("cam", "resnet50", data="voc").long_side == (256, 512), (
+        "other networks of timm are trained as published"
+    )
 
 
 def test_optimizer_and_schedule(tree, monkeypatch):
@@ -81,7 +104,9 @@ def test_optimizer_and_schedule(tree, monkeypatch):
     assert [group["weight_decay"] for group in groups] == [5e-4, 0, 5e-4, 0]
     for step in range(21):
         share = (1 - step / 21) ** 0.9
-        assert [group["lr"] for group in groups] == pytest.approx([0.01 * share, 0.02 * share, 0.1 * share, 0.2 * share])
+        assert [group["lr"] for group in groups] == pytest.approx(
+            [0.01 * share, 0.02 * share, 0.1 * share, 0.2 * share]
+        )
         seen["optimizer"].step()
         seen["scheduler"].step()
 
@@ -89,35 +114,53 @@ def test_optimizer_and_schedule(tree, monkeypatch):
     learner = Learner(build(config.architecture(Voc(tree, "trainaug").classes)), config)
     fit(learner, Photos(Voc(tree, "trainaug"), config))
     held = [weight for group in seen["optimizer"].param_groups for weight in group["params"]]
-    assert len(held) == len(list(learner.parameters())), "from random weights everything learns, scales of normalisation too"
+    assert len(held) == len(list(learner.parameters())), (
+        "from random weights everything learns, scales of normalisation too"
+    )
     assert learner.start == int(0.4 * 6)
 
 
 # terms ---------------------------------------------------------------------------------------------------------------------
 
+
 def views(seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(side):
-        return View(*(torch.randn(2, 4, side, side, generator=generator) for _ in range(2)),
-                    torch.rand(2, 8, side, side, generator=generator))
+        return View(
+            *(torch.randn(2, 4, side, side, generator=generator) for _ in range(2)),
+            torch.rand(2, 8, side, side, generator=generator),
+        )
 
     tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
-    return [draw(6), draw(3)], tags, torch.rand(2, 1, 48, 48, generator=generator), torch.rand(2, 2, 3, 3, generator=generator)
+    return (
+        [draw(6), draw(3)],
+        tags,
+        torch.rand(2, 1, 48, 48, generator=generator),
+        torch.rand(2, 2, 3, 3, generator=generator),
+    )
 
 
 def test_terms_are_the_sums_that_the_table_names():
     (one, two), tags, saliency, noise = views()
-    found = {method: loss_terms(method, [one] if method in ("cam", "eps") else [one, two], tags, saliency, 48, 24,
-                                ContrastConfig(), noise) for method in METHODS}
+    found = {
+        method: loss_terms(
+            method, [one] if method in ("cam", "eps") else [one, two], tags, saliency, 48, 24, ContrastConfig(), noise
+        )
+        for method in METHODS
+    }
     mean = tag_loss(one.cam.mean((2, 3))[:, 1:], tags)
     contrast = contrast_loss(one, two, tags, ContrastConfig(), noise)
     smaller = F.interpolate(saliency, (24, 24), mode="bilinear", align_corners=True)
-    salient = sum(saliency_loss(maps, part, tags) / 2 for maps, part in (
-        (one.cam, saliency), (one.refined, saliency), (two.cam, smaller), (two.refined, smaller)))
+    salient = sum(
+        saliency_loss(maps, part, tags) / 2
+        for maps, part in ((one.cam, saliency), (one.refined, saliency), (two.cam, smaller), (two.refined, smaller))
+    )
     expected = {
-        "cam": {"tags": mean}, "eps": {"tags": mean, "saliency": saliency_loss(one.cam, saliency, tags)},
-        "seam": seam_loss(one, two, tags, 48, 24), "seam+p2p": seam_loss(one, two, tags, 48, 24) | contrast,
+        "cam": {"tags": mean},
+        "eps": {"tags": mean, "saliency": saliency_loss(one.cam, saliency, tags)},
+        "seam": seam_loss(one, two, tags, 48, 24),
+        "seam+p2p": seam_loss(one, two, tags, 48, 24) | contrast,
         "eps+p2p": seam_loss(one, two, tags, 6, 3) | {"saliency": salient} | contrast,
     }
     for method, terms in expected.items():
@@ -149,6 +192,7 @@ def test_contrast_counts_from_its_step_on(tree):
 
 
 # data ----------------------------------------------------------------------------------------------------------------------
+
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
@@ -233,6 +277,7 @@ def test_kept_features_are_those_of_the_images(tree):
 
 # training ------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_can_be_loaded(tree, tmp_path, method):
     config = tiny(tree, method, epochs=4)
@@ -252,7 +297,11 @@ def test_the_setting_for_photographs(tree, tmp_path):
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     trunk = {name.rsplit(".", 1)[0] for name in moved if name.startswith("trunk")}
     last = [part for part in net.trunk.parts if any(weight.requires_grad for weight in part.parameters())]
-    assert len(last) == 1 and last[0] is net.trunk.parts[-1] and all(f"parts.{len(net.trunk.parts) - 1}." in name for name in trunk)
+    assert (
+        len(last) == 1
+        and last[0] is net.trunk.parts[-1]
+        and all(f"parts.{len(net.trunk.parts) - 1}." in name for name in trunk)
+    )
     assert {"neck.weight", "classifier.weight", "similar.weight", "projector.weight"} <= moved and trunk
 
 
@@ -278,16 +327,31 @@ def test_an_interrupted_training_ends_as_if_it_had_not_been(tree, tmp_path, monk
 def test_the_same_batches_with_and_without_contrast(tree, tmp_path):
     """A method is compared with its own batches and weights: contrast of weight 0 changes nothing."""
     off = ContrastConfig(cross_prototype=0.0, cross_cam=0.0, intra=1e-30)
-    histories = [train.train(tiny(tree, epochs=1, contrast=off, contrast_from=start), progress=False)[1] for start in (0.0, 1.0)]
+    histories = [
+        train.train(tiny(tree, epochs=1, contrast=off, contrast_from=start), progress=False)[1] for start in (0.0, 1.0)
+    ]
     assert histories[0][0]["tags"] == histories[1][0]["tags"]
 
 
 def test_two_processes_train_as_one(tree, tmp_path):
     """Shares of a batch on two processes: prototypes, counts and gradients are those of the whole batch."""
     wsss_worker.run(str(tree), tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", wsss_worker.__file__]
-    subprocess.run([*command, str(tree), str(tmp_path / "two")], check=True, timeout=240, capture_output=True,
-                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        wsss_worker.__file__,
+    ]
+    subprocess.run(
+        [*command, str(tree), str(tmp_path / "two")],
+        check=True,
+        timeout=240,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     torch.manual_seed(0)
     start = build(published(tree).architecture(Voc(tree, "trainaug").classes)).state_dict()
@@ -295,26 +359,67 @@ def test_two_processes_train_as_one(tree, tmp_path):
     histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")]
     for row, other in zip(*histories):
         assert {name: row[name] for name in row if name != "seconds"} == pytest.approx(
-            {name: other[name] for name in other if name != "seconds"}, rel=1e-4)
+            {name: other[name] for name in other if name != "seconds"}, rel=1e-4
+        )
     moved = [name for name, weight in start.items() if not torch.equal(one[name], weight)]
     assert {"classifier.weight", "projector.weight", "similar.weight", "trunk.b3.conv_branch1.weight"} <= set(moved)
 
 
 def test_twenty_steps_of_the_published_command(tree, tmp_path, capsys):
     """SGD, crops, jitter and padding on a narrow ResNet38: three epochs of seven batches."""
-    options = ["train", "wsss", "--backbone", "resnet38", "--weights", "random", "--width", "2", "--data", str(tree),
-               "--size", "48", "--small", "24", "--epochs", "3", "--batch-size", "2", "--folder", str(tmp_path)]
+    options = [
+        "train",
+        "wsss",
+        "--backbone",
+        "resnet38",
+        "--weights",
+        "random",
+        "--width",
+        "2",
+        "--data",
+        str(tree),
+        "--size",
+        "48",
+        "--small",
+        "24",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "2",
+        "--folder",
+        str(tmp_path),
+    ]
     assert __main__.main(options) == 0
     assert "epoch   3  tags" in capsys.readouterr().out
-    assert __main__.main(["evaluate", "seeds", "--checkpoint", str(tmp_path / "model.safetensors"), "--data", str(tree),
-                          "--splits", "val", "--limit", "1", "--out", str(tmp_path / "seeds")]) == 0
+    assert (
+        __main__.main(
+            [
+                "evaluate",
+                "seeds",
+                "--checkpoint",
+                str(tmp_path / "model.safetensors"),
+                "--data",
+                str(tree),
+                "--splits",
+                "val",
+                "--limit",
+                "1",
+                "--out",
+                str(tmp_path / "seeds"),
+            ]
+        )
+        == 0
+    )
     assert "Scales: 0.5, 1, 1.5, 2" in capsys.readouterr().out
 
 
 # the command ---------------------------------------------------------------------------------------------------------------
 
+
 def test_options_mean_settings():
-    assert from_options({"data": "d"}) == recipe(data="d") and recipe(data="d").kept and recipe(data="d").backbone == LITE0
+    assert (
+        from_options({"data": "d"}) == recipe(data="d") and recipe(data="d").kept and recipe(data="d").backbone == LITE0
+    )
     paper = from_options({"data": "d", "preset": "paper", "alpha": 0.2, "beta": 0.3, "top_k": 8, "momentum": 0.9})
     assert paper.contrast == replace(ContrastConfig.paper(), cross_prototype=0.2, cross_cam=0.2, intra=0.3, top_k=8)
     assert paper.momentum == 0.9

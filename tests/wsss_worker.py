@@ -8,17 +8,29 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from course_lib.backbones.resnet38 import Bottleneck  # noqa: E402
-from course_lib.data.voc import Voc  # noqa: E402
-from course_lib.wsss.cam_net import build, save  # noqa: E402
-from course_lib.wsss.contrast import ContrastConfig  # noqa: E402
-from course_lib.wsss.learner import Learner, Photos, fit, recipe  # noqa: E402
+from course_lib.backbones.resnet38 import Bottleneck
+from course_lib.data.voc import Voc
+from course_lib.wsss.cam_net import build, save
+from course_lib.wsss.contrast import ContrastConfig
+from course_lib.wsss.learner import Learner, Photos, fit, recipe
 
 
 def run(data: str, folder: Path) -> None:
     """Train a narrow ResNet38 for one epoch, without what each process draws for itself: dropout, random halves of pixels."""
-    config = recipe("seam+p2p", "resnet38", data=data, weights="random", width=2, size=48, small=24, long_side=(40, 64),
-                    epochs=1, batch_size=2, dropout=0.0, contrast=ContrastConfig(mine_pixels=False, top_k=4))
+    config = recipe(
+        "seam+p2p",
+        "resnet38",
+        data=data,
+        weights="random",
+        width=2,
+        size=48,
+        small=24,
+        long_side=(40, 64),
+        epochs=1,
+        batch_size=2,
+        dropout=0.0,
+        contrast=ContrastConfig(mine_pixels=False, top_k=4),
+    )
     images = Voc(data, "trainaug")
     torch.manual_seed(0)
     net = build(config.architecture(images.classes))

@@ -31,7 +31,7 @@ class Backbone(nn.Module):
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         _, self.classifier = split_classifier(network)
-        network.reset_classifier(0)                                       # its parameters have moved to self.classifier
+        network.reset_classifier(0)  # its parameters have moved to self.classifier
         self.network = network
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -51,8 +51,10 @@ class Backbone(nn.Module):
         elif images.device.type == "cpu" and not torch.compiler.is_compiling() and images.numel():
             low, high = images.aminmax()
             if not (low >= 0 and high <= 1):
-                raise ValueError(f"Float images are expected in 0..1, but values from {low:.3g} to {high:.3g} came. Pass "
-                                 "uint8 or divide by 255; images that are normalised already go straight into the model.")
+                raise ValueError(
+                    f"Float images are expected in 0..1, but values from {low:.3g} to {high:.3g} came. Pass "
+                    "uint8 or divide by 255; images that are normalised already go straight into the model."
+                )
         return (images - self.mean) / self.std
 
     def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:
@@ -86,9 +88,7 @@ def create(name: str, pretrained: bool | str | Path = True, num_classes: int | N
     return model
 
 
-def load_network(
-    name: str, pretrained: bool, **options: int
-) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+def load_network(name: str, pretrained: bool, **options: int) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """timm's own network, and the mean and standard deviation of the colours (0..1) it wants; errors as in `create`.
 
     Args:
@@ -96,8 +96,10 @@ def load_network(
     """
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
-        raise ValueError(f"timm knows no network called {name!r}. " + (f"Did you mean {' or '.join(near)}?" if near else
-                         "Print timm.list_models() for all names."))
+        raise ValueError(
+            f"timm knows no network called {name!r}. "
+            + (f"Did you mean {' or '.join(near)}?" if near else "Print timm.list_models() for all names.")
+        )
     if pretrained and name != LITE0:
         try:
             network = timm.create_model(name, pretrained=True, **options)
@@ -105,12 +107,13 @@ def load_network(
             raise RuntimeError(
                 f"The pretrained weights of {name} were looked for on this machine and on the Hugging Face Hub, without "
                 f'success: {error} Check the connection and the name, or work offline: "{LITE0}" brings its ImageNet weights '
-                "along, and pretrained=False starts from random ones.") from error
+                "along, and pretrained=False starts from random ones."
+            ) from error
     else:
         network = timm.create_model(name, **options)
         if pretrained:
             lite0_weights(network)
-    if name == LITE0:                                                     # its authors trained on (image - 127) / 128
+    if name == LITE0:  # its authors trained on (image - 127) / 128
         return network, (127 / 255,) * 3, (128 / 255,) * 3
     return network, tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
 
@@ -122,20 +125,22 @@ def feature_map(model: nn.Module, images: Float[Tensor, "b 3 H W"]) -> Float[Ten
     """
     if hasattr(model, "forward_features"):
         features = model.forward_features(images)
-        if features.ndim == 4 and getattr(model, "output_fmt", None) == "NHWC":      # Swin
+        if features.ndim == 4 and getattr(model, "output_fmt", None) == "NHWC":  # Swin
             features = features.permute(0, 3, 1, 2)
     else:
-        *parts, _ = model.children()                                      # the last one classifies
+        *parts, _ = model.children()  # the last one classifies
         features = images
         for part in parts:
             if isinstance(part, (nn.AdaptiveAvgPool2d, nn.Dropout)):
                 break
             features = part(features)
         if isinstance(model, DenseNet):
-            features = features.relu()                                    # hidden in its forward: no module of its own
+            features = features.relu()  # hidden in its forward: no module of its own
     if features.ndim != 4:
-        raise ValueError(f"{_name(model)} has no feature map: its features are tokens of shape {tuple(features.shape)}, while "
-                         f"(b, k, h, w) was expected. {_ADVICE}")
+        raise ValueError(
+            f"{_name(model)} has no feature map: its features are tokens of shape {tuple(features.shape)}, while "
+            f"(b, k, h, w) was expected. {_ADVICE}"
+        )
     return features
 
 
@@ -154,30 +159,37 @@ def split_classifier(
     """
     linear = _linear(model)
     if images is None:
-        side = 96                                                         # enough for every stride, and quick
+        side = 96  # enough for every stride, and quick
         if getattr(model, "pretrained_cfg", {}).get("fixed_input_size"):
             side = model.pretrained_cfg["input_size"][-1]
         images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(linear.weight)
     with _evaluation(model), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         try:
             features = feature_map(model, images)
-        except RuntimeError as error:                                     # as with the side heads of GoogLeNet
-            raise ValueError(f"The parts of {_name(model)} cannot be called one after another up to the pooling: {error}. "
-                             f"{_ADVICE}") from error
+        except RuntimeError as error:  # as with the side heads of GoogLeNet
+            raise ValueError(
+                f"The parts of {_name(model)} cannot be called one after another up to the pooling: {error}. {_ADVICE}"
+            ) from error
         if features.shape[1] != linear.in_features:
-            raise ValueError(f"{_name(model)} has a hidden layer between pooling and classifier: the feature map has "
-                             f"{features.shape[1]} channels, the linear layer takes {linear.in_features}. {_ADVICE}")
+            raise ValueError(
+                f"{_name(model)} has a hidden layer between pooling and classifier: the feature map has "
+                f"{features.shape[1]} channels, the linear layer takes {linear.in_features}. {_ADVICE}"
+            )
         expected, logits = model(images).float(), linear(features.mean((-2, -1))).float()
     tolerance = 1e-4 if linear.weight.dtype in (torch.float32, torch.float64) else 3e-2
     error, scale = (logits - expected).abs().max().item(), expected.abs().max().item()
     if not error <= tolerance * scale:
-        raise ValueError(f"{_name(model)} is not GAP and one linear layer on its feature map: the logits differ by "
-                         f"{error:.2g}, where they reach {scale:.2g}. {_between(model, linear)} {_ADVICE}")
+        raise ValueError(
+            f"{_name(model)} is not GAP and one linear layer on its feature map: the logits differ by "
+            f"{error:.2g}, where they reach {scale:.2g}. {_between(model, linear)} {_ADVICE}"
+        )
     return partial(feature_map, model), linear
 
 
-_ADVICE = ("Class activation maps are exact only for global average pooling and one linear layer: take such a network "
-           '(tf_efficientnet_lite0, resnet50, densenet161, ...), or put a new head on the feature map.')
+_ADVICE = (
+    "Class activation maps are exact only for global average pooling and one linear layer: take such a network "
+    "(tf_efficientnet_lite0, resnet50, densenet161, ...), or put a new head on the feature map."
+)
 
 
 def _name(model: nn.Module) -> str:
@@ -186,13 +198,15 @@ def _name(model: nn.Module) -> str:
 
 def _linear(model: nn.Module) -> nn.Linear:
     """The one linear layer at the end of the network."""
-    if hasattr(model, "class_token"):                                     # torchvision's ViT
+    if hasattr(model, "class_token"):  # torchvision's ViT
         raise ValueError(f"{_name(model)} has no feature map: its features are tokens. {_ADVICE}")
     head = [model.get_classifier()] if hasattr(model, "get_classifier") else list(model.children())[-1:]
     linears = [layer for part in head for layer in part.modules() if isinstance(layer, nn.Linear)]
     if len(linears) != 1:
-        raise ValueError(f"One linear layer was expected at the end of {_name(model)}, but its head holds {len(linears)}: "
-                         f"{'hidden layers come before the logits' if linears else 'nothing there classifies'}. {_ADVICE}")
+        raise ValueError(
+            f"One linear layer was expected at the end of {_name(model)}, but its head holds {len(linears)}: "
+            f"{'hidden layers come before the logits' if linears else 'nothing there classifies'}. {_ADVICE}"
+        )
     return linears[0]
 
 

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from course_lib.backbones import Backbone, load_network
 
-TAPS = ("conv4", "conv5", "conv6")      # the published names of the three depths
+TAPS = ("conv4", "conv5", "conv6")  # the published names of the three depths
 Maps = dict[str, Float[Tensor, "b _ _ _"]]
 
 
@@ -87,13 +87,23 @@ class Timm(Dense):
         ValueError: a network that is not a chain of parts; a part that is not there.
     """
 
-    def __init__(self, name: str, pretrained: bool = True, taps: tuple[str, str, str] | None = None, frozen: str = "",
-                 output_stride: int = 16) -> None:
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = True,
+        taps: tuple[str, str, str] | None = None,
+        frozen: str = "",
+        output_stride: int = 16,
+    ) -> None:
         try:
-            network, mean, std = load_network(name, pretrained, **({} if output_stride == 32 else {"output_stride": output_stride}))
+            network, mean, std = load_network(
+                name, pretrained, **({} if output_stride == 32 else {"output_stride": output_stride})
+            )
         except (TypeError, NotImplementedError) as error:
-            raise ValueError(f"timm cannot dilate {name} to an output stride of {output_stride}: {error}. Take 32, or another "
-                             "network.") from error
+            raise ValueError(
+                f"timm cannot dilate {name} to an output stride of {output_stride}: {error}. Take 32, or another "
+                "network."
+            ) from error
         super().__init__(mean, std)
         parts = _chain(name, network.eval())
         names = [*parts]
@@ -104,7 +114,7 @@ class Timm(Dense):
         if ends != sorted(set(ends)):
             raise ValueError(f"Taps are named from shallow to deep, but {', '.join(taps)} came.")
         self.tapped = dict(zip(ends, TAPS))
-        self.first = _last(names, frozen) + 1 if frozen else 0            # the first part that is trained
+        self.first = _last(names, frozen) + 1 if frozen else 0  # the first part that is trained
         self.parts = nn.ModuleList([*parts.values()][: ends[-1] + 1])
         self.freeze(self.parts[: self.first])
         with torch.no_grad():
@@ -130,8 +140,10 @@ class Timm(Dense):
             if number in self.tapped:
                 maps[self.tapped[number]] = maps["trunk"]
         grid = maps["trunk"].shape[2:]
-        return {name: features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, grid)
-                for name, features in maps.items()}
+        return {
+            name: features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, grid)
+            for name, features in maps.items()
+        }
 
 
 def parameter_groups(
@@ -148,19 +160,27 @@ def parameter_groups(
     """
     groups = []
     for modules, rate in (([trunk], lr), ([*new], 10 * lr)):
-        layers = [layer for module in modules for layer in module.modules()
-                  if isinstance(layer, (nn.Conv2d, nn.Linear, nn.GroupNorm))]
+        layers = [
+            layer
+            for module in modules
+            for layer in module.modules()
+            if isinstance(layer, (nn.Conv2d, nn.Linear, nn.GroupNorm))
+        ]
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        groups += [{"params": [layer.weight for layer in layers], "lr": rate, "weight_decay": weight_decay},
-                   {"params": biases, "lr": 2 * rate, "weight_decay": 0.0}]
+        groups += [
+            {"params": [layer.weight for layer in layers], "lr": rate, "weight_decay": weight_decay},
+            {"params": biases, "lr": 2 * rate, "weight_decay": 0.0},
+        ]
     return groups
 
 
 def _chain(name: str, network: nn.Module) -> dict[str, nn.Module]:
     """The parts of a network of timm in their order, Sequentials taken apart, up to the map of its `forward_features`."""
     if network.pretrained_cfg.get("fixed_input_size"):
-        raise ValueError(f"{name} takes images of one size only, while the views of an image have several. Take a network of "
-                         "convolutions, such as tf_efficientnet_lite0 or resnet50.")
+        raise ValueError(
+            f"{name} takes images of one size only, while the views of an image have several. Take a network of "
+            "convolutions, such as tf_efficientnet_lite0 or resnet50."
+        )
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     parts, features = {}, images
     with torch.no_grad():
@@ -173,11 +193,15 @@ def _chain(name: str, network: nn.Module) -> dict[str, nn.Module]:
             parts[part] = module
             if features.shape == expected.shape and torch.allclose(features, expected, rtol=1e-4, atol=1e-4):
                 return parts
-    raise ValueError(_NO_CHAIN.format(name=name, part=part, error="what comes out is not what its forward_features returns"))
+    raise ValueError(
+        _NO_CHAIN.format(name=name, part=part, error="what comes out is not what its forward_features returns")
+    )
 
 
-_NO_CHAIN = ("The parts of {name} cannot be called one after another ({part}: {error}). Take a network that is a chain of parts, "
-             "such as tf_efficientnet_lite0, resnet50 or densenet121.")
+_NO_CHAIN = (
+    "The parts of {name} cannot be called one after another ({part}: {error}). Take a network that is a chain of parts, "
+    "such as tf_efficientnet_lite0, resnet50 or densenet121."
+)
 
 
 def _leaves(prefix: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:

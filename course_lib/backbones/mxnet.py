@@ -27,8 +27,14 @@ from torch import Tensor
 MAGIC, V1, V2, V3 = 0x112, 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 TYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")
 MAX_DIMENSIONS = 8
-IMAGENET_MD5 = "ff21f45d6bf03284100dcbec571edfad"       # of ilsvrc-cls_rna-a1_cls1000_ep-0001.params
-PARTS = {"weight": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_var": "running_var"}
+IMAGENET_MD5 = "ff21f45d6bf03284100dcbec571edfad"  # of ilsvrc-cls_rna-a1_cls1000_ep-0001.params
+PARTS = {
+    "weight": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_var": "running_var",
+}
 
 
 def read_params(path: str | Path) -> dict[str, Shaped[Tensor, "..."]]:
@@ -45,7 +51,9 @@ def read_params(path: str | Path) -> dict[str, Shaped[Tensor, "..."]]:
         reader = _Reader(file, path)
         magic, reserved = reader.numbers("<QQ", "the header")
         if (magic, reserved) != (MAGIC, 0):
-            raise reader.error(f"it begins with {magic:#x}, {reserved:#x} instead of {MAGIC:#x}, 0x0; is it a .params file?")
+            raise reader.error(
+                f"it begins with {magic:#x}, {reserved:#x} instead of {MAGIC:#x}, 0x0; is it a .params file?"
+            )
         arrays = [reader.array(number) for number in range(reader.count("arrays", 4))]
         names = [reader.name(number) for number in range(reader.count("names", 8))]
         if len(names) != len(arrays) or len(set(names)) != len(names):
@@ -66,15 +74,21 @@ def resnet38_state(path: str | Path) -> dict[str, Shaped[Tensor, "..."]]:
     arrays = read_params(path)
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "md5").hexdigest() != IMAGENET_MD5:
-            warnings.warn(f"{path} is not the published file ilsvrc-cls_rna-a1_cls1000_ep-0001.params (md5 {IMAGENET_MD5}): "
-                          "figures made with it do not compare.", stacklevel=2)
+            warnings.warn(
+                f"{path} is not the published file ilsvrc-cls_rna-a1_cls1000_ep-0001.params (md5 {IMAGENET_MD5}): "
+                "figures made with it do not compare.",
+                stacklevel=2,
+            )
     return {_renamed(name): array for name, array in arrays.items() if not name.startswith("arg:linear1000_")}
 
 
 def _renamed(name: str) -> str:
     """arg:res4b3_branch2b1_weight -> b4_3.conv_branch2b1.weight, aux:bn5a_branch2a_moving_var -> b5.bn_branch2a.running_var"""
-    found = re.fullmatch(r"(?:arg|aux):(?:(conv1a|bn7)|(res|bn)([2-7])(?:a|b([1-5]))_(branch(?:1|2a|2b1|2b2)))"
-                         r"_(weight|gamma|beta|moving_mean|moving_var)", name)
+    found = re.fullmatch(
+        r"(?:arg|aux):(?:(conv1a|bn7)|(res|bn)([2-7])(?:a|b([1-5]))_(branch(?:1|2a|2b1|2b2)))"
+        r"_(weight|gamma|beta|moving_mean|moving_var)",
+        name,
+    )
     if not found:
         raise RuntimeError(f"ResNet38 has no tensor called {name!r} in MXNet. Is the file that of ilsvrc-cls_rna-a1?")
     alone, kind, level, unit, branch, part = found.groups()
@@ -90,7 +104,9 @@ class _Reader:
         self.file, self.path, self.size = file, path, path.stat().st_size
 
     def error(self, what: str) -> RuntimeError:
-        return RuntimeError(f"{self.path} cannot be read as weights of MXNet: {what}. Fetch it again, or check its name.")
+        return RuntimeError(
+            f"{self.path} cannot be read as weights of MXNet: {what}. Fetch it again, or check its name."
+        )
 
     def left(self) -> int:
         return self.size - self.file.tell()
@@ -104,12 +120,12 @@ class _Reader:
         return struct.unpack(form, self.file.read(struct.calcsize(form)))
 
     def count(self, what: str, least: int) -> int:
-        count, = self.numbers("<Q", f"the number of {what}")
+        (count,) = self.numbers("<Q", f"the number of {what}")
         self.check(count * least, f"{count:,} {what}")
         return count
 
     def name(self, number: int) -> str:
-        length, = self.numbers("<Q", f"name {number}")
+        (length,) = self.numbers("<Q", f"name {number}")
         self.check(length, f"name {number}")
         try:
             return self.file.read(length).decode()
@@ -118,12 +134,12 @@ class _Reader:
 
     def array(self, number: int) -> Tensor:
         what = f"array {number}"
-        kind, = self.numbers("<I", what)
+        (kind,) = self.numbers("<I", what)
         if kind in (V2, V3):
-            storage, = self.numbers("<i", what)
+            (storage,) = self.numbers("<i", what)
             if storage:
                 raise self.error(f"{what} is sparse (storage type {storage})")
-        dimensions, = self.numbers("<I", what) if kind in (V1, V2, V3) else (kind,)
+        (dimensions,) = self.numbers("<I", what) if kind in (V1, V2, V3) else (kind,)
         if dimensions > MAX_DIMENSIONS:
             raise self.error(f"{what} claims {dimensions:,} dimensions")
         shape = self.numbers(f"<{dimensions}{'q' if kind in (V1, V2, V3) else 'I'}", what)
@@ -136,4 +152,6 @@ class _Reader:
             raise self.error(f"{what} claims the shape {shape}")
         dtype, count = np.dtype(TYPES[flag]), math.prod(shape)
         self.check(count * dtype.itemsize, f"{what} of shape {shape}")
-        return torch.from_numpy(np.fromfile(self.file, dtype, count).astype(dtype.newbyteorder("="), copy=False)).reshape(shape)
+        return torch.from_numpy(
+            np.fromfile(self.file, dtype, count).astype(dtype.newbyteorder("="), copy=False)
+        ).reshape(shape)

@@ -21,8 +21,8 @@ from jaxtyping import Float, Shaped
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-_SIMILAR = {"f8_3": (64, 512), "f8_4": (128, 1024), "f9": (192, 195)}     # what pixel correlation compares
-LAYOUTS = {                                                               # rows and columns of the heads
+_SIMILAR = {"f8_3": (64, 512), "f8_4": (128, 1024), "f9": (192, 195)}  # what pixel correlation compares
+LAYOUTS = {  # rows and columns of the heads
     "trunk": {},
     "cam": {"fc8": (20, 4096)},
     "eps": {"fc8": (21, 4096)},
@@ -39,9 +39,9 @@ BACKGROUND_LAST = ("eps", "p2p-eps")
 class Released:
     """A checkpoint, taken apart."""
 
-    method: str                         # a key of LAYOUTS; "trunk" where there is no head
-    trunk: dict[str, Shaped[Tensor, "..."]]             # state_dict of a ResNet38
-    heads: dict[str, Float[Tensor, "rows columns 1 1"]]     # weights by published name, background in row 0 of fc8;
+    method: str  # a key of LAYOUTS; "trunk" where there is no head
+    trunk: dict[str, Shaped[Tensor, "..."]]  # state_dict of a ResNet38
+    heads: dict[str, Float[Tensor, "rows columns 1 1"]]  # weights by published name, background in row 0 of fc8;
     #                                                     the projector of both P2P variants is called fc_proj
 
 
@@ -56,16 +56,30 @@ def read(path: str | Path) -> Released:
     if not path.is_file():
         raise FileNotFoundError(f"A checkpoint was expected at {path}, but there is no such file.")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise RuntimeError(f"{path} cannot be read as a file of tensors; anything else in it is not loaded: {error}") from error
+        raise RuntimeError(
+            f"{path} cannot be read as a file of tensors; anything else in it is not loaded: {error}"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise RuntimeError(f"{path} holds something else than tensors by name. Save the state_dict of the network alone.")
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}     # of nn.DataParallel
+        raise RuntimeError(
+            f"{path} holds something else than tensors by name. Save the state_dict of the network alone."
+        )
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}  # of nn.DataParallel
     heads = {name.removesuffix(".weight"): state.pop(name) for name in [*state] if name.split(".")[0] in HEADS}
     shapes = {name: tuple(weight.shape) for name, weight in heads.items()}
-    method = next((method for method, layout in LAYOUTS.items()
-                   if shapes == {name: (*size, 1, 1) for name, size in layout.items()}), None)
+    method = next(
+        (
+            method
+            for method, layout in LAYOUTS.items()
+            if shapes == {name: (*size, 1, 1) for name, size in layout.items()}
+        ),
+        None,
+    )
     if method is None:
         raise RuntimeError(f"{path} holds the heads {shapes}, which no published network has: {_layouts()}.")
     if method in BACKGROUND_LAST:
@@ -85,8 +99,10 @@ def load(path: str | Path, trunk: nn.Module, heads: Mapping[str, nn.Module]) -> 
     """
     found = read(path)
     if set(heads) != set(found.heads):
-        raise RuntimeError(f"{Path(path).name} is a checkpoint of {found.method} with the heads {sorted(found.heads)}, but the "
-                           f"network has {sorted(heads)}. Build the network of that method.")
+        raise RuntimeError(
+            f"{Path(path).name} is a checkpoint of {found.method} with the heads {sorted(found.heads)}, but the "
+            f"network has {sorted(heads)}. Build the network of that method."
+        )
     fill(trunk, found.trunk, f"The trunk in {Path(path).name}")
     for name, head in heads.items():
         fill(head, {"weight": found.heads[name]}, f"{name} in {Path(path).name}")
@@ -104,12 +120,18 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     wanted = module.state_dict()
     missing = [name for name in wanted if name not in state and not name.endswith(".num_batches_tracked")]
     extra = [name for name in state if name not in wanted]
-    other = [f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}" for name in wanted
-             if name in state and state[name].shape != wanted[name].shape]
+    other = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
+    ]
     for what, names in (("lacks", missing), ("holds besides", extra), ("has other shapes:", other)):
         if names:
-            raise RuntimeError(f"{source} does not fit {type(module).__name__}: it {what} {', '.join(names[:4])}"
-                               + (f" and {len(names) - 4} more" if len(names) > 4 else "") + ".")
+            raise RuntimeError(
+                f"{source} does not fit {type(module).__name__}: it {what} {', '.join(names[:4])}"
+                + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+                + "."
+            )
     module.load_state_dict(dict(state), strict=False)
 
 

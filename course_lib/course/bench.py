@@ -37,8 +37,7 @@ from course_lib.wsss import View, seam
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss
 
 Contestants = dict[str, Callable[[], object]]
-PEERS = {"grad-cam": "pytorch_grad_cam", "torchcam": "torchcam", "opencv-python-headless": "cv2",
-         "easyfsl": "easyfsl"}
+PEERS = {"grad-cam": "pytorch_grad_cam", "torchcam": "torchcam", "opencv-python-headless": "cv2", "easyfsl": "easyfsl"}
 IMAGES, CLASSES = 16, 20
 
 
@@ -64,8 +63,11 @@ def cam() -> Contestants:
         return _maps(model, images)
 
     torch.testing.assert_close(ours(), torchcam(False), rtol=1e-3, atol=1e-4)
-    return {"ours": ours, "torchcam, each class with its forward pass": lambda: torchcam(True),
-            "torchcam, one forward pass": lambda: torchcam(False)}
+    return {
+        "ours": ours,
+        "torchcam, each class with its forward pass": lambda: torchcam(True),
+        "torchcam, one forward pass": lambda: torchcam(False),
+    }
 
 
 def heatmaps() -> Contestants:
@@ -86,7 +88,7 @@ def heatmaps() -> Contestants:
     raw = _maps(model, images)[:, :2].relu()
     low, high = raw.amin((-2, -1), keepdim=True), raw.amax((-2, -1), keepdim=True)
     expected = F.interpolate((raw - low) / (high - low), 224, mode="bilinear")
-    clear = (high - low)[..., 0, 0] > 0.01                                # there is no picture where the ReLU leaves nothing
+    clear = (high - low)[..., 0, 0] > 0.01  # there is no picture where the ReLU leaves nothing
     torch.testing.assert_close(torch.from_numpy(grad_cam(2))[clear], expected[clear], rtol=0, atol=0.05)
     return {"ours": ours, "grad-cam, class by class": grad_cam}
 
@@ -102,8 +104,9 @@ def max_box_acc_random() -> Contestants:
     """MaxBoxAcc and V2 curves of 16 random maps, 7 x 7 to 224 x 224"""
     generator = torch.Generator().manual_seed(0)
     corner = torch.randint(0, 112, (IMAGES, 1, 2), generator=generator)
-    return _box_curves(maps.heatmap(torch.randn(IMAGES, 7, 7, generator=generator), 224),
-                       list(torch.cat((corner, corner + 111), 2)))
+    return _box_curves(
+        maps.heatmap(torch.randn(IMAGES, 7, 7, generator=generator), 224), list(torch.cat((corner, corner + 111), 2))
+    )
 
 
 def dist_cam() -> Contestants:
@@ -118,7 +121,9 @@ def dist_cam() -> Contestants:
         query, found = features.mean((-2, -1)), []
         for prototype in prototypes:
             distance = (query - prototype).abs()
-            weights = 1 / torch.maximum(distance, 1e-6 * distance.mean(1, keepdim=True).clamp_min(prototype.abs().mean()))
+            weights = 1 / torch.maximum(
+                distance, 1e-6 * distance.mean(1, keepdim=True).clamp_min(prototype.abs().mean())
+            )
             found.append(combine(weights / weights.sum(1, keepdim=True)))
         return torch.stack(found, 1)
 
@@ -131,9 +136,15 @@ def dist_cam() -> Contestants:
     def ours() -> torch.Tensor:
         return maps.dist_cam(features, prototypes)
 
-    torch.testing.assert_close(maps.heatmap(ours()[:2], 14), maps.heatmap(multiply_and_sum()[:2], 14), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        maps.heatmap(ours()[:2], 14), maps.heatmap(multiply_and_sum()[:2], 14), rtol=0, atol=1e-3
+    )
     torch.testing.assert_close(maps.heatmap(ours()[:2], 14), maps.heatmap(einsum()[:2], 14), rtol=0, atol=1e-3)
-    return {"ours": ours, "loop over references, multiply and sum": multiply_and_sum, "loop over references, einsum": einsum}
+    return {
+        "ours": ours,
+        "loop over references, multiply and sum": multiply_and_sum,
+        "loop over references, einsum": einsum,
+    }
 
 
 def dist_cam_cost() -> Contestants:
@@ -141,7 +152,7 @@ def dist_cam_cost() -> Contestants:
     model, images, _ = _model_and_photographs("resnet50")
     images = images[:8]
     features = _features(model, images)
-    reference = features.mean((-2, -1)).roll(1, 0)[:, None]                # another photograph's, for each image
+    reference = features.mean((-2, -1)).roll(1, 0)[:, None]  # another photograph's, for each image
     return {"ours": lambda: maps.dist_cam(features, reference), "forward pass": lambda: _features(model, images)}
 
 
@@ -214,7 +225,9 @@ def cmc_map() -> Contestants:
     generator = torch.Generator().manual_seed(0)
     distances = torch.rand(500, 4000, generator=generator)
     query_ids, gallery_ids, query_cameras, gallery_cameras = (
-        torch.randint(high, (count,), generator=generator) for high, count in ((200, 500), (200, 4000), (6, 500), (6, 4000)))
+        torch.randint(high, (count,), generator=generator)
+        for high, count in ((200, 500), (200, 4000), (6, 500), (6, 4000))
+    )
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
 
     def loop(every_rank: bool) -> tuple[np.ndarray, float, float]:
@@ -225,10 +238,13 @@ def cmc_map() -> Contestants:
         return found.cmc.numpy(), found.map, found.minp
 
     for every_rank in (True, False):
-        for figure, expected in zip(ours(), loop(every_rank)):            # the loop takes equal distances in any order
+        for figure, expected in zip(ours(), loop(every_rank)):  # the loop takes equal distances in any order
             np.testing.assert_allclose(figure, expected, rtol=0, atol=1e-8)
-    return {"ours": ours, "loop over queries and ranks, as published": lambda: loop(True),
-            "loop over queries, numpy along the ranks": lambda: loop(False)}
+    return {
+        "ours": ours,
+        "loop over queries and ranks, as published": lambda: loop(True),
+        "loop over queries, numpy along the ranks": lambda: loop(False),
+    }
 
 
 def rerank() -> Contestants:
@@ -236,7 +252,10 @@ def rerank() -> Contestants:
     query, gallery = _clusters(1000, 4000)
     few = query[:100], gallery[:300]
     np.testing.assert_allclose(ranking.rerank(*few).numpy(), _rerank_dense(*few), rtol=0, atol=1e-5)
-    return {"ours": lambda: ranking.rerank(query, gallery), "dense matrices in numpy": lambda: _rerank_dense(query, gallery)}
+    return {
+        "ours": lambda: ranking.rerank(query, gallery),
+        "dense matrices in numpy": lambda: _rerank_dense(query, gallery),
+    }
 
 
 def rerank_market() -> Contestants:
@@ -262,8 +281,10 @@ def episodes() -> Contestants:
         """Its sampler, on the torch of today."""
 
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(20).repeat_interleave(600)                      # as many as the test images of miniImageNet
-    features = torch.randn(20, 640, generator=generator)[labels] + 6 * torch.randn(len(labels), 640, generator=generator)
+    labels = torch.arange(20).repeat_interleave(600)  # as many as the test images of miniImageNet
+    features = torch.randn(20, 640, generator=generator)[labels] + 6 * torch.randn(
+        len(labels), 640, generator=generator
+    )
     own_labels, model = torch.arange(5), PrototypicalNetworks()
 
     def ours() -> torch.Tensor:
@@ -271,7 +292,7 @@ def episodes() -> Contestants:
         return recalls(features, drawn, "l2").mean(1)
 
     def easyfsl() -> float:
-        random.seed(0)                                                    # its tasks follow Python's own generator
+        random.seed(0)  # its tasks follow Python's own generator
         data = FeaturesDataset(labels.tolist(), features, [str(label) for label in range(20)])
         tasks = Tasks(data, 5, 1, 15, 10_000)
         loader = torch.utils.data.DataLoader(data, batch_sampler=tasks, collate_fn=tasks.episodic_collate_fn)
@@ -286,18 +307,35 @@ def episodes() -> Contestants:
         return torch.stack(right)
 
     accuracy, margin = interval(ours())
-    torch.testing.assert_close(ours(), its_model(), rtol=0, atol=1.5 / 75)         # a query at equal distances may go either way
-    assert abs(easyfsl() - accuracy) < 2 * margin                         # its own episodes are others
-    return {"ours": ours, "easyfsl, features and sampler as in its manual": easyfsl,
-            "easyfsl's model, on episodes that we draw": its_model}
+    torch.testing.assert_close(
+        ours(), its_model(), rtol=0, atol=1.5 / 75
+    )  # a query at equal distances may go either way
+    assert abs(easyfsl() - accuracy) < 2 * margin  # its own episodes are others
+    return {
+        "ours": ours,
+        "easyfsl, features and sampler as in its manual": easyfsl,
+        "easyfsl's model, on episodes that we draw": its_model,
+    }
 
 
-ROWS = {"cam": cam, "heatmaps": heatmaps, "max_box_acc": max_box_acc, "max_box_acc_random": max_box_acc_random,
-        "dist_cam": dist_cam, "dist_cam_cost": dist_cam_cost,
-        "contrast": contrast, "contrast_coarse": contrast_coarse, "contrast_fine": contrast_fine,
-        "threshold_sweep": threshold_sweep, "pixel_correlation": pixel_correlation,
-        "episodes": episodes, "cmc_map": cmc_map, "rerank": rerank, "rerank_market": rerank_market}
-MEMORY = {"pixel_correlation", "rerank", "rerank_market"}     # rows whose peak memory is measured too, in a run of its own
+ROWS = {
+    "cam": cam,
+    "heatmaps": heatmaps,
+    "max_box_acc": max_box_acc,
+    "max_box_acc_random": max_box_acc_random,
+    "dist_cam": dist_cam,
+    "dist_cam_cost": dist_cam_cost,
+    "contrast": contrast,
+    "contrast_coarse": contrast_coarse,
+    "contrast_fine": contrast_fine,
+    "threshold_sweep": threshold_sweep,
+    "pixel_correlation": pixel_correlation,
+    "episodes": episodes,
+    "cmc_map": cmc_map,
+    "rerank": rerank,
+    "rerank_market": rerank_market,
+}
+MEMORY = {"pixel_correlation", "rerank", "rerank_market"}  # rows whose peak memory is measured too, in a run of its own
 
 
 def main(argv: list[str]) -> int:
@@ -327,20 +365,38 @@ def main(argv: list[str]) -> int:
             print(f"The photographs to measure with are missing. Write them: python -m course_lib data\n({error})")
             return 1
         for contestant, spent in seconds.items():
-            table.append({"row": name, "task": ROWS[name].__doc__, "contestant": contestant, "seconds": spent,
-                          "ratio": spent / seconds["ours"],
-                          **({"peak_bytes": memory[contestant]} if name in MEMORY else {})})
+            table.append(
+                {
+                    "row": name,
+                    "task": ROWS[name].__doc__,
+                    "contestant": contestant,
+                    "seconds": spent,
+                    "ratio": spent / seconds["ours"],
+                    **({"peak_bytes": memory[contestant]} if name in MEMORY else {}),
+                }
+            )
     versions = {package: version(package) for package in ("torch", "timm", "numpy", *PEERS)}
     minimum = dict(re.findall(r"^([\w-]+)>=([\w.]+)", "\n".join(requires("course_lib") or []), re.MULTILINE))
     minimum = {package: minimum[package] for package in versions}
     print("| task | contestant | median | ratio | peak memory |\n|---|---|---:|---:|---:|")
     for entry in table:
         peak = f" {entry['peak_bytes'] / 1e6:.0f} MB |" if "peak_bytes" in entry else " |"
-        print(f"| {entry['task']} | {entry['contestant']} | {1000 * entry['seconds']:.1f} ms | {entry['ratio']:.1f} |{peak}")
-    print(f"\nOne thread, median CPU time of {arguments.repeats} alternating repeats after a warm-up; "
-          + ", ".join(f"{package} {number} (at least {minimum[package]})" for package, number in versions.items()) + ".")
-    result = {"commit": commit(), "repeats": arguments.repeats, "threads": 1, "versions": versions, "minimum": minimum,
-              "rows": table}
+        print(
+            f"| {entry['task']} | {entry['contestant']} | {1000 * entry['seconds']:.1f} ms | {entry['ratio']:.1f} |{peak}"
+        )
+    print(
+        f"\nOne thread, median CPU time of {arguments.repeats} alternating repeats after a warm-up; "
+        + ", ".join(f"{package} {number} (at least {minimum[package]})" for package, number in versions.items())
+        + "."
+    )
+    result = {
+        "commit": commit(),
+        "repeats": arguments.repeats,
+        "threads": 1,
+        "versions": versions,
+        "minimum": minimum,
+        "rows": table,
+    }
     paths.write_text(paths.results() / "bench.json", json.dumps(result, indent=1) + "\n")
     return 0
 
@@ -353,7 +409,7 @@ def peak_memory(run: Callable[[], object]) -> int:
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")                         # the peak starts again at what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
 
     def resident(name: str) -> int:
         return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -418,8 +474,11 @@ def _box_curves(heatmap: torch.Tensor, boxes: list[torch.Tensor]) -> Contestants
 
     torch.testing.assert_close(ours(), every_threshold(), rtol=0, atol=1e-12)
     torch.testing.assert_close(ours(), distinct_masks(), rtol=0, atol=1e-12)
-    return {"ours": ours, "OpenCV contours, 1000 thresholds": every_threshold,
-            "OpenCV contours, the 255 distinct masks only": distinct_masks}
+    return {
+        "ours": ours,
+        "OpenCV contours, 1000 thresholds": every_threshold,
+        "OpenCV contours, the 255 distinct masks only": distinct_masks,
+    }
 
 
 def _opencv_curves(levels: np.ndarray, boxes: list[torch.Tensor], thresholds: list[int]) -> torch.Tensor:
@@ -473,8 +532,11 @@ def _contrast(*sides: int) -> Contestants:
         return gradients(released_contrast(*views, tags, noise, draw))
 
     torch.testing.assert_close(ours(), loops(), rtol=1e-3, atol=1e-6)
-    return {"ours": ours, "loops of the released arithmetic": lambda: loops(True),
-            "the same without a random draw that nothing uses": loops}
+    return {
+        "ours": ours,
+        "loops of the released arithmetic": lambda: loops(True),
+        "the same without a random draw that nothing uses": loops,
+    }
 
 
 def released_contrast(
@@ -502,7 +564,7 @@ def released_contrast(
         with torch.no_grad():
             for label in range(cam.shape[1]):
                 confidence = cam[:, label].flatten()
-                picks = confidence.topk(32).indices if label else torch.arange(32)    # equals have no order of their own
+                picks = confidence.topk(32).indices if label else torch.arange(32)  # equals have no order of their own
                 weight = confidence[picks][:, None]
                 prototypes.append((weight * rows[picks]).sum(0) / weight.sum())
             prototypes = F.normalize(torch.stack(prototypes), dim=1)
@@ -515,7 +577,7 @@ def released_contrast(
     def intra(
         directions: torch.Tensor, labels: torch.Tensor, prototypes: torch.Tensor, chance: torch.Tensor
     ) -> torch.Tensor:
-        everyone = prototypes.repeat(len(labels), 1, 1)                   # m c d
+        everyone = prototypes.repeat(len(labels), 1, 1)  # m c d
         order = (directions.detach() @ prototypes.T).argsort(1, descending=True)
         hard = everyone.gather(1, order[:, 3:13, None].expand(-1, -1, everyone.shape[2]))
         if draw:
@@ -538,14 +600,20 @@ def released_contrast(
         return total / len(classes)
 
     one, two = sides
-    return {"cross-prototype": 0.1 * (contrast(*one[:2], two[2]) + contrast(*two[:2], one[2])) / 2,
-            "cross-cam": 0.1 * (contrast(one[0], two[1], one[2]) + contrast(two[0], one[1], two[2])) / 2,
-            "intra": 0.1 * (intra(*one, noise[0].flatten()) + intra(*two, noise[1].flatten())) / 2}
+    return {
+        "cross-prototype": 0.1 * (contrast(*one[:2], two[2]) + contrast(*two[:2], one[2])) / 2,
+        "cross-cam": 0.1 * (contrast(one[0], two[1], one[2]) + contrast(two[0], one[1], two[2])) / 2,
+        "intra": 0.1 * (intra(*one, noise[0].flatten()) + intra(*two, noise[1].flatten())) / 2,
+    }
 
 
 def _ranks_by_loop(
-    distances: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray, query_cameras: np.ndarray,
-    gallery_cameras: np.ndarray, every_rank: bool,
+    distances: np.ndarray,
+    query_ids: np.ndarray,
+    gallery_ids: np.ndarray,
+    query_cameras: np.ndarray,
+    gallery_cameras: np.ndarray,
+    every_rank: bool,
 ) -> tuple[np.ndarray, float, float]:
     """CMC (50 ranks), mAP and mINP the usual way, query by query; `every_rank` divides each rank by itself in Python."""
     orders = np.argsort(distances, 1)
@@ -556,8 +624,11 @@ def _ranks_by_loop(
         if not hit.any():
             continue
         found = hit.cumsum()
-        precision = (np.array([count / (rank + 1.0) for rank, count in enumerate(found)]) if every_rank
-                     else found / np.arange(1, len(found) + 1))
+        precision = (
+            np.array([count / (rank + 1.0) for rank, count in enumerate(found)])
+            if every_rank
+            else found / np.arange(1, len(found) + 1)
+        )
         curves.append(np.minimum(found[:50], 1))
         precisions.append((precision * hit).sum() / found[-1])
         penalties.append(found[-1] / (np.flatnonzero(hit)[-1] + 1))
@@ -573,7 +644,9 @@ def _clusters(queries: int, gallery: int, each: int = 25) -> tuple[torch.Tensor,
     return features[:queries], features[queries:]
 
 
-def _rerank_dense(query: torch.Tensor, gallery: torch.Tensor, k1: int = 20, k2: int = 6, lam: float = 0.3) -> np.ndarray:
+def _rerank_dense(
+    query: torch.Tensor, gallery: torch.Tensor, k1: int = 20, k2: int = 6, lam: float = 0.3
+) -> np.ndarray:
     """Re-ranking the usual way: every matrix whole, every row sorted whole, every neighbourhood and query in a loop."""
     features = torch.cat((query, gallery)).numpy()
     lengths = np.square(features).sum(1)
@@ -582,8 +655,8 @@ def _rerank_dense(query: torch.Tensor, gallery: torch.Tensor, k1: int = 20, k2: 
     order = np.argsort(distance, 1)
 
     def reciprocal(image: int, k: int) -> np.ndarray:
-        forward = order[image, :k + 1]
-        return forward[(order[forward, :k + 1] == image).any(1)]
+        forward = order[image, : k + 1]
+        return forward[(order[forward, : k + 1] == image).any(1)]
 
     encoding = np.zeros_like(distance)
     for image in range(len(features)):
@@ -603,5 +676,5 @@ def _rerank_dense(query: torch.Tensor, gallery: torch.Tensor, k1: int = 20, k2: 
         for column in np.flatnonzero(encoding[image]):
             rows = holders[column]
             shared[rows] += np.minimum(encoding[image, column], encoding[rows, column])
-        result[image] = (1 - shared / (2 - shared))[len(query):]
-    return (1 - lam) * result + lam * distance[:len(query), len(query):]
+        result[image] = (1 - shared / (2 - shared))[len(query) :]
+    return (1 - lam) * result + lam * distance[: len(query), len(query) :]

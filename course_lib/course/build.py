@@ -24,14 +24,21 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbformat import NotebookNode
-from nbgrader.preprocessors import CheckCellMetadata, ClearHiddenTests, ClearOutput, ClearSolutions, ComputeChecksums, LockCells
+from nbgrader.preprocessors import (
+    CheckCellMetadata,
+    ClearHiddenTests,
+    ClearOutput,
+    ClearSolutions,
+    ComputeChecksums,
+    LockCells,
+)
 from traitlets.config import Config
 
 from course_lib.paths import checkout, write_text
 
 STUB = '# YOUR CODE HERE\nraise NotImplementedError("this exercise is not written yet")'
 MARKERS = re.compile(r"(BEGIN|END) +(SOLUTION|HIDDEN TESTS)|\{\{\w+\}\}", re.IGNORECASE)
-SETUP = '''\
+SETUP = """\
 # Set-up. On Colab it installs the course library and what that needs; torch stays Colab's own. Elsewhere it does nothing.
 import importlib.util, sys
 if "google.colab" in sys.modules and not importlib.util.find_spec("course_lib"):
@@ -40,7 +47,7 @@ if "google.colab" in sys.modules and not importlib.util.find_spec("course_lib"):
     importlib.invalidate_caches()
 if not importlib.util.find_spec("course_lib"):
     raise ModuleNotFoundError("The course library is missing. Get the course from "
-                              "{repository}, run `make lab` there, and open this lesson.")'''
+                              "{repository}, run `make lab` there, and open this lesson.")"""
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,11 @@ def solved(source: Path, where: Address) -> NotebookNode:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\{\{(badge|next)\}\}", lambda match: text[match[1]], cell.source)
         elif cell.source.startswith("# {{setup}}"):
-            lines = SETUP.format(library=f"git+{where.repository}@{where.revision}", packages=" ".join(where.colab),
-                                 repository=where.repository)
+            lines = SETUP.format(
+                library=f"git+{where.repository}@{where.revision}",
+                packages=" ".join(where.colab),
+                repository=where.repository,
+            )
             cell.source = cell.source.replace("# {{setup}}", lines, 1)
         _expand(cell)
     _refuse(notebook, source.name)
@@ -94,13 +104,19 @@ def student(notebook: NotebookNode, name: str) -> NotebookNode:
     notebook = copy.deepcopy(notebook)
     config = Config()
     config.ClearSolutions.code_stub = {"python": STUB}
-    resources = {"nbgrader": {"notebook": name, "assignment": "course", "student": "."}, "metadata": {}, "unique_key": name}
+    resources = {
+        "nbgrader": {"notebook": name, "assignment": "course", "student": "."},
+        "metadata": {},
+        "unique_key": name,
+    }
     for step in (LockCells, ClearSolutions, ClearOutput, CheckCellMetadata, ClearHiddenTests, ComputeChecksums):
         notebook, resources = step(config=config).preprocess(notebook, resources)
     for cell in notebook.cells:
         if leak := MARKERS.search(cell.source):
-            raise ValueError(f"{name}: {leak[0]!r} is still in the student version, in the cell that starts with "
-                             f"{cell.source.splitlines()[0]!r}. Is the marker of its other end missing or misspelt?")
+            raise ValueError(
+                f"{name}: {leak[0]!r} is still in the student version, in the cell that starts with "
+                f"{cell.source.splitlines()[0]!r}. Is the marker of its other end missing or misspelt?"
+            )
     return notebook
 
 
@@ -136,9 +152,11 @@ def main(argv: list[str]) -> int:
     """`python -m course_lib build [--check]`; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m course_lib build",
-        description="Build the notebooks from notebooks/src. Student notebooks in notebooks/ are overwritten.")
-    parser.add_argument("--check", action="store_true",
-                        help="write nothing; fail if a student notebook is not what its source gives")
+        description="Build the notebooks from notebooks/src. Student notebooks in notebooks/ are overwritten.",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a student notebook is not what its source gives"
+    )
     arguments = parser.parse_args(argv)
     root = checkout()
     if root is None:
@@ -163,8 +181,13 @@ def _expand(cell: NotebookNode) -> None:
     for kind in {"exercise", "check"} & set(cell.metadata):
         number = str(cell.metadata.pop(kind))
         cell.metadata["nbgrader"] = {
-            "schema_version": 3, "grade_id": f"{kind}-{number.replace('.', '-')}", "task": False,
-            "solution": kind == "exercise", "grade": kind == "check", "locked": kind == "check"}
+            "schema_version": 3,
+            "grade_id": f"{kind}-{number.replace('.', '-')}",
+            "task": False,
+            "solution": kind == "exercise",
+            "grade": kind == "check",
+            "locked": kind == "check",
+        }
         if kind == "check":
             cell.metadata["nbgrader"]["points"] = cell.metadata.pop("points", 1)
 
@@ -181,7 +204,9 @@ def _refuse(notebook: NotebookNode, name: str) -> None:
     if sum(cell.source.startswith(SETUP.splitlines()[0]) for cell in code) != 1:
         raise ValueError(f"{name}: exactly one cell must start with the line `# {{{{setup}}}}`.")
     if sorted(ids) != sorted(f"{kind}-{number}" for number in set(exercises) for kind in ("exercise", "check")):
-        raise ValueError(f"{name}: every exercise needs exactly one check with its number, but the cells are {', '.join(ids)}.")
+        raise ValueError(
+            f"{name}: every exercise needs exactly one check with its number, but the cells are {', '.join(ids)}."
+        )
     for cell in graded:
         if cell.metadata["nbgrader"]["solution"] and "### BEGIN SOLUTION" not in cell.source:
             raise ValueError(f"{name}: {cell.metadata['nbgrader']['grade_id']} has no ### BEGIN SOLUTION.")
@@ -195,16 +220,22 @@ def _tidy(notebook: NotebookNode, name: str) -> NotebookNode:
         key = cell.metadata.get("nbgrader", {}).get("grade_id") or cell.source.split("\n")[0]
         seen[key] = seen.get(key, -1) + 1
         cell["id"] = hashlib.sha256(f"{name}|{key}|{seen[key]}".encode()).hexdigest()[:8]
-    notebook.metadata = nbformat.from_dict({
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"}, "colab": {"name": f"{name}.ipynb", "toc_visible": True}})
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+            "colab": {"name": f"{name}.ipynb", "toc_visible": True},
+        }
+    )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
 
 
 def badge(source: Path, where: Address) -> str:
     """Markdown of the button that opens a lesson in Colab."""
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where.in_colab(source.stem)})"
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where.in_colab(source.stem)})"
+    )
 
 
 def _next(source: Path, where: Address) -> str:
@@ -212,8 +243,11 @@ def _next(source: Path, where: Address) -> str:
     lessons = sources(source.parent)
     at = lessons.index(source)
     around = {"Before": lessons[at - 1] if at else None, "Next": lessons[at + 1] if at + 1 < len(lessons) else None}
-    links = [f"**{word}:** [{_title(lesson)}]({lesson.stem}.ipynb) ([in Colab]({where.in_colab(lesson.stem)}))"
-             for word, lesson in around.items() if lesson]
+    links = [
+        f"**{word}:** [{_title(lesson)}]({lesson.stem}.ipynb) ([in Colab]({where.in_colab(lesson.stem)}))"
+        for word, lesson in around.items()
+        if lesson
+    ]
     return " · ".join([*links, f"[All lessons]({where.repository})"])
 
 

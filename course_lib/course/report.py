@@ -57,7 +57,9 @@ def write(results: Path, executed: Path, target: Path, profile: str = "mini") ->
         profile: the profile that results should have; others are marked as stale.
     """
     lessons = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("[0-9][0-9].json"))]
-    notebooks = {path.stem.split("_")[0]: nbformat.read(path, 4) for path in sorted(executed.glob("[0-9][0-9]_*.ipynb"))}
+    notebooks = {
+        path.stem.split("_")[0]: nbformat.read(path, 4) for path in sorted(executed.glob("[0-9][0-9]_*.ipynb"))
+    }
     bench = results / "bench.json"
     parts = {
         "lessons": ("Lessons", _lessons(lessons, notebooks, profile)),
@@ -68,15 +70,21 @@ def write(results: Path, executed: Path, target: Path, profile: str = "mini") ->
     }
     parts = {name: (title, body) for name, (title, body) in parts.items() if body}
     links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in parts.items())
-    body = "".join(f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{body}</section>'
-                   for name, (title, body) in parts.items())
-    paths.write_text(target, (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>From Maps to Masks: report</title>'
-        f'<style>{STYLE}</style></head><body><header><h1>From Maps to Masks</h1>'
-        f'<p class="dim">What the lessons measured, in the profile “{escape(profile)}”'
-        f'{f", at commit {escape(commit() or str())}" if commit() else ""}.</p>'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main></body></html>\n'))
+    body = "".join(
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{body}</section>'
+        for name, (title, body) in parts.items()
+    )
+    paths.write_text(
+        target,
+        (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1"><title>From Maps to Masks: report</title>'
+            f"<style>{STYLE}</style></head><body><header><h1>From Maps to Masks</h1>"
+            f'<p class="dim">What the lessons measured, in the profile “{escape(profile)}”'
+            f"{f', at commit {escape(commit() or str())}' if commit() else ''}.</p>"
+            f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main></body></html>\n'
+        ),
+    )
     return target
 
 
@@ -89,8 +97,10 @@ def readme(root: Path, results: Path) -> None:
         measured = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
         if measured.get("profile") != "mini" or "seconds" not in measured:
             sys.exit(f"Lesson {source.stem[:2]} has no result of the mini profile in {results}: run `make run` first.")
-        rows.append(f"| [{title}](notebooks/{source.stem}.ipynb) | {minutes} min | {measured['seconds']:.0f} s | "
-                    f"{build.badge(source, where)} |")
+        rows.append(
+            f"| [{title}](notebooks/{source.stem}.ipynb) | {minutes} min | {measured['seconds']:.0f} s | "
+            f"{build.badge(source, where)} |"
+        )
     page = root / "README.md"
     before, rest = page.read_text(encoding="utf-8").split("<!-- lessons:", 1)
     start, after = rest.split("-->", 1)[0], rest.split("<!-- /lessons -->", 1)[1]
@@ -99,9 +109,13 @@ def readme(root: Path, results: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """`python -m course_lib report [--profile mini] [--readme]`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m course_lib report",
-                                     description="Write build/report.html from the results and executed notebooks that are there.")
-    parser.add_argument("--profile", choices=PROFILES, default="mini", help="results of others are marked (default: mini)")
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib report",
+        description="Write build/report.html from the results and executed notebooks that are there.",
+    )
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="mini", help="results of others are marked (default: mini)"
+    )
     parser.add_argument("--readme", action="store_true", help="also write the table of lessons into README.md")
     arguments = parser.parse_args(argv)
     root = paths.checkout()
@@ -118,7 +132,7 @@ def pictures(notebook: NotebookNode) -> list[tuple[str, str]]:
     found = []
     for data, metadata in _outputs(notebook):
         html = "".join(data.get("text/html", ""))
-        if 'type="range"' in html:                                        # a flipbook: all its frames, and it still flips
+        if 'type="range"' in html:  # a flipbook: all its frames, and it still flips
             found.append((html, f"{html.count('<img')} frames; turn them with the slider"))
             continue
         for mime in ("image/png", "image/jpeg"):
@@ -133,7 +147,12 @@ def pictures(notebook: NotebookNode) -> list[tuple[str, str]]:
 
 
 def _outputs(notebook: NotebookNode) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [(output.data, output.metadata) for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    return [
+        (output.data, output.metadata)
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "data" in output
+    ]
 
 
 def _alt(html: str) -> str:
@@ -149,15 +168,26 @@ def _stale(result: dict[str, Any], profile: str) -> str:
     return " and ".join(reasons)
 
 
-def _table(caption: str, header: list[str], rows: list[list[str]], numbers: Set[int] = frozenset(), note: int = -1) -> str:
+def _table(
+    caption: str, header: list[str], rows: list[list[str]], numbers: Set[int] = frozenset(), note: int = -1
+) -> str:
     """A table from cells that are HTML already; the first cell of each row is its header."""
     kind = ["number" if i in numbers else "note" if i == note else "" for i in range(len(header))]
     kind = [f' class="{name}"' if name else "" for name in kind]
     head = "".join(f'<th scope="col"{kind[i]}>{title}</th>' for i, title in enumerate(header))
-    body = "".join("<tr>" + "".join(f'<th scope="row"{kind[0]}>{cell}</th>' if i == 0 else f"<td{kind[i]}>{cell}</td>"
-                                    for i, cell in enumerate(row)) + "</tr>" for row in rows)
-    return (f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row"{kind[0]}>{cell}</th>' if i == 0 else f"<td{kind[i]}>{cell}</td>"
+            for i, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _lessons(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], profile: str) -> str:
@@ -172,13 +202,27 @@ def _lessons(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], 
             state = '<span class="passed">ran through</span>'
         exercises = result.get("exercises", {})
         passed = sum(verdict == "PASS" for verdict in exercises.values())
-        rows.append([escape(_title(notebooks.get(number), number)), state,
-                     f"{passed} of {len(exercises)}" if exercises else "–",
-                     with_unit(result.get("seconds")), with_unit(result.get("wall_seconds")), with_unit(result.get("peak_mb")),
-                     escape(result.get("device", "–")), escape(result.get("fingerprint") or "–")])
+        rows.append(
+            [
+                escape(_title(notebooks.get(number), number)),
+                state,
+                f"{passed} of {len(exercises)}" if exercises else "–",
+                with_unit(result.get("seconds")),
+                with_unit(result.get("wall_seconds")),
+                with_unit(result.get("peak_mb")),
+                escape(result.get("device", "–")),
+                escape(result.get("fingerprint") or "–"),
+            ]
+        )
     header = ["Lesson", "State", "Exercises", "Seconds", "with start", "Peak MB", "Device", "Data"]
-    caption = "Time from set-up to the last cell, and with the kernel’s start; most memory held; fingerprint of the data."
-    return _table(caption, header, rows, {2, 3, 4, 5}) if rows else "<p>No lesson has been run yet: <code>make run</code>.</p>"
+    caption = (
+        "Time from set-up to the last cell, and with the kernel’s start; most memory held; fingerprint of the data."
+    )
+    return (
+        _table(caption, header, rows, {2, 3, 4, 5})
+        if rows
+        else "<p>No lesson has been run yet: <code>make run</code>.</p>"
+    )
 
 
 def _figures(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], profile: str) -> str:
@@ -186,13 +230,31 @@ def _figures(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], 
     for result in lessons:
         why = _stale(result, profile)
         table = evidence(result["lesson"]) or {"seeds": [], "figures": {}}
-        rows = [[escape(figure["name"]), f"<strong>{escape(with_unit(figure['value'], figure['unit']))}</strong>",
-                 over_seeds(table["figures"][figure["name"]]["values"]) if figure["name"] in table["figures"] else "–",
-                 "–" if figure["paper"] is None else escape(with_unit(figure["paper"], figure["unit"])), escape(figure["note"])]
-                for figure in result.get("figures", [])]
+        rows = [
+            [
+                escape(figure["name"]),
+                f"<strong>{escape(with_unit(figure['value'], figure['unit']))}</strong>",
+                over_seeds(table["figures"][figure["name"]]["values"]) if figure["name"] in table["figures"] else "–",
+                "–" if figure["paper"] is None else escape(with_unit(figure["paper"], figure["unit"])),
+                escape(figure["note"]),
+            ]
+            for figure in result.get("figures", [])
+        ]
         caption = escape(_title(notebooks.get(result["lesson"]), result["lesson"]))
         caption += f", stale: measured with {escape(why)}" if why else ""
-        tables += [_table(caption, ["Figure", "Measured", f"{len(table['seeds'])} seeds", "In the paper", "Note"], rows, {1, 2, 3}, 4)] if rows else []
+        tables += (
+            [
+                _table(
+                    caption,
+                    ["Figure", "Measured", f"{len(table['seeds'])} seeds", "In the paper", "Note"],
+                    rows,
+                    {1, 2, 3},
+                    4,
+                )
+            ]
+            if rows
+            else []
+        )
     return "".join(tables)
 
 
@@ -200,7 +262,9 @@ def _bench(bench: dict[str, Any]) -> str:
     rows, header = bench["rows"], list(bench["rows"][0]) if bench["rows"] else []
     numbers = {i for i, name in enumerate(header) if all(isinstance(row.get(name), int | float) for row in rows)}
     cells = [[escape(with_unit(row.get(name))) for name in header] for row in rows]
-    versions = ", ".join(f"{escape(name)} {escape(str(version))}" for name, version in bench.get("versions", {}).items())
+    versions = ", ".join(
+        f"{escape(name)} {escape(str(version))}" for name, version in bench.get("versions", {}).items()
+    )
     caption = "Ours and others, side by side in one run, one thread, median of several. " + versions
     if bench.get("commit") != commit():
         caption += f", stale: measured with commit {escape(str(bench.get('commit')))}"
@@ -213,8 +277,10 @@ def _pictures(number: str, notebook: NotebookNode) -> str:
 
 
 def _versions(lessons: list[dict[str, Any]]) -> str:
-    seen = {name: sorted({result["versions"][name] for result in lessons if name in result.get("versions", {})})
-            for name in dict.fromkeys(name for result in lessons for name in result.get("versions", {}))}
+    seen = {
+        name: sorted({result["versions"][name] for result in lessons if name in result.get("versions", {})})
+        for name in dict.fromkeys(name for result in lessons for name in result.get("versions", {}))
+    }
     rows = [[escape(name), escape(", ".join(versions))] for name, versions in seen.items()]
     return _table("Versions that the figures were measured with", ["Package", "Version"], rows) if rows else ""
 

@@ -27,11 +27,10 @@ from scipy.stats import t as student
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from course_lib import paths
-from course_lib.worlds import minis
+from course_lib import lesson, paths
 from course_lib.data.voc import Voc
-from course_lib import lesson
 from course_lib.experiments import wsss as ablate
+from course_lib.worlds import minis
 from course_lib.wsss import seeds
 from course_lib.wsss.cam_net import LITE0, METHODS
 from course_lib.wsss.contrast import ContrastConfig
@@ -39,9 +38,11 @@ from course_lib.wsss.learner import SMALL_RECIPES, Training, recipe, train, trai
 
 BACKBONES = {"photographs": LITE0, "creatures": "small"}
 # (data seed, training seed) of each world
-SEEDS = {"photographs": tuple((0, seed) for seed in range(4)),
-         "creatures": tuple((data, seed) for data in (0, 1) for seed in range(3))}
-ABLATED = "creatures"                                                     # the world of the tables
+SEEDS = {
+    "photographs": tuple((0, seed) for seed in range(4)),
+    "creatures": tuple((data, seed) for data in (0, 1) for seed in range(3)),
+}
+ABLATED = "creatures"  # the world of the tables
 ABLATION_SEEDS = (0, 1, 2)
 # What is changed for photographs, one thing at a time, to see what the gain of contrast depends on: Training and its contrast.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -57,9 +58,9 @@ FIGURES = ("miou", "miou_others", "precision", "recall", "threshold", "track")
 class Case(NamedTuple):
     """One training and its evaluation."""
 
-    world: str                          # "photographs" or "creatures"
+    world: str  # "photographs" or "creatures"
     data_seed: int
-    config: Training                    # its data is set where it is run
+    config: Training  # its data is set where it is run
 
     @property
     def file(self) -> str:
@@ -71,23 +72,36 @@ class Case(NamedTuple):
 
 def methods() -> list[tuple[str, Case]]:
     """Every method with every seed, in both worlds."""
-    return [(method, Case(world, data_seed, recipe(method, BACKBONES[world], data="", seed=seed)))
-            for world, pairs in SEEDS.items() for data_seed, seed in pairs for method in METHODS]
+    return [
+        (method, Case(world, data_seed, recipe(method, BACKBONES[world], data="", seed=seed)))
+        for world, pairs in SEEDS.items()
+        for data_seed, seed in pairs
+        for method in METHODS
+    ]
 
 
 def ablations() -> list[tuple[str, Case]]:
     """Every row of every table with every seed."""
-    return [(f"{table}: {row}", Case(ABLATED, 0, replace(changed, seed=seed)))
-            for table in ablate.PAPER for seed in ABLATION_SEEDS
-            for row, changed in ablate.rows(table, recipe("seam+p2p", BACKBONES[ABLATED], data="")).items()]
+    return [
+        (f"{table}: {row}", Case(ABLATED, 0, replace(changed, seed=seed)))
+        for table in ablate.PAPER
+        for seed in ABLATION_SEEDS
+        for row, changed in ablate.rows(table, recipe("seam+p2p", BACKBONES[ABLATED], data="")).items()
+    ]
 
 
 def changes() -> list[tuple[str, Case]]:
     """SEAM and contrast on it under every change that concerns them, on photographs; unchanged they are among `methods`."""
-    asked = [(name, method, change) for name, change in CHANGES.items()
-             for method in (("seam+p2p",) if "contrast" in change else ("seam", "seam+p2p"))]
-    return [(f"{name}: {method}", Case("photographs", 0, recipe(method, LITE0, data="", seed=seed, **change)))
-            for name, method, change in asked for seed in ABLATION_SEEDS]
+    asked = [
+        (name, method, change)
+        for name, change in CHANGES.items()
+        for method in (("seam+p2p",) if "contrast" in change else ("seam", "seam+p2p"))
+    ]
+    return [
+        (f"{name}: {method}", Case("photographs", 0, recipe(method, LITE0, data="", seed=seed, **change)))
+        for name, method, change in asked
+        for seed in ABLATION_SEEDS
+    ]
 
 
 STUDIES = {"seeds": methods, "ablations": ablations, "contrast": changes}
@@ -98,12 +112,18 @@ def collect(rows: Sequence[tuple[str, Case]], folder: Path, workers: int) -> dic
     folder.mkdir(parents=True, exist_ok=True)
     cases = list(dict.fromkeys(case for _, case in rows))
     for world, data_seed in dict.fromkeys((case.world, case.data_seed) for case in cases):
-        minis.mini_voc(source=world, seed=data_seed)                      # before processes ask for it side by side
+        minis.mini_voc(source=world, seed=data_seed)  # before processes ask for it side by side
     with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = dict(zip(cases, tqdm(pool.map(partial(_measured, folder=folder), cases), "trainings", len(cases)), strict=True))
+        found = dict(
+            zip(cases, tqdm(pool.map(partial(_measured, folder=folder), cases), "trainings", len(cases)), strict=True)
+        )
     settings = {f"{case.world}, {row}": asdict(replace(case.config, seed=0)) for row, case in rows}
-    return {"commit": lesson.commit(), "versions": lesson.versions(), "settings": settings,
-            "runs": [{"row": row} | found[case] for row, case in rows]}
+    return {
+        "commit": lesson.commit(),
+        "versions": lesson.versions(),
+        "settings": settings,
+        "runs": [{"row": row} | found[case] for row, case in rows],
+    }
 
 
 def _measured(case: Case, folder: Path) -> dict[str, Any]:
@@ -114,13 +134,21 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
     config = replace(case.config, data=str(data))
     images = _images(str(data), case.world, config.size, config.small) if config.kept else None
     net, history = train(config, images=images, progress=False)
-    found = {"world": case.world, "data_seed": case.data_seed, "seed": config.seed, "fingerprint": minis.fingerprint(data),
-             "seconds": round(sum(row["seconds"] for row in history), 1), "splits": {}}
+    found = {
+        "world": case.world,
+        "data_seed": case.data_seed,
+        "seed": config.seed,
+        "fingerprint": minis.fingerprint(data),
+        "seconds": round(sum(row["seconds"] for row in history), 1),
+        "splits": {},
+    }
     for split in SPLITS:
         own = Voc(data, split)
-        found["splits"][split] = {reading: {name: round(row[name], 3) for name in FIGURES if name in row}
-                                  | {"confounded": round(row["iou"][own.confounded], 3)}
-                                  for reading, row in seeds.score(net, own).items()}
+        found["splits"][split] = {
+            reading: {name: round(row[name], 3) for name in FIGURES if name in row}
+            | {"confounded": round(row["iou"][own.confounded], 3)}
+            for reading, row in seeds.score(net, own).items()
+        }
     paths.write_text(path, json.dumps(found) + "\n")
     return found
 
@@ -135,7 +163,7 @@ def write(name: str, folder: Path) -> dict[str, Any]:
     """Run a study, one process per core, and write its table into the folder."""
     runs = paths.checkout() / "build" / "evidence" / f"wsss-{lesson.commit() or 'no-commit'}"
     table = collect(STUDIES[name](), runs, os.cpu_count() or 1)
-    lines = ",\n".join("  " + json.dumps(run) for run in table["runs"])   # a line for each run: a change can be read
+    lines = ",\n".join("  " + json.dumps(run) for run in table["runs"])  # a line for each run: a change can be read
     head = json.dumps({key: value for key, value in table.items() if key != "runs"}, indent=1)
     paths.write_text(folder / f"{name}.json", f'{head[:-2]},\n "runs": [\n{lines}\n ]\n}}\n')
     return table
@@ -174,8 +202,11 @@ def ablation(number: int) -> dict[str, dict[str, Any]] | None:
     found = table("ablations")
     if found is None:
         return None
-    return {row: {split: values(found, ABLATED, f"{number}: {row}", split) for split in SPLITS} | {"paper": (*paper, None)[:2]}
-            for row, paper in ablate.PAPER[number].items()}
+    return {
+        row: {split: values(found, ABLATED, f"{number}: {row}", split) for split in SPLITS}
+        | {"paper": (*paper, None)[:2]}
+        for row, paper in ablate.PAPER[number].items()
+    }
 
 
 def gains(split: str = "val", reading: str | None = None) -> dict[str, list[float]] | None:
@@ -189,10 +220,19 @@ def gains(split: str = "val", reading: str | None = None) -> dict[str, list[floa
         return None
     found = {}
     for name, change in {"as in the recipe": {}, **CHANGES}.items():
-        before, after = ((changed, f"{name}: {method}") if change and not ("contrast" in change and method == "seam")
-                         else (plain, method) for method in ("seam", "seam+p2p"))
-        found[name] = [b - a for a, b in zip(values(before[0], "photographs", before[1], split, reading=reading),
-                                             values(after[0], "photographs", after[1], split, reading=reading))]
+        before, after = (
+            (changed, f"{name}: {method}")
+            if change and not ("contrast" in change and method == "seam")
+            else (plain, method)
+            for method in ("seam", "seam+p2p")
+        )
+        found[name] = [
+            b - a
+            for a, b in zip(
+                values(before[0], "photographs", before[1], split, reading=reading),
+                values(after[0], "photographs", after[1], split, reading=reading),
+            )
+        ]
     return found
 
 

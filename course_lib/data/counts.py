@@ -13,9 +13,13 @@ def check_counts(root: Path, benchmark: str, counts: dict[str, tuple[int, int]])
     Raises:
         BrokenFile: a sentence with what was expected, what was found and what to do.
     """
-    wrong = [f"{published:,} {what} were expected, {found:,} found" for what, (found, published) in counts.items()
-             if found != published]
+    wrong = [
+        f"{published:,} {what} were expected, {found:,} found"
+        for what, (found, published) in counts.items()
+        if found != published
+    ]
     if wrong and not (root / "miniature.json").is_file():
         raise BrokenFile(
             f"{root} is not the whole of {benchmark}: {'; '.join(wrong)}. Unpack the archive again. A selection of your own "
-            'must hold a file miniature.json with {"world": "its name"}, so that nobody takes its figures for the benchmark\'s.')
+            'must hold a file miniature.json with {"world": "its name"}, so that nobody takes its figures for the benchmark\'s.'
+        )

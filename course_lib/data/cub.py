@@ -38,18 +38,22 @@ class Cub(Dataset):
     """
 
     images: list[Path]
-    labels: Int[Tensor, " n"]                       # 0-based within the split
-    classes: list[str]                              # names in label order, such as "Black footed Albatross"
-    boxes: list[tuple[int, int, int, int]]          # x0 y0 x1 y1 in pixels, x1 = x + width as in the WSOL benchmark
+    labels: Int[Tensor, " n"]  # 0-based within the split
+    classes: list[str]  # names in label order, such as "Black footed Albatross"
+    boxes: list[tuple[int, int, int, int]]  # x0 y0 x1 y1 in pixels, x1 = x + width as in the WSOL benchmark
 
     def __init__(self, root: str | Path, split: str = "train"):
         if split not in PUBLISHED:
-            raise ValueError(f'split is "train" (first half of the classes) or "test" (second half), but {split!r} came.')
+            raise ValueError(
+                f'split is "train" (first half of the classes) or "test" (second half), but {split!r} came.'
+            )
         root = Path(root)
         self.root = root / ARCHIVE if (root / ARCHIVE).is_dir() else root
         self.split = split
-        names, files, classes, boxes = (_table(self.root / f"{name}.txt", fields) for name, fields in (
-            ("classes", 1), ("images", 1), ("image_class_labels", 1), ("bounding_boxes", 4)))
+        names, files, classes, boxes = (
+            _table(self.root / f"{name}.txt", fields)
+            for name, fields in (("classes", 1), ("images", 1), ("image_class_labels", 1), ("bounding_boxes", 4))
+        )
         order = sorted(names)
         half = len(order) // 2
         chosen = order[:half] if split == "train" else order[half:]
@@ -59,24 +63,33 @@ class Cub(Dataset):
         for image in sorted(files):
             for table, rows in (("image_class_labels", classes), ("bounding_boxes", boxes)):
                 if image not in rows:
-                    raise BrokenFile(f"{self.root / table}.txt has no line for image {image} ({files[image][0]}). Unpack it again.")
+                    raise BrokenFile(
+                        f"{self.root / table}.txt has no line for image {image} ({files[image][0]}). Unpack it again."
+                    )
             number = _number(classes[image][0], int, f"{self.root / 'image_class_labels.txt'}, image {image}")
             if number not in names:
-                raise BrokenFile(f"{self.root / 'image_class_labels.txt'} puts image {image} into class {number}, which "
-                                 f"classes.txt does not list; it lists {order[0]}-{order[-1]}. Unpack it again.")
+                raise BrokenFile(
+                    f"{self.root / 'image_class_labels.txt'} puts image {image} into class {number}, which "
+                    f"classes.txt does not list; it lists {order[0]}-{order[-1]}. Unpack it again."
+                )
             if number not in label:
                 continue
             path = self.root / "images" / files[image][0]
             if not path.is_file():
-                raise FileNotFoundError(f"The image {path} is listed in images.txt, but missing. Unpack the archive again.")
+                raise FileNotFoundError(
+                    f"The image {path} is listed in images.txt, but missing. Unpack the archive again."
+                )
             self.images.append(path)
             labels.append(label[number])
-            x, y, width, height = (_number(field, float, f"{self.root / 'bounding_boxes.txt'}, image {image}")
-                                   for field in boxes[image])
+            x, y, width, height = (
+                _number(field, float, f"{self.root / 'bounding_boxes.txt'}, image {image}") for field in boxes[image]
+            )
             self.boxes.append((round(x), round(y), round(x + width), round(y + height)))
         self.labels = torch.tensor(labels)
         counts = {"images": len(labels), "classes": len(chosen)}
-        check_counts(self.root, f"CUB-200-2011 ({split})", {what: (counts[what], n) for what, n in PUBLISHED[split].items()})
+        check_counts(
+            self.root, f"CUB-200-2011 ({split})", {what: (counts[what], n) for what, n in PUBLISHED[split].items()}
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -86,29 +99,38 @@ class Cub(Dataset):
         height, width = image.shape[1:]
         x0, y0, x1, y1 = self.boxes[index]
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-            raise BrokenFile(f"The box ({x0}, {y0}, {x1}, {y1}) in bounding_boxes.txt does not lie in {self.images[index]}, "
-                             f"which has {width} x {height} pixels. Is it the line of another image?")
+            raise BrokenFile(
+                f"The box ({x0}, {y0}, {x1}, {y1}) in bounding_boxes.txt does not lie in {self.images[index]}, "
+                f"which has {width} x {height} pixels. Is it the line of another image?"
+            )
         return image, int(self.labels[index])
 
     def __str__(self) -> str:
         each = self.labels.bincount(minlength=len(self.classes))
-        return "\n".join([
-            f"CUB-200-2011, {self.split}: {self.root}",
-            f"  images   {len(self):6,}   of {len(self.classes)} classes, {each.min()}-{each.max()} each",
-            f"  boxes    {len(self.boxes):6,}   one an image"])
+        return "\n".join(
+            [
+                f"CUB-200-2011, {self.split}: {self.root}",
+                f"  images   {len(self):6,}   of {len(self.classes)} classes, {each.min()}-{each.max()} each",
+                f"  boxes    {len(self.boxes):6,}   one an image",
+            ]
+        )
 
 
 def _table(path: Path, fields: int) -> dict[int, list[str]]:
     """Rows of one of the archive's lists by their leading number."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: CUB-200-2011 was expected. Give the folder that holds images.txt, or "
-                                "write the miniature with `python -m course_lib data`.")
+        raise FileNotFoundError(
+            f"{path} is missing: CUB-200-2011 was expected. Give the folder that holds images.txt, or "
+            "write the miniature with `python -m course_lib data`."
+        )
     rows = {}
     for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         number, *rest = text.split() or [""]
         if len(rest) != fields:
-            raise BrokenFile(f"{path}, line {line}: a number and {fields} more field(s) were expected, but {text!r} came. "
-                             "Unpack it again.")
+            raise BrokenFile(
+                f"{path}, line {line}: a number and {fields} more field(s) were expected, but {text!r} came. "
+                "Unpack it again."
+            )
         rows[_number(number, int, f"{path}, line {line}")] = rest
     return rows
 

@@ -30,7 +30,7 @@ class Photo:
 
     image: Path
     label: int
-    size: tuple[int, int] | None            # width, height as its annotation says
+    size: tuple[int, int] | None  # width, height as its annotation says
     boxes: tuple[tuple[int, int, int, int], ...]
     mask: Path | None
 
@@ -40,9 +40,9 @@ class Batch:
     """Images squashed to one size, as the WSOL benchmark does it: no crop, the aspect ratio changes, boxes go along."""
 
     images: UInt8[Tensor, "b 3 size size"]
-    labels: Int[Tensor, "b"]                # noqa: F821
-    boxes: list[Int[Tensor, "n 4"]]         # in pixels of the squashed image
-    masks: UInt8[Tensor, "b size size"] | None      # 1 = object; None where the data set has no masks
+    labels: Int[Tensor, "b"]
+    boxes: list[Int[Tensor, "n 4"]]  # in pixels of the squashed image
+    masks: UInt8[Tensor, "b size size"] | None  # 1 = object; None where the data set has no masks
 
 
 class Ilsvrc(Dataset):
@@ -61,8 +61,9 @@ class Ilsvrc(Dataset):
         if not images.is_dir():
             raise FileNotFoundError(
                 f"{images} is missing: an ILSVRC 2012 tree in the CLS-LOC layout was expected at {self.root}. Give the folder "
-                "that holds LOC_synset_mapping.txt and ILSVRC/, or write the miniature with `python -m course_lib data`.")
-        self.classes = _read_synsets(self.root / "LOC_synset_mapping.txt")         # wnid -> name, in label order
+                "that holds LOC_synset_mapping.txt and ILSVRC/, or write the miniature with `python -m course_lib data`."
+            )
+        self.classes = _read_synsets(self.root / "LOC_synset_mapping.txt")  # wnid -> name, in label order
         number = {wnid: label for label, wnid in enumerate(self.classes)}
         annotations, masks = (self.root / "ILSVRC" / part / "CLS-LOC" / split for part in ("Annotations", "Masks"))
         files = sorted(images.glob("*.JPEG")) + sorted(images.glob("*/*.JPEG"))
@@ -75,10 +76,14 @@ class Ilsvrc(Dataset):
             wnid, size, boxes = _read_annotation(annotations, inside, required=split != "train")
             wnid = inside.parts[0] if len(inside.parts) == 2 else wnid
             if wnid not in number:
-                raise BrokenFile(f"{file} belongs to class {wnid!r}, which {self.root / 'LOC_synset_mapping.txt'} does not list.")
+                raise BrokenFile(
+                    f"{file} belongs to class {wnid!r}, which {self.root / 'LOC_synset_mapping.txt'} does not list."
+                )
             mask = masks / inside.with_suffix(".png") if has_masks else None
             if mask and not mask.is_file():
-                raise FileNotFoundError(f"The mask {mask} is missing, while others are there. Write the data set again.")
+                raise FileNotFoundError(
+                    f"The mask {mask} is missing, while others are there. Write the data set again."
+                )
             self.photos.append(Photo(file, number[wnid], size, boxes, mask))
 
     def __len__(self) -> int:
@@ -93,15 +98,24 @@ class Ilsvrc(Dataset):
 
     def __str__(self) -> str:
         boxes = [len(photo.boxes) for photo in self.photos]
-        shares = torch.tensor([(x1 - x0 + 1) * (y1 - y0 + 1) / (photo.size[0] * photo.size[1])
-                               for photo in self.photos for x0, y0, x1, y1 in photo.boxes] or [float("nan")])
+        shares = torch.tensor(
+            [
+                (x1 - x0 + 1) * (y1 - y0 + 1) / (photo.size[0] * photo.size[1])
+                for photo in self.photos
+                for x0, y0, x1, y1 in photo.boxes
+            ]
+            or [float("nan")]
+        )
         low, middle, high = (100 * shares).quantile(torch.tensor([0.05, 0.5, 0.95])).tolist()
-        return "\n".join([
-            f"ILSVRC CLS-LOC, {self.split}: {self.root}",
-            f"  images   {len(self):6,}   of {len({p.label for p in self.photos})} classes ({len(self.classes)} known)",
-            f"  boxes    {sum(boxes):6,}   at most {max(boxes)} an image; {boxes.count(0):,} images without",
-            f"  area     {middle:6.0f} % of the image in the median box (5-95 %: {low:.0f}-{high:.0f} %)",
-            f"  masks    {'exact' if self.photos[0].mask else 'none':>6}"])
+        return "\n".join(
+            [
+                f"ILSVRC CLS-LOC, {self.split}: {self.root}",
+                f"  images   {len(self):6,}   of {len({p.label for p in self.photos})} classes ({len(self.classes)} known)",
+                f"  boxes    {sum(boxes):6,}   at most {max(boxes)} an image; {boxes.count(0):,} images without",
+                f"  area     {middle:6.0f} % of the image in the median box (5-95 %: {low:.0f}-{high:.0f} %)",
+                f"  masks    {'exact' if self.photos[0].mask else 'none':>6}",
+            ]
+        )
 
     def batches(self, size: int = 224, batch_size: int = 16, workers: int = 0) -> DataLoader:
         """A loader of `Batch`, in file order."""
@@ -111,8 +125,10 @@ class Ilsvrc(Dataset):
 def squash(items: list[tuple[Tensor, Photo]], size: int) -> Batch:
     """Images, boxes and masks resized to `size` x `size` without a crop (bilinear, antialiased; boxes by truncation)."""
     images = [transforms.resize(image, [size, size], antialias=True) for image, _ in items]
-    boxes = [squash_boxes(torch.tensor(photo.boxes).reshape(-1, 4), (image.shape[2], image.shape[1]), (size, size))
-             for image, photo in items]
+    boxes = [
+        squash_boxes(torch.tensor(photo.boxes).reshape(-1, 4), (image.shape[2], image.shape[1]), (size, size))
+        for image, photo in items
+    ]
     masks = None
     if all(photo.mask for _, photo in items):
         masks = torch.stack([read_mask(photo.mask, size) for _, photo in items])
@@ -127,7 +143,9 @@ def read_mask(path: Path, size: int) -> UInt8[Tensor, "size size"]:
 
 def _read_synsets(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing. It lists the classes in label order, one a line: a WordNet id and a name.")
+        raise FileNotFoundError(
+            f"{path} is missing. It lists the classes in label order, one a line: a WordNet id and a name."
+        )
     classes = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         wnid, _, name = line.partition(" ")
@@ -135,7 +153,9 @@ def _read_synsets(path: Path) -> dict[str, str]:
             raise BrokenFile(f"{path}, line {number}: a WordNet id and a name were expected, but {line!r} came.")
         classes[wnid] = name
     if list(classes) != sorted(classes):
-        raise BrokenFile(f"{path} is not sorted by WordNet id: labels would not be the network's outputs. Sort its lines.")
+        raise BrokenFile(
+            f"{path} is not sorted by WordNet id: labels would not be the network's outputs. Sort its lines."
+        )
     return classes
 
 
@@ -144,18 +164,22 @@ def _read_annotation(
 ) -> tuple[str | None, tuple[int, int] | None, tuple[tuple[int, int, int, int], ...]]:
     """Class, (width, height) and boxes of an image's XML file; nothing if it has none and needs none."""
     path = folder / image.with_suffix(".xml")
-    if not path.is_file() and (folder / path.name).is_file():             # images sorted into class folders, XML left flat
+    if not path.is_file() and (folder / path.name).is_file():  # images sorted into class folders, XML left flat
         path = folder / path.name
     if not path.is_file():
         if required:
-            raise FileNotFoundError(f"The box file {path} is missing for {image}. Unpack the archive of box annotations too.")
+            raise FileNotFoundError(
+                f"The box file {path} is missing for {image}. Unpack the archive of box annotations too."
+            )
         return None, None, ()
     try:
         tree = ElementTree.parse(path)
         width, height = (int(tree.findtext(f"size/{side}")) for side in ("width", "height"))
         names = [node.findtext("name") for node in tree.iter("object")]
-        boxes = tuple(tuple(int(node.findtext(f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax"))
-                      for node in tree.iter("object"))
+        boxes = tuple(
+            tuple(int(node.findtext(f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax"))
+            for node in tree.iter("object")
+        )
     except (ElementTree.ParseError, TypeError, ValueError) as error:
         raise BrokenFile(f"{path} is not a complete box annotation ({error}). Unpack it again.") from error
     if not boxes:
@@ -167,6 +191,8 @@ def _read_annotation(
 
 def _check_box(box: tuple[int, int, int, int], width: int, height: int, path: Path) -> None:
     x0, y0, x1, y1 = box
-    if not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):          # <=: a part of the released files counts from 1
-        raise BrokenFile(f"{path}: the box ({x0}, {y0}, {x1}, {y1}) does not lie in the image of {width} x {height} pixels. "
-                         "Boxes are x0 y0 x1 y1; is the annotation of another image?")
+    if not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):  # <=: a part of the released files counts from 1
+        raise BrokenFile(
+            f"{path}: the box ({x0}, {y0}, {x1}, {y1}) does not lie in the image of {width} x {height} pixels. "
+            "Boxes are x0 y0 x1 y1; is the annotation of another image?"
+        )

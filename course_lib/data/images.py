@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-MAX_PIXELS = 64_000_000     # the largest ILSVRC photograph has 49 million; a "zip bomb" claims billions in a few kilobytes
+MAX_PIXELS = 64_000_000  # the largest ILSVRC photograph has 49 million; a "zip bomb" claims billions in a few kilobytes
 
 
 class BrokenFile(ValueError):
@@ -34,14 +34,20 @@ def open_image(path: str | Path, mode: str) -> Image.Image:
         with Image.open(path) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise BrokenFile(f"{path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are read. "
-                                 "Is it really one of the data set's photographs?")
+                raise BrokenFile(
+                    f"{path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are read. "
+                    "Is it really one of the data set's photographs?"
+                )
             image.load()
             if mode == "P" and image.mode not in ("P", "L"):
-                raise BrokenFile(f"{path} should hold indices, 8 bits a pixel, but it is of mode {image.mode}: colours cannot be "
-                                 "turned back. Was it saved again by another program?")
-            if image.mode.startswith("I;16") or image.mode == "I":        # PIL would clip 16 bits at 255, not scale them
+                raise BrokenFile(
+                    f"{path} should hold indices, 8 bits a pixel, but it is of mode {image.mode}: colours cannot be "
+                    "turned back. Was it saved again by another program?"
+                )
+            if image.mode.startswith("I;16") or image.mode == "I":  # PIL would clip 16 bits at 255, not scale them
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
             return image.convert(mode)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BrokenFile(f"{path} cannot be decoded ({error}). It is truncated or not an image: delete it and fetch it again.") from error
+        raise BrokenFile(
+            f"{path} cannot be decoded ({error}). It is truncated or not an image: delete it and fetch it again."
+        ) from error

@@ -24,10 +24,13 @@ from course_lib.data.images import BrokenFile, load, open_image
 
 ARCHIVE = "Market-1501-v15.09.15"
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-PUBLISHED = {"train": {"images": 12_936, "identities": 751}, "query": {"images": 3_368, "identities": 750},
-             "gallery": {"images": 15_913, "junk images": 3_819}}
+PUBLISHED = {
+    "train": {"images": 12_936, "identities": 751},
+    "query": {"images": 3_368, "identities": 750},
+    "gallery": {"images": 15_913, "junk images": 3_819},
+}
 NAME = re.compile(r"(-1|\d{4})_c([1-6])s(\d)_(\d{6})_(\d{2})")
-PARTS = ("background", "head", "torso", "legs", "bag")          # head with hair and hat, torso with arms, legs with shoes
+PARTS = ("background", "head", "torso", "legs", "bag")  # head with hair and hat, torso with arms, legs with shoes
 
 
 class Market1501(Dataset):
@@ -42,10 +45,10 @@ class Market1501(Dataset):
     """
 
     images: list[Path]
-    identities: Int[Tensor, " n"]           # as in the file names: 0 = distractor
-    cameras: Int[Tensor, " n"]              # 1-6
-    labels: Int[Tensor, " n"]               # 0-based: position among the sorted identities of this split
-    classes: list[str]                      # identity of each label, as in the file names
+    identities: Int[Tensor, " n"]  # as in the file names: 0 = distractor
+    cameras: Int[Tensor, " n"]  # 1-6
+    labels: Int[Tensor, " n"]  # 0-based: position among the sorted identities of this split
+    classes: list[str]  # identity of each label, as in the file names
 
     def __init__(self, root: str | Path, split: str = "train"):
         if split not in FOLDERS:
@@ -56,7 +59,8 @@ class Market1501(Dataset):
         if not folder.is_dir():
             raise FileNotFoundError(
                 f"{folder} is missing: Market-1501 was expected at {root}. Give the folder that holds bounding_box_train, "
-                "query and bounding_box_test, or write the miniature with `python -m course_lib data`.")
+                "query and bounding_box_test, or write the miniature with `python -m course_lib data`."
+            )
         found = [(_fields(file), file) for file in sorted(folder.glob("*.jpg"))]
         kept = [(identity, camera, file) for (identity, camera), file in found if identity >= 0]
         if not kept:
@@ -68,7 +72,9 @@ class Market1501(Dataset):
         known, self.labels = self.identities.unique(return_inverse=True)
         self.classes = [f"{identity:04}" for identity in known.tolist()]
         counts = {"images": len(kept), "identities": len(known), "junk images": self.junk}
-        check_counts(self.root, f"Market-1501 ({split})", {what: (counts[what], n) for what, n in PUBLISHED[split].items()})
+        check_counts(
+            self.root, f"Market-1501 ({split})", {what: (counts[what], n) for what, n in PUBLISHED[split].items()}
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,26 +87,33 @@ class Market1501(Dataset):
         image = self.images[index]
         path = self.root / "parts" / image.parent.name / f"{image.stem}.png"
         if not path.is_file():
-            raise FileNotFoundError(f"The part mask {path} is missing. Only the miniature has part masks: minis.mini_market().")
+            raise FileNotFoundError(
+                f"The part mask {path} is missing. Only the miniature has part masks: minis.mini_market()."
+            )
         return transforms.pil_to_tensor(open_image(path, "L"))[0]
 
     def __str__(self) -> str:
         persons = self.identities[self.identities > 0]
         cameras = [len(self.cameras[self.identities == identity].unique()) for identity in persons.unique()]
         seen = f"{min(cameras, default=0)}-{max(cameras, default=0)}"
-        return "\n".join([
-            f"Market-1501, {self.split}: {self.root}",
-            f"  images       {len(self):6,}   of {len(cameras):,} identities, {len(persons) / max(1, len(cameras)):.1f} each",
-            f"  cameras      {len(self.cameras.unique()):6}   an identity is seen by {seen}",
-            f"  distractors  {len(self) - len(persons):6,}",
-            f"  junk         {self.junk:6,}   left out",
-            f"  part masks   {'exact' if (self.root / 'parts').is_dir() else 'none':>6}"])
+        return "\n".join(
+            [
+                f"Market-1501, {self.split}: {self.root}",
+                f"  images       {len(self):6,}   of {len(cameras):,} identities, {len(persons) / max(1, len(cameras)):.1f} each",
+                f"  cameras      {len(self.cameras.unique()):6}   an identity is seen by {seen}",
+                f"  distractors  {len(self) - len(persons):6,}",
+                f"  junk         {self.junk:6,}   left out",
+                f"  part masks   {'exact' if (self.root / 'parts').is_dir() else 'none':>6}",
+            ]
+        )
 
 
 def _fields(file: Path) -> tuple[int, int]:
     """Identity and camera of a file name."""
     match = NAME.match(file.name)
     if match is None:
-        raise BrokenFile(f"{file} is not named as in Market-1501: a name like 0002_c1s1_000451_03.jpg (identity, camera 1-6, "
-                         "sequence, frame, detection) was expected. Rename it or take it away.")
+        raise BrokenFile(
+            f"{file} is not named as in Market-1501: a name like 0002_c1s1_000451_03.jpg (identity, camera 1-6, "
+            "sequence, frame, detection) was expected. Rename it or take it away."
+        )
     return int(match[1]), int(match[2])

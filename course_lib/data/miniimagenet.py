@@ -21,7 +21,7 @@ from course_lib.data.counts import check_counts
 from course_lib.data.images import BrokenFile, load
 
 CLASSES = {"train": 64, "val": 16, "test": 20}
-TREES = ("images", "ILSVRC/Data/CLS-LOC/train", "train", ".")             # where class folders are looked for, in this order
+TREES = ("images", "ILSVRC/Data/CLS-LOC/train", "train", ".")  # where class folders are looked for, in this order
 
 
 class MiniImageNet(Dataset):
@@ -36,9 +36,9 @@ class MiniImageNet(Dataset):
     """
 
     images: list[Path]
-    labels: Int[Tensor, " n"]               # 0-based within the split
-    ids: list[str]                          # WordNet ids in label order
-    classes: list[str]                      # their names, where they are known
+    labels: Int[Tensor, " n"]  # 0-based within the split
+    ids: list[str]  # WordNet ids in label order
+    classes: list[str]  # their names, where they are known
 
     def __init__(self, root: str | Path, split: str = "train"):
         if split not in CLASSES:
@@ -47,13 +47,17 @@ class MiniImageNet(Dataset):
         places = [self.root / "split" / f"{split}.csv", self.root / f"{split}.csv"]
         self.list = next((place for place in places if place.is_file()), None)
         if self.list is None:
-            raise FileNotFoundError(f"{places[0]} is missing, and so is {places[1]}: miniImageNet was expected at {self.root}. "
-                                    "Give the folder with its csv files, or write the miniature with `python -m course_lib data`.")
-        rows = _rows(self.list)                                           # (class, path inside a tree)
+            raise FileNotFoundError(
+                f"{places[0]} is missing, and so is {places[1]}: miniImageNet was expected at {self.root}. "
+                "Give the folder with its csv files, or write the miniature with `python -m course_lib data`."
+            )
+        rows = _rows(self.list)  # (class, path inside a tree)
         tree = next((self.root / tree for tree in TREES if (self.root / tree / rows[0][1]).is_file()), None)
         if tree is None:
-            raise FileNotFoundError(f"{rows[0][1]}, the first image of {self.list}, was found in none of "
-                                    f"{', '.join(TREES)} of {self.root}. Unpack or link the images there.")
+            raise FileNotFoundError(
+                f"{rows[0][1]}, the first image of {self.list}, was found in none of "
+                f"{', '.join(TREES)} of {self.root}. Unpack or link the images there."
+            )
         self.ids = list(dict.fromkeys(wnid for wnid, _ in rows))
         names = dict(imagenet_classes()) | _names(self.root / "LOC_synset_mapping.txt")
         self.classes = [names.get(wnid, wnid) for wnid in self.ids]
@@ -62,10 +66,15 @@ class MiniImageNet(Dataset):
         self.labels = torch.tensor([label[wnid] for wnid, _ in rows])
         missing = [image for image in self.images if not image.is_file()]
         if missing:
-            raise FileNotFoundError(f"{len(missing):,} of the {len(rows):,} images in {self.list} are missing; the first is "
-                                    f"{missing[0]}. Unpack the images again.")
-        check_counts(self.root, f"miniImageNet ({split})", {
-            "classes": (len(self.ids), CLASSES[split]), "images": (len(rows), 600 * CLASSES[split])})
+            raise FileNotFoundError(
+                f"{len(missing):,} of the {len(rows):,} images in {self.list} are missing; the first is "
+                f"{missing[0]}. Unpack the images again."
+            )
+        check_counts(
+            self.root,
+            f"miniImageNet ({split})",
+            {"classes": (len(self.ids), CLASSES[split]), "images": (len(rows), 600 * CLASSES[split])},
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,9 +84,12 @@ class MiniImageNet(Dataset):
 
     def __str__(self) -> str:
         each = self.labels.bincount()
-        return "\n".join([
-            f"miniImageNet, {self.split}: {self.list}",
-            f"  images   {len(self):6,}   of {len(self.ids)} classes, {each.min()}-{each.max()} each"])
+        return "\n".join(
+            [
+                f"miniImageNet, {self.split}: {self.list}",
+                f"  images   {len(self):6,}   of {len(self.ids)} classes, {each.min()}-{each.max()} each",
+            ]
+        )
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:
@@ -85,10 +97,14 @@ def _rows(path: Path) -> list[tuple[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         header, *rows = list(csv.reader(file)) or [[]]
     if header not in (["filename", "label"], ["class_name", "image_name"]):
-        raise BrokenFile(f'{path} begins with {",".join(header)!r}; "filename,label" or "class_name,image_name" was expected.')
+        raise BrokenFile(
+            f'{path} begins with {",".join(header)!r}; "filename,label" or "class_name,image_name" was expected.'
+        )
     for line, row in enumerate(rows, 2):
         if len(row) != 2 or not all(row):
-            raise BrokenFile(f"{path}, line {line}: two fields ({','.join(header)}) were expected, but {','.join(row)!r} came.")
+            raise BrokenFile(
+                f"{path}, line {line}: two fields ({','.join(header)}) were expected, but {','.join(row)!r} came."
+            )
     if not rows:
         raise BrokenFile(f"{path} lists no image.")
     if header[0] == "filename":

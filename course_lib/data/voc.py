@@ -27,13 +27,37 @@ from torch.utils.data import Dataset
 from course_lib.data.counts import check_counts
 from course_lib.data.images import BrokenFile, load, open_image
 
-CLASSES = ("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-           "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+CLASSES = (
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 # Published counts: images of a split, and of those the ones with each class, in the order of CLASSES.
 COUNTS = {
     "train": (1464, (88, 65, 105, 78, 87, 78, 128, 131, 148, 64, 82, 121, 68, 81, 442, 82, 63, 93, 83, 84)),
     "val": (1449, (90, 79, 103, 72, 96, 74, 127, 119, 123, 71, 75, 128, 79, 76, 445, 85, 57, 90, 84, 74)),
-    "trainaug": (10582, (590, 504, 705, 468, 714, 393, 1150, 1005, 1228, 267, 613, 1188, 445, 492, 4155, 522, 300, 649, 503, 567)),
+    "trainaug": (
+        10582,
+        (590, 504, 705, 468, 714, 393, 1150, 1005, 1228, 267, 613, 1188, 445, 492, 4155, 522, 300, 649, 503, 567),
+    ),
 }
 IGNORE = 255
 
@@ -62,7 +86,8 @@ class Voc(Dataset):
         if not (self.root / "JPEGImages").is_dir():
             raise FileNotFoundError(
                 f"{self.root / 'JPEGImages'} is missing: PASCAL VOC 2012 was expected at {self.root}. Give the folder "
-                "VOCdevkit/VOC2012 of its archive, or write the miniature with `python -m course_lib data`.")
+                "VOCdevkit/VOC2012 of its archive, or write the miniature with `python -m course_lib data`."
+            )
         note = self.root / "miniature.json"
         about = json.loads(note.read_text()) if note.is_file() else {}
         self.classes = list(about.get("classes", CLASSES))
@@ -71,16 +96,21 @@ class Voc(Dataset):
         self.images = [self.root / "JPEGImages" / f"{name}.jpg" for name in self.ids]
         for image in self.images:
             if not image.is_file():
-                raise FileNotFoundError(f"The image {image} is missing, which the list of {split} names. Unpack the archive again.")
-        self.tags: Bool[Tensor, "n c"] = torch.from_numpy(np.stack(
-            [_read_tags(self.root / "Annotations" / f"{name}.xml", self.classes) for name in self.ids]))
+                raise FileNotFoundError(
+                    f"The image {image} is missing, which the list of {split} names. Unpack the archive again."
+                )
+        self.tags: Bool[Tensor, "n c"] = torch.from_numpy(
+            np.stack([_read_tags(self.root / "Annotations" / f"{name}.xml", self.classes) for name in self.ids])
+        )
         self.masks = self.root / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
         self.saliencies = self.root / saliency
         published, each = COUNTS[split]
         found = {f"images of {split}": (len(self), published)}
         if self.classes == list(CLASSES):
-            found |= {f"images with {name}": pair
-                      for name, pair in zip(CLASSES[1:], zip(self.tags.sum(0).tolist(), each, strict=True))}
+            found |= {
+                f"images with {name}": pair
+                for name, pair in zip(CLASSES[1:], zip(self.tags.sum(0).tolist(), each, strict=True))
+            }
         check_counts(self.root, "PASCAL VOC 2012", found)
 
     def __len__(self) -> int:
@@ -94,8 +124,10 @@ class Voc(Dataset):
         mask = _read_grey(self.masks / f"{self.ids[index]}.png", "mask", "P")
         unknown = mask[(mask >= len(self.classes)) & (mask != IGNORE)]
         if len(unknown):
-            raise BrokenFile(f"{self.masks / self.ids[index]}.png holds the class {int(unknown[0])}, but there are "
-                             f"{len(self.classes)} with the background. Masks hold class indices, not colours or grey values.")
+            raise BrokenFile(
+                f"{self.masks / self.ids[index]}.png holds the class {int(unknown[0])}, but there are "
+                f"{len(self.classes)} with the background. Masks hold class indices, not colours or grey values."
+            )
         return mask
 
     def saliency(self, index: int) -> UInt8[Tensor, "h w"]:
@@ -109,19 +141,22 @@ class Voc(Dataset):
     def __str__(self) -> str:
         there = {what: folder.is_dir() for what, folder in (("masks", self.masks), ("saliency", self.saliencies))}
         counts = zip(self.classes[1:], self.tags.sum(0).tolist(), strict=True)
-        return "\n".join([
-            f"PASCAL VOC, {self.split}: {self.root}",
-            f"  images    {len(self):6,}   of {len(self.classes) - 1} classes and background",
-            f"  tags      {self.tags.sum(1).float().mean():6.2f}   an image, at most {int(self.tags.sum(1).max())}; "
-            f"{100 * (self.tags.sum(1) > 1).float().mean():.0f} % of the images have several",
-            *(f"  {what:8}  {'yes' if found else 'no':>6}" for what, found in there.items()),
-            "  " + ", ".join(f"{name} {count:,}" for name, count in counts)])
+        return "\n".join(
+            [
+                f"PASCAL VOC, {self.split}: {self.root}",
+                f"  images    {len(self):6,}   of {len(self.classes) - 1} classes and background",
+                f"  tags      {self.tags.sum(1).float().mean():6.2f}   an image, at most {int(self.tags.sum(1).max())}; "
+                f"{100 * (self.tags.sum(1) > 1).float().mean():.0f} % of the images have several",
+                *(f"  {what:8}  {'yes' if found else 'no':>6}" for what, found in there.items()),
+                "  " + ", ".join(f"{name} {count:,}" for name, count in counts),
+            ]
+        )
 
 
 def palette() -> UInt8[np.ndarray, "256 3"]:
     """VOC's colours of class indices: bits 0, 3, 6 of the index make red, 1, 4, 7 green, 2, 5 blue, from the highest bit down."""
-    bits = (np.arange(256)[:, None] >> np.arange(9)) & 1                  # 256 9
-    colours = bits.reshape(256, 3, 3).transpose(0, 2, 1)                  # index, colour, which of its bits
+    bits = (np.arange(256)[:, None] >> np.arange(9)) & 1  # 256 9
+    colours = bits.reshape(256, 3, 3).transpose(0, 2, 1)  # index, colour, which of its bits
     return (colours * (128, 64, 32)).sum(2).astype(np.uint8)
 
 
@@ -135,25 +170,37 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
 def _read_list(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"The list {path} is missing." + (" VOC's archive has none of that name: it comes with SBD's masks for VOC "
-                                              "(SegmentationClassAug), 10,582 lines." if path.stem == "trainaug" else ""))
+            f"The list {path} is missing."
+            + (
+                " VOC's archive has none of that name: it comes with SBD's masks for VOC "
+                "(SegmentationClassAug), 10,582 lines."
+                if path.stem == "trainaug"
+                else ""
+            )
+        )
     # Bare ids, or "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png", as older code wants them.
     names = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
     if not names or len(set(names)) != len(names):
-        raise BrokenFile(f"{path} should name each image once, but it has {len(names):,} lines with {len(set(names)):,} names.")
+        raise BrokenFile(
+            f"{path} should name each image once, but it has {len(names):,} lines with {len(set(names)):,} names."
+        )
     return names
 
 
 def _read_tags(path: Path, classes: list[str]) -> Bool[np.ndarray, " c"]:
     if not path.is_file():
-        raise FileNotFoundError(f"The annotation {path} is missing, from which the tags are read. Unpack the archive again.")
+        raise FileNotFoundError(
+            f"The annotation {path} is missing, from which the tags are read. Unpack the archive again."
+        )
     try:
-        found = {node.text for node in ElementTree.parse(path).iter("name")}      # names of a person's parts are no classes
+        found = {node.text for node in ElementTree.parse(path).iter("name")}  # names of a person's parts are no classes
     except ElementTree.ParseError as error:
         raise BrokenFile(f"{path} is not a complete annotation ({error}). Unpack it again.") from error
     tags = np.array([name in found for name in classes[1:]])
     if not tags.any():
-        raise BrokenFile(f"{path} names none of the {len(tags)} classes, but {sorted(map(str, found))}: no image is without a tag.")
+        raise BrokenFile(
+            f"{path} names none of the {len(tags)} classes, but {sorted(map(str, found))}: no image is without a tag."
+        )
     return tags
 
 

@@ -27,8 +27,8 @@ from course_lib.prototypes import check_labels, class_prototypes
 class PartEnergy(NamedTuple):
     """How the heat of each image divides among the parts, and how its pixels do."""
 
-    share: Float64[Tensor, "b p"]       # of the heat; sums to 1
-    area: Float64[Tensor, "b p"]        # of the pixels; sums to 1
+    share: Float64[Tensor, "b p"]  # of the heat; sums to 1
+    area: Float64[Tensor, "b p"]  # of the pixels; sums to 1
 
     @property
     def images(self) -> Int[Tensor, " p"]:
@@ -81,13 +81,17 @@ def split_half_prototypes(
     check_labels(labels, num_classes)
     counts = labels.bincount(minlength=num_classes)
     if (counts < 2).any():
-        raise ValueError(f"Each class needs two samples to be split, but class {int((counts < 2).nonzero()[0])} has fewer.")
+        raise ValueError(
+            f"Each class needs two samples to be split, but class {int((counts < 2).nonzero()[0])} has fewer."
+        )
     shuffle = torch.randperm(len(labels), generator=generator, device=generator.device).to(labels.device)
-    order = shuffle[labels[shuffle].argsort(stable=True)]                 # class by class, at random within each
+    order = shuffle[labels[shuffle].argsort(stable=True)]  # class by class, at random within each
     place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
     first, second = order[place % 2 == 0], order[place % 2 == 1]
-    return (class_prototypes(features[first], labels[first], num_classes),
-            class_prototypes(features[second], labels[second], num_classes))
+    return (
+        class_prototypes(features[first], labels[first], num_classes),
+        class_prototypes(features[second], labels[second], num_classes),
+    )
 
 
 def map_correlation(a: Float[Tensor, "*batch h w"], b: Float[Tensor, "*batch h w"]) -> Float64[Tensor, "*batch"]:
@@ -98,9 +102,7 @@ def map_correlation(a: Float[Tensor, "*batch h w"], b: Float[Tensor, "*batch h w
     return (_standardised(a) * _standardised(b)).sum(-1)
 
 
-def own_object_hotter(
-    heatmaps: Float[Tensor, "b 2 H W"], masks: Bool[Tensor, "b 2 H W"]
-) -> Bool[Tensor, "b 2"]:
+def own_object_hotter(heatmaps: Float[Tensor, "b 2 H W"], masks: Bool[Tensor, "b 2 H W"]) -> Bool[Tensor, "b 2"]:
     """The two-object test: is the mean heat of map i higher on object i than on the other one?  (Shen et al., Fig. 3)
 
     The share of True is "right"; `.all(1).float().mean()` is "both right", 0 for a map that does not depend on the class.
@@ -114,7 +116,9 @@ def own_object_hotter(
     return heat.diagonal(dim1=1, dim2=2) > heat.flip(2).diagonal(dim1=1, dim2=2)
 
 
-def energy_per_area(heatmaps: Float[Tensor, "*batch H W"], masks: Bool[Tensor, "*batch H W"]) -> Float[Tensor, "*batch"]:
+def energy_per_area(
+    heatmaps: Float[Tensor, "*batch H W"], masks: Bool[Tensor, "*batch H W"]
+) -> Float[Tensor, "*batch"]:
     """Share of the heat that lies in the mask over the mask's share of the image: 1 is chance, 1 / area the most.
 
     An empty heatmap scores 1: it says as much as a constant one.
@@ -136,9 +140,11 @@ def energy_by_part(heatmaps: Float[Tensor, "b H W"], parts: UInt8[Tensor, "b H W
     """
     _check(heatmaps, torch.ones_like(parts, dtype=torch.bool))
     if (parts >= num_parts).any():
-        raise ValueError(f"Parts from 0 to {num_parts - 1} were expected, but {int(parts.max())} came. Raise num_parts, or "
-                         "give pixels that are to be ignored a part of their own.")
-    index, heat = parts.flatten(1).long(), heatmaps.flatten(1).double()   # b pixels
+        raise ValueError(
+            f"Parts from 0 to {num_parts - 1} were expected, but {int(parts.max())} came. Raise num_parts, or "
+            "give pixels that are to be ignored a part of their own."
+        )
+    index, heat = parts.flatten(1).long(), heatmaps.flatten(1).double()  # b pixels
     empty = heat.new_zeros(len(heat), num_parts)
     heat = heat.where(heat.any(1, keepdim=True), 1.0)
     share, area = (empty.scatter_add(1, index, values) for values in (heat, torch.ones_like(heat)))
@@ -159,16 +165,20 @@ def _standardised(map: Float[Tensor, "*batch h w"]) -> Float64[Tensor, "*batch p
     values = map.flatten(-2).double()
     deviation = values - values.mean(-1, keepdim=True)
     norm = deviation.norm(dim=-1, keepdim=True)
-    flat = norm <= 1e-5 * values.norm(dim=-1, keepdim=True)               # rounding alone is no map
+    flat = norm <= 1e-5 * values.norm(dim=-1, keepdim=True)  # rounding alone is no map
     return deviation / torch.where(flat, torch.inf, norm)
 
 
 def _check(heatmaps: Tensor, masks: Tensor) -> None:
     if masks.dtype != torch.bool or masks.shape != heatmaps.shape:
-        raise ValueError(f"A boolean mask was expected for every heatmap of {tuple(heatmaps.shape)}, but {masks.dtype} of "
-                         f"{tuple(masks.shape)} came. Up-sample the map, and pass `mask == 1` for masks of numbers.")
+        raise ValueError(
+            f"A boolean mask was expected for every heatmap of {tuple(heatmaps.shape)}, but {masks.dtype} of "
+            f"{tuple(masks.shape)} came. Up-sample the map, and pass `mask == 1` for masks of numbers."
+        )
     if not ((heatmaps >= 0) & (heatmaps <= 1)).all():
-        raise ValueError("Heatmaps must lie in 0..1, but values outside it or NaN came. Pass maps through maps.heatmap, "
-                         "which scales each of them by itself.")
+        raise ValueError(
+            "Heatmaps must lie in 0..1, but values outside it or NaN came. Pass maps through maps.heatmap, "
+            "which scales each of them by itself."
+        )
     if not masks.any(-1).any(-1).all():
         raise ValueError("A mask is empty: there is no object for the heat to lie on. Leave such images out.")

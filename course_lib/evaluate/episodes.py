@@ -23,23 +23,28 @@ from torch import Generator, Tensor
 
 from course_lib.prototypes import rectify, shift
 
-CHUNK = 2**20                           # numbers gathered at a time; what fits into a cache is faster (measured)
+CHUNK = 2**20  # numbers gathered at a time; what fits into a cache is faster (measured)
 
 
 @dataclass(frozen=True)
 class Episodes:
     """Which images make up each episode, as rows of the table of features."""
 
-    support: Int[Tensor, "e n k"]           # K images of each of N classes
+    support: Int[Tensor, "e n k"]  # K images of each of N classes
     query: Int[Tensor, "e q"]
-    labels: Int[Tensor, "q"]                # noqa: F821    class of each query, 0..N-1, the same in all episodes
+    labels: Int[Tensor, "q"]
 
     def __len__(self) -> int:
         return len(self.query)
 
 
 def sample(
-    labels: Int[Tensor, " n"], ways: int, shots: int, queries: int | tuple[int, ...], episodes: int, generator: Generator
+    labels: Int[Tensor, " n"],
+    ways: int,
+    shots: int,
+    queries: int | tuple[int, ...],
+    episodes: int,
+    generator: Generator,
 ) -> Episodes:
     """Episodes with random classes and random images of each, none twice in an episode.
 
@@ -52,23 +57,32 @@ def sample(
     """
     counts = (queries,) * ways if isinstance(queries, int) else queries
     if len(counts) != ways or min(counts) < 0 or not sum(counts) or shots < 1:
-        raise ValueError(f"Episodes have K > 0 support images and a number of queries for each of {ways} classes, but "
-                         f"K = {shots} and queries {counts} came. Give one number, or {ways} of them, such as 15,2,2,2,2.")
+        raise ValueError(
+            f"Episodes have K > 0 support images and a number of queries for each of {ways} classes, but "
+            f"K = {shots} and queries {counts} came. Give one number, or {ways} of them, such as 15,2,2,2,2."
+        )
     classes, sizes = labels.unique(return_counts=True)
     if ways > len(classes):
-        raise ValueError(f"Episodes of {ways} classes were asked for, but the data has {len(classes)}. Ask for fewer ways.")
+        raise ValueError(
+            f"Episodes of {ways} classes were asked for, but the data has {len(classes)}. Ask for fewer ways."
+        )
     drawn = shots + max(counts)
     if (small := sizes < drawn).any():
-        raise ValueError(f"An episode takes up to {drawn} images of a class ({shots} support, {max(counts)} queries), but class "
-                         f"{int(classes[small][0])} has {int(sizes[small][0])}, as have too few {int(small.sum())} of "
-                         f"{len(classes)} classes. Ask for fewer shots or queries, or leave these classes out.")
-    members = labels.argsort(stable=True)                                 # the images of one class after those of another
-    chosen = torch.rand(episodes, len(classes), generator=generator).topk(ways, 1).indices       # e n, in random order
+        raise ValueError(
+            f"An episode takes up to {drawn} images of a class ({shots} support, {max(counts)} queries), but class "
+            f"{int(classes[small][0])} has {int(sizes[small][0])}, as have too few {int(small.sum())} of "
+            f"{len(classes)} classes. Ask for fewer shots or queries, or leave these classes out."
+        )
+    members = labels.argsort(stable=True)  # the images of one class after those of another
+    chosen = torch.rand(episodes, len(classes), generator=generator).topk(ways, 1).indices  # e n, in random order
     places = _distinct(sizes[chosen], drawn, generator)
-    images = members[(sizes.cumsum(0) - sizes)[chosen][..., None] + places]      # e n drawn
-    taken = torch.arange(max(counts)) < torch.tensor(counts)[:, None]     # n drawn-k
-    return Episodes(images[..., :shots].contiguous(), images[..., shots:][:, taken],
-                    torch.arange(ways).repeat_interleave(torch.tensor(counts)))
+    images = members[(sizes.cumsum(0) - sizes)[chosen][..., None] + places]  # e n drawn
+    taken = torch.arange(max(counts)) < torch.tensor(counts)[:, None]  # n drawn-k
+    return Episodes(
+        images[..., :shots].contiguous(),
+        images[..., shots:][:, taken],
+        torch.arange(ways).repeat_interleave(torch.tensor(counts)),
+    )
 
 
 def _distinct(sizes: Int[Tensor, "e n"], drawn: int, generator: Generator) -> Int[Tensor, "e n drawn"]:
@@ -82,7 +96,7 @@ def _distinct(sizes: Int[Tensor, "e n"], drawn: int, generator: Generator) -> In
         last = sizes - drawn + number
         pick = (share * (last + 1)).long()
         found[number] = torch.where((found[:number] == pick).any(0), last, pick)
-    order = torch.rand(found.shape, generator=generator).argsort(0)       # Floyd's own order is not random
+    order = torch.rand(found.shape, generator=generator).argsort(0)  # Floyd's own order is not random
     return found.gather(0, order).movedim(0, -1)
 
 
@@ -99,12 +113,12 @@ def _l1(support: Tensor, query: Tensor) -> Tensor:
 
 
 def _l2(support: Tensor, query: Tensor) -> Tensor:
-    prototypes = _prototypes(support)                                     # -|q - P|^2 / 2, without the |q|^2 of all classes
+    prototypes = _prototypes(support)  # -|q - P|^2 / 2, without the |q|^2 of all classes
     return prototypes @ query.mT - prototypes.norm(dim=-1, keepdim=True).square() / 2
 
 
 def _cosine(support: Tensor, query: Tensor) -> Tensor:
-    return F.normalize(_prototypes(support), dim=-1) @ query.mT           # the length of a query is the same for all classes
+    return F.normalize(_prototypes(support), dim=-1) @ query.mT  # the length of a query is the same for all classes
 
 
 def _shift(support: Tensor, query: Tensor) -> Tensor:
@@ -145,14 +159,18 @@ def recalls(
     labels = episodes.labels.to(table.device)
     ways, shots = episodes.support.shape[1:]
     share = F.one_hot(labels, ways).float()
-    share = share / share.sum(0)                                          # q n
+    share = share / share.sum(0)  # q n
     step = max(1, CHUNK // ((ways * shots + len(labels)) * table.shape[1]))
-    rows = table.new_empty(step * len(labels), table.shape[1])            # the same place for each piece stays in the cache
+    rows = table.new_empty(step * len(labels), table.shape[1])  # the same place for each piece stays in the cache
     parts = []
-    for support, query in zip(episodes.support.to(table.device).split(step), episodes.query.to(table.device).split(step)):
+    for support, query in zip(
+        episodes.support.to(table.device).split(step), episodes.query.to(table.device).split(step)
+    ):
         gathered = torch.index_select(table, 0, query.flatten(), out=rows[: query.numel()]).view(*query.shape, -1)
-        parts.append(scores(F.embedding(support, table), gathered, **options).max(1).indices)    # argmax: ten times slower
-    right = torch.cat(parts) == labels                                    # e q
+        parts.append(
+            scores(F.embedding(support, table), gathered, **options).max(1).indices
+        )  # argmax: ten times slower
+    right = torch.cat(parts) == labels  # e q
     return right.float() @ share
 
 

@@ -35,10 +35,10 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
-JUNK = -1                               # identity of gallery images that are neither right nor wrong
-CHUNK = 2**20                           # numbers in work at a time: rows enough for a matrix product near full speed
-CACHED = 2**18                          # and where nothing is multiplied: they stay in the cache (twice as fast, measured)
-LAST = torch.iinfo(torch.int64).max     # ranks behind every distance
+JUNK = -1  # identity of gallery images that are neither right nor wrong
+CHUNK = 2**20  # numbers in work at a time: rows enough for a matrix product near full speed
+CACHED = 2**18  # and where nothing is multiplied: they stay in the cache (twice as fast, measured)
+LAST = torch.iinfo(torch.int64).max  # ranks behind every distance
 TINY = 1e-30
 
 
@@ -46,24 +46,24 @@ TINY = 1e-30
 class Ranking:
     """How well a gallery is ordered, as shares in 0..1: means over the queries that have a match."""
 
-    cmc: Float64[Tensor, " ranks"]      # CMC(1), CMC(2), ...
+    cmc: Float64[Tensor, " ranks"]  # CMC(1), CMC(2), ...
     map: float
     minp: float
-    queries: int                        # that have a match
-    without_match: int                  # the others
-    average_precision: Float64[Tensor, " q"]    # of every query; NaN without a match
+    queries: int  # that have a match
+    without_match: int  # the others
+    average_precision: Float64[Tensor, " q"]  # of every query; NaN without a match
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """How well images find the others of their class, as shares in 0..1: means over the images that have such others."""
 
-    recall: dict[int, float]            # Recall@K for each K
+    recall: dict[int, float]  # Recall@K for each K
     r_precision: float
     map_at_r: float
-    queries: int                        # images that are not the only one of their class
-    without_match: int                  # the others
-    average_precision: Float64[Tensor, " n"]    # at R, of every image; NaN without a match
+    queries: int  # images that are not the only one of their class
+    without_match: int  # the others
+    average_precision: Float64[Tensor, " n"]  # at R, of every image; NaN without a match
 
 
 @torch.no_grad()
@@ -94,11 +94,19 @@ def cmc_map(
     first, precision, inverse = torch.cat(parts, 1)
     valid = first > 0
     if not valid.any():
-        raise ValueError(f"None of {len(distances)} queries has a match: a gallery image of its identity from another camera. "
-                         "Are all images from one camera, or do query and gallery number identities differently?")
+        raise ValueError(
+            f"None of {len(distances)} queries has a match: a gallery image of its identity from another camera. "
+            "Are all images from one camera, or do query and gallery number identities differently?"
+        )
     cmc = (first[valid, None] <= torch.arange(1, ranks + 1, device=device)).double().mean(0)
-    return Ranking(cmc.cpu(), float(precision[valid].mean()), float(inverse[valid].mean()), int(valid.sum()),
-                   int((~valid).sum()), torch.where(valid, precision, torch.nan).cpu())
+    return Ranking(
+        cmc.cpu(),
+        float(precision[valid].mean()),
+        float(inverse[valid].mean()),
+        int(valid.sum()),
+        int((~valid).sum()),
+        torch.where(valid, precision, torch.nan).cpu(),
+    )
 
 
 def retrieval(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], ks: Sequence[int] = (1, 2, 4, 8)) -> Retrieval:
@@ -112,25 +120,31 @@ def retrieval(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], ks: Seq
     """
     labels = labels.to(features.device)
     _, number, sizes = labels.unique(return_inverse=True, return_counts=True)
-    matches = sizes[number] - 1                                           # R of each image
+    matches = sizes[number] - 1  # R of each image
     valid = matches > 0
     if not valid.any():
-        raise ValueError(f"None of {len(labels)} images has another one of its class, so there is nothing to find. "
-                         "Retrieval is measured on classes of two images and more.")
+        raise ValueError(
+            f"None of {len(labels)} images has another one of its class, so there is nothing to find. "
+            "Retrieval is measured on classes of two images and more."
+        )
     depth = min(max(*ks, int(matches.max())), len(labels) - 1)
-    hit = labels[nearest(features, None, depth)] == labels[:, None]       # n depth
+    hit = labels[nearest(features, None, depth)] == labels[:, None]  # n depth
     rank = torch.arange(1, depth + 1, device=labels.device)
     counted = hit & (rank <= matches[:, None])
     precision = torch.where(counted, hit.cumsum(1) / rank, 0.0).double().sum(1) / matches
     recall = {k: float(hit[valid, :k].any(1).double().mean()) for k in ks}
-    return Retrieval(recall, float((counted.sum(1) / matches)[valid].double().mean()), float(precision[valid].mean()),
-                     int(valid.sum()), int((~valid).sum()), torch.where(valid, precision, torch.nan).cpu())
+    return Retrieval(
+        recall,
+        float((counted.sum(1) / matches)[valid].double().mean()),
+        float(precision[valid].mean()),
+        int(valid.sum()),
+        int((~valid).sum()),
+        torch.where(valid, precision, torch.nan).cpu(),
+    )
 
 
 @torch.no_grad()
-def nearest(
-    query: Float[Tensor, "q k"], gallery: Float[Tensor, "g k"] | None, count: int
-) -> Int64[Tensor, "q count"]:
+def nearest(query: Float[Tensor, "q k"], gallery: Float[Tensor, "g k"] | None, count: int) -> Int64[Tensor, "q count"]:
     """Indices of the gallery images nearest to each query, in Euclidean distance, nearest first.
 
     The distances are made in chunks: never all of them are there at once.
@@ -142,8 +156,10 @@ def nearest(
     """
     there = len(query) - 1 if gallery is None else len(gallery)
     if not 1 <= count <= there:
-        raise ValueError(f"{count} nearest images were asked for, but there are {there} to search among. Ask for at least "
-                         "one and at most all of them.")
+        raise ValueError(
+            f"{count} nearest images were asked for, but there are {there} to search among. Ask for at least "
+            "one and at most all of them."
+        )
     parts = [torch.zeros(0, count, dtype=torch.long, device=query.device)]
     for rows, distance in _distances(query.float(), (query if gallery is None else gallery).float()):
         if gallery is None:
@@ -169,8 +185,10 @@ def rerank(
         ValueError: k1 or k2 below 1, lam outside 0..1, or a feature that is NaN.
     """
     if k1 < 1 or k2 < 1 or not 0 <= lam <= 1:
-        raise ValueError(f"k1 and k2 are numbers of images from 1 on and lam is a share in 0..1, but k1 = {k1}, k2 = {k2}, "
-                         f"lam = {lam} came. The paper takes 20, 6 and 0.3.")
+        raise ValueError(
+            f"k1 and k2 are numbers of images from 1 on and lam is a share in 0..1, but k1 = {k1}, k2 = {k2}, "
+            f"lam = {lam} came. The paper takes 20, 6 and 0.3."
+        )
     features = torch.cat((query, gallery)).float()
     images, queries, device = len(features), len(query), features.device
     count = min(max(k1 + 1, k2), images)
@@ -178,15 +196,17 @@ def rerank(
     largest = torch.empty(images, device=device)
     result = torch.empty(queries, len(gallery), device=device)
     for rows, distance in _distances(features, features):
-        largest[rows] = distance.amax(1).clamp_min_(TINY)                 # 0 if all images are the same
-        probes = rows[rows < queries]                                     # queries come first
+        largest[rows] = distance.amax(1).clamp_min_(TINY)  # 0 if all images are the same
+        probes = rows[rows < queries]  # queries come first
         result[probes] = distance[: len(probes), queries:] * (lam / largest[probes, None])
-        distance[rows - rows[0], rows] = -1                               # nothing is nearer than the image, not even its copy
+        distance[rows - rows[0], rows] = -1  # nothing is nearer than the image, not even its copy
         neighbours[rows] = _lowest(distance, count)
-    near, close = (_mutual(neighbours[:, : k + 1]) for k in (k1, round(k1 / 2)))          # half of 25 is 12, as in released code
+    near, close = (
+        _mutual(neighbours[:, : k + 1]) for k in (k1, round(k1 / 2))
+    )  # half of 25 is 12, as in released code
     encoding = _average(_encode(features, near, close, largest), neighbours[:, :k2])
     for rows, shared in _overlaps(encoding, queries):
-        result[rows] += (1 - lam) * (1 - shared / (2 - shared))           # sum of maxima = 2 - sum of minima
+        result[rows] += (1 - lam) * (1 - shared / (2 - shared))  # sum of maxima = 2 - sum of minima
     return result
 
 
@@ -199,12 +219,12 @@ def _distances(
     query: Float32[Tensor, "q k"], gallery: Float32[Tensor, "g k"]
 ) -> Iterator[tuple[Int64[Tensor, " rows"], Float32[Tensor, "rows g"]]]:
     """Squared Euclidean distances, as numbers of some queries and their rows."""
-    centre, same = gallery.mean(0), query is gallery                      # |a|^2 - 2ab + |b|^2 loses least around zero
+    centre, same = gallery.mean(0), query is gallery  # |a|^2 - 2ab + |b|^2 loses least around zero
     gallery = gallery - centre
     query = gallery if same else query - centre
     lengths, far = query.square().sum(1), gallery.square().sum(1)
     for rows in _chunks(len(query), len(gallery), CHUNK, query.device):
-        with torch.autocast(query.device.type, enabled=False):            # fp32 island: differences of large numbers
+        with torch.autocast(query.device.type, enabled=False):  # fp32 island: differences of large numbers
             products = torch.addmm(far, query[rows], gallery.T, alpha=-2)
         yield rows, products.add_(lengths[rows, None]).clamp_min_(0)
 
@@ -216,9 +236,11 @@ def _keys(distances: Float[Tensor, "q g"]) -> Int64[Tensor, "q g"]:
     Lower half: the index.
     """
     if distances.numel() and distances.amax().isnan():
-        raise ValueError("Distances that are NaN have no order. Look at the features: a division by the norm of a zero vector, "
-                         "or a training that diverged, are the usual causes.")
-    bits = (distances.float() + 0.0).view(torch.int32)                    # -0.0 becomes 0.0
+        raise ValueError(
+            "Distances that are NaN have no order. Look at the features: a division by the norm of a zero vector, "
+            "or a training that diverged, are the usual causes."
+        )
+    bits = (distances.float() + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     bits ^= bits >> 31 & 0x7FFFFFFF
     return bits.long().bitwise_left_shift_(32).add_(torch.arange(distances.shape[1], device=distances.device))
 
@@ -234,15 +256,15 @@ def _match_figures(
     """Rank of the first match, average precision, and R / rank of the last match; zeros for a query without a match."""
     count = hit.sum(1, keepdim=True)
     most = max(1, int(count.max()))
-    matches = torch.where(hit, keys, LAST).topk(most, 1, largest=False).values            # q most, ascending
+    matches = torch.where(hit, keys, LAST).topk(most, 1, largest=False).values  # q most, ascending
     keys = torch.where(kept, keys, LAST)
-    if keys.device.type == "cpu":                                         # numpy sorts with vector instructions: 8 times faster
+    if keys.device.type == "cpu":  # numpy sorts with vector instructions: 8 times faster
         keys = torch.from_numpy(np.sort(keys.numpy(), 1))
     else:
         keys = keys.sort(1).values
     ranks = torch.searchsorted(keys, matches).double() + 1
     number = torch.arange(1, most + 1, device=keys.device)
-    precision = torch.where(number <= count, number / ranks, 0.0)         # up to each match
+    precision = torch.where(number <= count, number / ranks, 0.0)  # up to each match
     first, last = torch.where(count > 0, ranks, 0.0)[:, 0], torch.where(number == count, precision, 0.0).sum(1)
     return torch.stack((first, precision.sum(1) / count[:, 0].clamp_min(1), last))
 
@@ -281,13 +303,16 @@ def _mutual(neighbours: Int64[Tensor, "n k"]) -> Int64[Tensor, "n k"]:
 
 
 def _encode(
-    features: Float32[Tensor, "n k"], near: Int64[Tensor, "n j"], close: Int64[Tensor, "n h"], largest: Float32[Tensor, " n"]
+    features: Float32[Tensor, "n k"],
+    near: Int64[Tensor, "n j"],
+    close: Int64[Tensor, "n h"],
+    largest: Float32[Tensor, " n"],
 ) -> _Sparse:
     """V: exp(-d) of the members of R* of each image, divided by its sum. near is R(i, k1), close is R(i, k1/2)."""
     (images, channels), parts = features.shape, []
     for rows in _chunks(images, near.shape[1] ** 2 * close.shape[1], CHUNK, features.device):
-        own = near[rows]                                                  # b j
-        theirs = torch.where(own[..., None] < 0, -1, close[own])          # b j h, of every candidate c
+        own = near[rows]  # b j
+        theirs = torch.where(own[..., None] < 0, -1, close[own])  # b j h, of every candidate c
         real = theirs >= 0
         inside = (theirs[..., None] == own[:, None, None]).any(3) & real
         joins = 3 * inside.sum(2, keepdim=True) > 2 * real.sum(2, keepdim=True)
@@ -295,9 +320,14 @@ def _encode(
         place, at = (members >= 0).nonzero(as_tuple=True)
         pairs = (rows[place] * images + members[place, at]).unique()
         row, column = pairs // images, pairs % images
-        distance = torch.cat([
-            torch.linalg.vector_norm(features.index_select(0, row[some]).sub_(features.index_select(0, column[some])), dim=1)
-            for some in _chunks(len(pairs), channels, CACHED, features.device)])
+        distance = torch.cat(
+            [
+                torch.linalg.vector_norm(
+                    features.index_select(0, row[some]).sub_(features.index_select(0, column[some])), dim=1
+                )
+                for some in _chunks(len(pairs), channels, CACHED, features.device)
+            ]
+        )
         value = torch.exp(-distance.square() / largest[row])
         place = row - rows[0]
         total = value.new_zeros(len(rows)).index_add_(0, place, value)
@@ -323,7 +353,7 @@ def _overlaps(matrix: _Sparse, queries: int) -> Iterator[tuple[Int64[Tensor, " r
     place, entry = _entries(matrix, torch.arange(queries, images, device=device))
     order = matrix.column[entry].argsort(stable=True)
     entry = entry[order]
-    columns = _sparse(matrix.column[entry], place[order], matrix.value[entry], images)    # the gallery's part, transposed
+    columns = _sparse(matrix.column[entry], place[order], matrix.value[entry], images)  # the gallery's part, transposed
     place, entry = _entries(matrix, torch.arange(queries, device=device))
     cost = columns.count.new_full((queries,), gallery).index_add_(0, place, columns.count[matrix.column[entry]])
     sizes = (cost.cumsum(0) // CHUNK).unique_consecutive(return_counts=True)[1]
@@ -331,5 +361,7 @@ def _overlaps(matrix: _Sparse, queries: int) -> Iterator[tuple[Int64[Tensor, " r
         query, entry = _entries(matrix, rows)
         pair, other = _entries(columns, matrix.column[entry])
         smaller = torch.minimum(matrix.value[entry][pair], columns.value[other])
-        shared = smaller.new_zeros(len(rows) * gallery).index_add_(0, query[pair] * gallery + columns.column[other], smaller)
+        shared = smaller.new_zeros(len(rows) * gallery).index_add_(
+            0, query[pair] * gallery + columns.column[other], smaller
+        )
         yield rows, shared.view(len(rows), gallery)

@@ -23,7 +23,7 @@ from torch import Tensor
 from course_lib.prototypes import sum_over_processes
 
 IGNORE = 255
-THRESHOLDS = tuple(step / 100 for step in range(60))                      # 0.00 to 0.59, as in the evaluation of CAM seeds
+THRESHOLDS = tuple(step / 100 for step in range(60))  # 0.00 to 0.59, as in the evaluation of CAM seeds
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Segmentation:
 
     classes: tuple[str, ...]
     miou: float
-    accuracy: float                     # share of all pixels
+    accuracy: float  # share of all pixels
     iou: Float64[Tensor, " c"]
-    precision: Float64[Tensor, " c"]    # share of the pixels predicted so that are so
-    recall: Float64[Tensor, " c"]       # share of the pixels that are so that were found
-    confusion: Int[Tensor, "c c"]       # pixels: rows truth, columns prediction
+    precision: Float64[Tensor, " c"]  # share of the pixels predicted so that are so
+    recall: Float64[Tensor, " c"]  # share of the pixels that are so that were found
+    confusion: Int[Tensor, "c c"]  # pixels: rows truth, columns prediction
 
     def table(self) -> str:
         """Markdown table of the classes, in percent."""
@@ -44,8 +44,13 @@ class Segmentation:
         rows = zip(self.classes, self.iou.tolist(), self.precision.tolist(), self.recall.tolist(), share.tolist())
         means = [values.nanmean().item() for values in (self.iou, self.precision, self.recall)]
         rows = [*rows, ("**mean**", *means, 1.0)]
-        return "\n".join(["| class | IoU % | precision % | recall % | of all pixels % |", "|---|---:|---:|---:|---:|",
-                          *("| " + " | ".join([name, *map(_percent, values)]) + " |" for name, *values in rows)])
+        return "\n".join(
+            [
+                "| class | IoU % | precision % | recall % | of all pixels % |",
+                "|---|---:|---:|---:|---:|",
+                *("| " + " | ".join([name, *map(_percent, values)]) + " |" for name, *values in rows),
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,9 @@ class Sweep:
 
     thresholds: Float32[Tensor, " s"]
     miou: Float64[Tensor, " s"]
-    confusion: Int[Tensor, "s c c"]     # pixels: rows truth, columns prediction
-    best_threshold: float               # of highest mIoU; the lowest if there are several
-    best: Segmentation                  # there
+    confusion: Int[Tensor, "s c c"]  # pixels: rows truth, columns prediction
+    best_threshold: float  # of highest mIoU; the lowest if there are several
+    best: Segmentation  # there
 
     def at(self, threshold: float) -> Segmentation:
         """Segmentation at the threshold of the sweep that is nearest."""
@@ -79,7 +84,7 @@ class Confusion:
         classes = len(self.classes)
         _check_labels(labels, classes, "Predicted labels", None)
         _check_labels(truth, classes, "Labels of the truth", IGNORE)
-        pairs = truth.long().clamp(max=classes) * classes + labels        # what is ignored falls behind the matrix
+        pairs = truth.long().clamp(max=classes) * classes + labels  # what is ignored falls behind the matrix
         self.counts += pairs.flatten().bincount(minlength=(classes + 1) * classes)[: classes**2].view(classes, -1).cpu()
 
     def compute(self) -> Segmentation:
@@ -99,7 +104,9 @@ class ThresholdSweep:
         self.classes = tuple(classes)
         self.thresholds = torch.tensor(thresholds, dtype=torch.float32)
         if not (len(self.thresholds) and (self.thresholds.diff() > 0).all()):
-            raise ValueError(f"Thresholds in ascending order were expected, at least one, but {tuple(thresholds)} came.")
+            raise ValueError(
+                f"Thresholds in ascending order were expected, at least one, but {tuple(thresholds)} came."
+            )
         self.counts = torch.zeros(len(self.classes), len(self.classes) - 1, len(self.thresholds) + 1, dtype=torch.long)
 
     def accumulate(self, scores: Float[Tensor, "b t h w"], truth: Integer[Tensor, "b h w"]) -> None:
@@ -110,12 +117,14 @@ class ThresholdSweep:
             truth: 0..t, and 255 where nothing is counted.
         """
         if scores.shape[1] != len(self.classes) - 1:
-            raise ValueError(f"Scores of the {len(self.classes) - 1} classes after the background were expected, but "
-                             f"{scores.shape[1]} channels came. Leave out channel 0 of maps that hold the background.")
+            raise ValueError(
+                f"Scores of the {len(self.classes) - 1} classes after the background were expected, but "
+                f"{scores.shape[1]} channels came. Leave out channel 0 of maps that hold the background."
+            )
         if scores.isnan().any():
             raise ValueError("Scores hold NaN, which is neither above nor below a threshold. Look at the maps first.")
         _check_labels(truth, len(self.classes), "Labels of the truth", IGNORE)
-        score, best = scores.float().max(1)                               # b h w
+        score, best = scores.float().max(1)  # b h w
         below = torch.bucketize(score, self.thresholds.to(score.device))  # thresholds strictly below the score
         fronts, bins = self.counts.shape[1:]
         cells = (truth.long().clamp(max=len(self.classes)) * fronts + best) * bins + below
@@ -125,13 +134,18 @@ class ThresholdSweep:
     def compute(self) -> Sweep:
         """All thresholds over everything accumulated so far. With torch.distributed, by all processes: all must call."""
         counts = sum_over_processes(self.counts)
-        above = counts.flip(2).cumsum(2).flip(2)[..., 1:].permute(2, 0, 1)            # s c t: above at least this threshold
+        above = counts.flip(2).cumsum(2).flip(2)[..., 1:].permute(2, 0, 1)  # s c t: above at least this threshold
         background = counts.sum((1, 2)) - above.sum(2)
-        confusion = torch.cat((background[..., None], above), 2)          # s c c
+        confusion = torch.cat((background[..., None], above), 2)  # s c c
         miou = _overlap(confusion).nanmean(1)
         best = int(miou.nan_to_num(-1.0).argmax())
-        return Sweep(thresholds=self.thresholds, miou=miou, confusion=confusion,
-                     best_threshold=round(float(self.thresholds[best]), 6), best=segmentation(confusion[best], self.classes))
+        return Sweep(
+            thresholds=self.thresholds,
+            miou=miou,
+            confusion=confusion,
+            best_threshold=round(float(self.thresholds[best]), 6),
+            best=segmentation(confusion[best], self.classes),
+        )
 
 
 def sweep(scores: Float[Tensor, "b t h w"], truth: Integer[Tensor, "b h w"], classes: Sequence[str]) -> Sweep:
@@ -148,11 +162,18 @@ def segmentation(confusion: Int[Tensor, "c c"], classes: Sequence[str]) -> Segme
         ValueError: no pixel was counted.
     """
     if not confusion.any():
-        raise ValueError("Nothing to compute: no pixel was counted. Accumulate images whose truth is not 255 everywhere.")
+        raise ValueError(
+            "Nothing to compute: no pixel was counted. Accumulate images whose truth is not 255 everywhere."
+        )
     hits, iou = confusion.diagonal().double(), _overlap(confusion)
     return Segmentation(
-        classes=tuple(classes), miou=float(iou.nanmean()), accuracy=float(hits.sum() / confusion.sum()), iou=iou,
-        precision=hits / confusion.sum(0), recall=hits / confusion.sum(1), confusion=confusion,
+        classes=tuple(classes),
+        miou=float(iou.nanmean()),
+        accuracy=float(hits.sum() / confusion.sum()),
+        iou=iou,
+        precision=hits / confusion.sum(0),
+        recall=hits / confusion.sum(1),
+        confusion=confusion,
     )
 
 

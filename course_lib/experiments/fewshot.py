@@ -39,11 +39,11 @@ from torchvision.transforms import v2
 
 from course_lib import backbones, engine, paths
 from course_lib.backbones import Backbone, resnet12
-from course_lib.worlds import minis
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.evaluate.episodes import METHODS, TRANSDUCTIVE, accuracies, interval, recalls, sample
 from course_lib.metric_learning.features import Images, extract
 from course_lib.metric_learning.learner import LOSSES, Learner, Terms
+from course_lib.worlds import minis
 
 RESNET12 = "resnet12"
 STEP: engine.Step = lambda learner, batch: learner.step(*batch)
@@ -60,33 +60,36 @@ PAPERS = (
 CAVEAT = (
     "[1] Shen et al. explain a ResNet-12 that they trained after Liu et al. and call 77.14 ± 0.42 state of the art in 5-way "
     "1-shot. Liu et al. report 70.31 at best, with a wider network, so the figure is not theirs. The data of the figure, the "
-    "episodes, their queries, the size of the images and what ± means are not said. It is quoted, not a target.")
-SEEN = ("The network was pretrained on ImageNet, which holds the test classes of miniImageNet: there its figures are no few-shot "
-        "learning of classes never seen.")
+    "episodes, their queries, the size of the images and what ± means are not said. It is quoted, not a target."
+)
+SEEN = (
+    "The network was pretrained on ImageNet, which holds the test classes of miniImageNet: there its figures are no few-shot "
+    "learning of classes never seen."
+)
 
 
 @dataclass(frozen=True)
 class Training:
     """What is trained, and how: the constants of Meta-Baseline for miniImageNet, unless said otherwise."""
 
-    data: str                           # a folder in a layout of miniImageNet
-    backbone: str = RESNET12            # or any of timm's that ends in GAP and one linear layer
-    weights: str = "random"             # to start from: "random", "pretrained" (not ResNet-12), or the path of a checkpoint
-    size: int | None = None             # side of the squashed images, pixels; None: 84 for ResNet-12 (80 there), else 160
-    epochs: int = 100                   # stage 1 ...
+    data: str  # a folder in a layout of miniImageNet
+    backbone: str = RESNET12  # or any of timm's that ends in GAP and one linear layer
+    weights: str = "random"  # to start from: "random", "pretrained" (not ResNet-12), or the path of a checkpoint
+    size: int | None = None  # side of the squashed images, pixels; None: 84 for ResNet-12 (80 there), else 160
+    epochs: int = 100  # stage 1 ...
     batch_size: int = 128
-    learning_rate: float = 0.1          # ... and a tenth of it in the last tenth of the epochs
-    meta_epochs: int = 20               # stage 2 ...
-    batches: int = 200                  # ... of that many batches ...
-    episodes: int = 4                   # ... of that many episodes
+    learning_rate: float = 0.1  # ... and a tenth of it in the last tenth of the epochs
+    meta_epochs: int = 20  # stage 2 ...
+    batches: int = 200  # ... of that many batches ...
+    episodes: int = 4  # ... of that many episodes
     ways: int = 5
     shots: int = 1
     queries: int = 15
     meta_learning_rate: float = 1e-3
-    temperature: float = 10.0           # t at the beginning; a factor, not a divisor
+    temperature: float = 10.0  # t at the beginning; a factor, not a divisor
     weight_decay: float = 5e-4
-    drop: float = resnet12.DROP         # ResNet-12's dropout and DropBlock (Lee et al., 2019; none there)
-    workers: int = 0                    # processes that read images
+    drop: float = resnet12.DROP  # ResNet-12's dropout and DropBlock (Lee et al., 2019; none there)
+    workers: int = 0  # processes that read images
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
 
@@ -95,22 +98,22 @@ class Training:
 class Evaluation:
     """What is evaluated, and on which episodes."""
 
-    data: str                           # a folder in a layout of miniImageNet
-    backbone: str = "tf_efficientnet_lite0"     # "resnet12", or any of timm's that ends in GAP and one linear layer
-    weights: str = "pretrained"         # "pretrained", "random", or the path of a checkpoint as `train` writes it
-    split: Literal["train", "val", "test"] = "test"     # choose settings on "val" only
+    data: str  # a folder in a layout of miniImageNet
+    backbone: str = "tf_efficientnet_lite0"  # "resnet12", or any of timm's that ends in GAP and one linear layer
+    weights: str = "pretrained"  # "pretrained", "random", or the path of a checkpoint as `train` writes it
+    split: Literal["train", "val", "test"] = "test"  # choose settings on "val" only
     methods: tuple[str, ...] = tuple(METHODS)
     ways: int = 5
     shots: tuple[int, ...] = (1, 5)
-    queries: int | tuple[int, ...] = 15     # of each class, or of the first, second, ... class of an episode
+    queries: int | tuple[int, ...] = 15  # of each class, or of the first, second, ... class of an episode
     episodes: int = 10_000
-    surest: int = 8                     # Z of the rectified prototypes ...
-    epsilon: float = 10.0               # ... and the scale of their weights
-    size: int | None = None             # side of the squashed images, pixels; None: 84 for ResNet-12, else 160
-    batch_size: int = 8                 # on a CPU larger batches are slower; take 64 or more on a GPU
-    workers: int = 0                    # processes that read images
-    seed: int = 0                       # of the episodes, and of random weights
-    device: str = "auto"                # "auto", "cpu", "cuda"
+    surest: int = 8  # Z of the rectified prototypes ...
+    epsilon: float = 10.0  # ... and the scale of their weights
+    size: int | None = None  # side of the squashed images, pixels; None: 84 for ResNet-12, else 160
+    batch_size: int = 8  # on a CPU larger batches are slower; take 64 or more on a GPU
+    workers: int = 0  # processes that read images
+    seed: int = 0  # of the episodes, and of random weights
+    device: str = "auto"  # "auto", "cpu", "cuda"
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.methods if name not in METHODS]:
@@ -141,8 +144,10 @@ def network(
 
 def _classifier_rows(path: Path) -> int:
     if not path.is_file():
-        raise FileNotFoundError(f"A checkpoint was expected at {path}, but there is no such file. Give model.safetensors of a "
-                                "training, or pretrained.safetensors, which is the same before its episodes.")
+        raise FileNotFoundError(
+            f"A checkpoint was expected at {path}, but there is no such file. Give model.safetensors of a "
+            "training, or pretrained.safetensors, which is the same before its episodes."
+        )
     try:
         with safe_open(path, "pt") as file:
             return file.get_slice("classifier.weight").get_shape()[0]
@@ -151,6 +156,7 @@ def _classifier_rows(path: Path) -> int:
 
 
 # training ----------------------------------------------------------------------------------------------------------------
+
 
 class Views(Dataset):
     """Images of a data set after a transform, with their labels. Its random numbers are torch's, which the engine seeds."""
@@ -192,12 +198,14 @@ def episode_terms(ways: int, shots: int, queries: int) -> Terms:
 
     def terms(learner: nn.Module, features: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> dict[str, Tensor]:
         if len(features) % per_episode:
-            raise ValueError(f"Episodes of {per_episode} images were expected, but {len(features)} came. Several processes "
-                             "share whole episodes: choose a number of episodes in a batch that they divide.")
-        with torch.autocast(features.device.type, enabled=False):         # fp32 island: cosines
+            raise ValueError(
+                f"Episodes of {per_episode} images were expected, but {len(features)} came. Several processes "
+                "share whole episodes: choose a number of episodes in a batch that they divide."
+            )
+        with torch.autocast(features.device.type, enabled=False):  # fp32 island: cosines
             directions = F.normalize(features.float(), dim=1).view(-1, per_episode, features.shape[1])
             support, query = directions.split((ways * shots, ways * queries), 1)
-            logits = learner.temperature * METHODS["cosine"](support.unflatten(1, (ways, shots)), query)       # e n q
+            logits = learner.temperature * METHODS["cosine"](support.unflatten(1, (ways, shots)), query)  # e n q
         target = torch.arange(ways, device=features.device).repeat_interleave(queries).expand(len(logits), -1)
         return {"episodes": F.cross_entropy(logits, target)}
 
@@ -211,10 +219,18 @@ def train(config: Training, folder: Path, progress: bool = True) -> dict[str, li
     """
     data = MiniImageNet(config.data, "train")
     model = network(config.backbone, config.weights, len(data.classes), config.seed, config.drop)
-    frozen = config.weights != "random"                                   # BatchNorm then normalises by what it has learnt
+    frozen = config.weights != "random"  # BatchNorm then normalises by what it has learnt
     size = config.size or SIZES.get(config.backbone, SIZE)
-    history = {"classes": _pretrain(Learner(model, LOSSES["softmax"], len(data.classes), frozen_statistics=frozen),
-                                    data, size, config, folder / "classes", progress)}
+    history = {
+        "classes": _pretrain(
+            Learner(model, LOSSES["softmax"], len(data.classes), frozen_statistics=frozen),
+            data,
+            size,
+            config,
+            folder / "classes",
+            progress,
+        )
+    }
     _write(model, folder / "pretrained.safetensors")
     terms = episode_terms(config.ways, config.shots, config.queries)
     learner = Learner(model, terms, len(data.classes), frozen_statistics=frozen)
@@ -228,12 +244,21 @@ def _pretrain(
     learner: Learner, data: MiniImageNet, size: int, config: Training, folder: Path, progress: bool
 ) -> list[dict[str, float]]:
     crops = Views(data, v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]))
-    batches = BatchSampler(RandomSampler(crops, generator=Generator()), min(config.batch_size, len(data)), drop_last=True)
+    batches = BatchSampler(
+        RandomSampler(crops, generator=Generator()), min(config.batch_size, len(data)), drop_last=True
+    )
     optimizer = _sgd(learner, config.learning_rate, config)
     scheduler = MultiStepLR(optimizer, [round(0.9 * config.epochs) * len(batches)])
-    return engine.train(learner, STEP, DataLoader(crops, batch_sampler=batches, num_workers=config.workers), optimizer,
-                        engine.Plan(config.epochs, config.precision, seed=config.seed), scheduler=scheduler, folder=folder,
-                        progress=progress)
+    return engine.train(
+        learner,
+        STEP,
+        DataLoader(crops, batch_sampler=batches, num_workers=config.workers),
+        optimizer,
+        engine.Plan(config.epochs, config.precision, seed=config.seed),
+        scheduler=scheduler,
+        folder=folder,
+        progress=progress,
+    )
 
 
 def _meta_train(
@@ -241,9 +266,15 @@ def _meta_train(
 ) -> list[dict[str, float]]:
     whole = Views(data, v2.Resize((size, size), antialias=True))
     batches = EpisodeBatches(data.labels, config, Generator())
-    return engine.train(learner, STEP, DataLoader(whole, batch_sampler=batches, num_workers=config.workers),
-                        _sgd(learner, config.meta_learning_rate, config),
-                        engine.Plan(config.meta_epochs, config.precision, seed=config.seed), folder=folder, progress=progress)
+    return engine.train(
+        learner,
+        STEP,
+        DataLoader(whole, batch_sampler=batches, num_workers=config.workers),
+        _sgd(learner, config.meta_learning_rate, config),
+        engine.Plan(config.meta_epochs, config.precision, seed=config.seed),
+        folder=folder,
+        progress=progress,
+    )
 
 
 def _sgd(learner: Learner, rate: float, config: Training) -> torch.optim.SGD:
@@ -258,6 +289,7 @@ def _write(model: Backbone, path: Path) -> None:
 
 # evaluation --------------------------------------------------------------------------------------------------------------
 
+
 def evaluate(config: Evaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
     """Accuracies on novel classes: writes `fewshot.json` and `fewshot.md`, returns the former.
 
@@ -269,17 +301,36 @@ def evaluate(config: Evaluation, folder: Path, progress: bool = True) -> dict[st
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     model = network(config.backbone, config.weights, seed=config.seed).to(device, memory_format=torch.channels_last)
     size = config.size or SIZES.get(config.backbone, SIZE)
-    features = extract(lambda images: model.features(model.normalise(images)).float().mean((-2, -1)), data, (size, size),
-                       batch_size=config.batch_size, workers=config.workers, device=device, progress=progress)
+    features = extract(
+        lambda images: model.features(model.normalise(images)).float().mean((-2, -1)),
+        data,
+        (size, size),
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        progress=progress,
+    )
     weights = config.weights if config.weights in ("pretrained", "random") else Path(config.weights).stem
     result = {
         "settings": {
-            "data": Path(config.data).name, "fingerprint": minis.fingerprint(Path(config.data)), "split": config.split,
-            "classes": len(data.classes), "images": len(data), "backbone": config.backbone, "weights": weights, "size": size,
-            "ways": config.ways, "queries": config.queries, "episodes": config.episodes, "surest": config.surest,
-            "epsilon": config.epsilon, "seed": config.seed},
+            "data": Path(config.data).name,
+            "fingerprint": minis.fingerprint(Path(config.data)),
+            "split": config.split,
+            "classes": len(data.classes),
+            "images": len(data),
+            "backbone": config.backbone,
+            "weights": weights,
+            "size": size,
+            "ways": config.ways,
+            "queries": config.queries,
+            "episodes": config.episodes,
+            "surest": config.surest,
+            "epsilon": config.epsilon,
+            "seed": config.seed,
+        },
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "rows": compare(features.to(device), data.labels, config)}
+        "rows": compare(features.to(device), data.labels, config),
+    }
     paths.write_text(folder / "fewshot.json", json.dumps(result, indent=1) + "\n")
     paths.write_text(folder / "fewshot.md", table(result))
     return result
@@ -296,13 +347,25 @@ def compare(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], config: E
         generator = Generator().manual_seed(config.seed)
         episodes = sample(labels, config.ways, shots, config.queries, config.episodes, generator)
         options = {"rectified": {"surest": config.surest, "epsilon": config.epsilon}}
-        found = {method: 100 * recalls(features, episodes, method, **options.get(method, {})) for method in config.methods}
+        found = {
+            method: 100 * recalls(features, episodes, method, **options.get(method, {})) for method in config.methods
+        }
         for method, share in found.items():
-            gain = (interval(share.nanmean(1) - found["cosine"].nanmean(1))
-                    if "cosine" in found and method != "cosine" else None)
-            rows.append({"shots": shots, "method": method, "transductive": method in TRANSDUCTIVE,
-                         "accuracy": interval(accuracies(share, episodes.labels)), "balanced": interval(share.nanmean(1)),
-                         "gain": gain})
+            gain = (
+                interval(share.nanmean(1) - found["cosine"].nanmean(1))
+                if "cosine" in found and method != "cosine"
+                else None
+            )
+            rows.append(
+                {
+                    "shots": shots,
+                    "method": method,
+                    "transductive": method in TRANSDUCTIVE,
+                    "accuracy": interval(accuracies(share, episodes.labels)),
+                    "balanced": interval(share.nanmean(1)),
+                    "gain": gain,
+                }
+            )
     return rows
 
 
@@ -316,8 +379,13 @@ def table(result: dict[str, Any]) -> str:
     names = ["prototypes", "transductive"]
     for number in shots:
         names += [f"{number}-shot accuracy", *([] if balanced else ["mean of classes"]), "gain over cosine"]
-    lines = [f"# {settings['backbone']} ({settings['weights']}, {settings['size']} px), {settings['ways']}-way, "
-             f"{settings['split']} classes of {settings['data']}", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    lines = [
+        f"# {settings['backbone']} ({settings['weights']}, {settings['size']} px), {settings['ways']}-way, "
+        f"{settings['split']} classes of {settings['data']}",
+        "",
+        f"| {' | '.join(names)} |",
+        "|---" * len(names) + "|",
+    ]
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = [method, "yes" if method in TRANSDUCTIVE else "no"]
         for number in shots:
@@ -331,15 +399,22 @@ def table(result: dict[str, Any]) -> str:
             for number in shots:
                 cells += [figures.get(number, ""), *[""] * (len(columns) - 1)]
             lines.append(f"| {' | '.join(cells)} |")
-    each = (f"{queries} queries of each class" if isinstance(queries, int) else
-            f"{', '.join(map(str, queries))} queries of the classes")
+    each = (
+        f"{queries} queries of each class"
+        if isinstance(queries, int)
+        else f"{', '.join(map(str, queries))} queries of the classes"
+    )
     lines += [
-        "", f"Percent, mean ± half of the 95% interval over {settings['episodes']:,} episodes ({each}; one model, "
+        "",
+        f"Percent, mean ± half of the 95% interval over {settings['episodes']:,} episodes ({each}; one model, "
         f"{settings['images']:,} images of {settings['classes']} classes). A gain is paired: the same episodes. Transductive "
         "methods see all queries of an episode before they answer; they do not compare with the others. Rectified: "
-        f"Z = {settings['surest']}, epsilon = {settings['epsilon']:g}."]
+        f"Z = {settings['surest']}, epsilon = {settings['epsilon']:g}.",
+    ]
     if not balanced:
-        lines.append('The "mean of classes" weighs all classes equally however many queries they have; the gain is in it.')
+        lines.append(
+            'The "mean of classes" weighs all classes equally however many queries they have; the gain is in it.'
+        )
     if beside:
         lines += ["", "Figures of papers are of 84-pixel miniImageNet, 20 test classes, 600 images each. " + CAVEAT]
     if settings["weights"] == "pretrained":
@@ -355,18 +430,30 @@ def _figure(pair: tuple[float, float] | list[float] | None, signed: bool) -> str
 
 # commands ----------------------------------------------------------------------------------------------------------------
 
+
 def train_main(argv: list[str]) -> int:
     """`python -m course_lib train fewshot`: a network trained on base classes, then on their episodes."""
     parser = _parser("train fewshot", train_main, Training)
     for name, kind, what in (
-            ("epochs", int, "of stage 1, classification"), ("batch-size", int, "of stage 1"),
-            ("learning-rate", float, "of stage 1"), ("meta-epochs", int, "of stage 2, episodes"),
-            ("batches", int, "in an epoch of stage 2"), ("episodes", int, "in a batch of stage 2"), ("ways", int, "classes in an episode"),
-            ("shots", int, "support images of each"), ("queries", int, "of each class"),
-            ("meta-learning-rate", float, "of stage 2"), ("drop", float, "share that ResNet-12 drops")):
-        parser.add_argument(f"--{name}", type=kind, help=f"{what} (default: {getattr(Training, name.replace('-', '_'))})")
+        ("epochs", int, "of stage 1, classification"),
+        ("batch-size", int, "of stage 1"),
+        ("learning-rate", float, "of stage 1"),
+        ("meta-epochs", int, "of stage 2, episodes"),
+        ("batches", int, "in an epoch of stage 2"),
+        ("episodes", int, "in a batch of stage 2"),
+        ("ways", int, "classes in an episode"),
+        ("shots", int, "support images of each"),
+        ("queries", int, "of each class"),
+        ("meta-learning-rate", float, "of stage 2"),
+        ("drop", float, "share that ResNet-12 drops"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=kind, help=f"{what} (default: {getattr(Training, name.replace('-', '_'))})"
+        )
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: no)")
-    parser.add_argument("--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors"
+    )
     chosen = vars(parser.parse_args(argv))
     folder = chosen.pop("folder")
     try:
@@ -378,7 +465,9 @@ def train_main(argv: list[str]) -> int:
         for stage, rows in history.items():
             for epoch, row in enumerate(rows, 1):
                 print(f"{stage:8} epoch {epoch:3}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-        print(f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate fewshot --checkpoint ...")
+        print(
+            f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate fewshot --checkpoint ..."
+        )
     return 0
 
 
@@ -386,14 +475,24 @@ def evaluate_main(argv: list[str]) -> int:
     """`python -m course_lib evaluate fewshot`: accuracies of prototypes on novel classes, real or miniature."""
     parser = _parser("evaluate fewshot", evaluate_main, Evaluation)
     parser.add_argument("--split", choices=("train", "val", "test"), help=f"(default: {Evaluation.split})")
-    parser.add_argument("--methods", type=lambda text: tuple(text.split(",")), metavar="NAME,NAME,...",
-                        help=f"of {', '.join(METHODS)} (default: all)")
+    parser.add_argument(
+        "--methods",
+        type=lambda text: tuple(text.split(",")),
+        metavar="NAME,NAME,...",
+        help=f"of {', '.join(METHODS)} (default: all)",
+    )
     parser.add_argument("--ways", type=int, help=f"classes in an episode (default: {Evaluation.ways})")
     parser.add_argument("--shots", type=_numbers, metavar="K,K,...", help="support images of each class (default: 1,5)")
-    parser.add_argument("--queries", type=lambda text: _numbers(text) if "," in text else int(text), metavar="Q or Q,Q,...",
-                        help=f"of each class, or of the first, second, ... of an episode (default: {Evaluation.queries})")
+    parser.add_argument(
+        "--queries",
+        type=lambda text: _numbers(text) if "," in text else int(text),
+        metavar="Q or Q,Q,...",
+        help=f"of each class, or of the first, second, ... of an episode (default: {Evaluation.queries})",
+    )
     parser.add_argument("--episodes", type=int, help=f"(default: {Evaluation.episodes})")
-    parser.add_argument("--surest", type=int, help=f"queries that rectify a prototype, Z (default: {Evaluation.surest})")
+    parser.add_argument(
+        "--surest", type=int, help=f"queries that rectify a prototype, Z (default: {Evaluation.surest})"
+    )
     parser.add_argument("--epsilon", type=float, help=f"scale of their weights (default: {Evaluation.epsilon:g})")
     parser.add_argument("--batch-size", type=int, help=f"of images (default: {Evaluation.batch_size})")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="(default: auto)")
@@ -412,18 +511,31 @@ def evaluate_main(argv: list[str]) -> int:
 
 def _parser(command: str, main: Callable[[list[str]], int], config: type) -> argparse.ArgumentParser:
     """A parser with the options that training and evaluation share. What is not given does not appear: defaults hold."""
-    parser = argparse.ArgumentParser(prog=f"python -m course_lib {command}", description=main.__doc__,
-                                     argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m course_lib {command}", description=main.__doc__, argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("--data", help="folder of miniImageNet or of a miniature (default: mini-imagenet)")
     parser.add_argument("--backbone", help=f"{RESNET12} or any of timm's (default: {config.backbone})")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--pretrained", dest="weights", action="store_const", const="pretrained",
-                       help="ImageNet weights, which ResNet-12 has not")
+    start.add_argument(
+        "--pretrained",
+        dest="weights",
+        action="store_const",
+        const="pretrained",
+        help="ImageNet weights, which ResNet-12 has not",
+    )
     start.add_argument("--random", dest="weights", action="store_const", const="random", help="random weights")
-    start.add_argument("--checkpoint", dest="weights", metavar="PATH",
-                       help=f"weights from a file, as `train` writes it (default: {config.weights} ones)")
-    parser.add_argument("--size", type=int, help="side of the squashed images, pixels "
-                                                 f"(default: {SIZES[RESNET12]} for {RESNET12}, else {SIZE})")
+    start.add_argument(
+        "--checkpoint",
+        dest="weights",
+        metavar="PATH",
+        help=f"weights from a file, as `train` writes it (default: {config.weights} ones)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        help=f"side of the squashed images, pixels (default: {SIZES[RESNET12]} for {RESNET12}, else {SIZE})",
+    )
     parser.add_argument("--workers", type=int, help="processes that read images (default: 0)")
     parser.add_argument("--seed", type=int, help="(default: 0)")
     return parser

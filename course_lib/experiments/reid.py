@@ -29,33 +29,41 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from course_lib import engine, paths
-from course_lib.worlds import minis
 from course_lib.data.market1501 import Market1501
 from course_lib.evaluate.ranking import cmc_map, rerank
 from course_lib.metric_learning.features import Images, extract
 from course_lib.metric_learning.pedestrians import Occluded
 from course_lib.metric_learning.strong_baseline import LOSSES, TRICKS, Baseline, Training, build, load, train
+from course_lib.worlds import minis
 
 # Luo et al., Market-1501, ResNet-50: rank-1 and mAP, %, when a trick is added to those above it.
-PAPER = {"none": (87.7, 74.0), "warmup": (88.7, 75.2), "erasing": (91.3, 79.3), "smoothing": (91.4, 80.3),
-         "stride": (92.0, 81.7), "bnneck": (94.1, 85.7), "center": (94.5, 85.9), "re-ranking": (95.4, 94.2)}
+PAPER = {
+    "none": (87.7, 74.0),
+    "warmup": (88.7, 75.2),
+    "erasing": (91.3, 79.3),
+    "smoothing": (91.4, 80.3),
+    "stride": (92.0, 81.7),
+    "bnneck": (94.1, 85.7),
+    "center": (94.5, 85.9),
+    "re-ranking": (95.4, 94.2),
+}
 RANKS = (1, 5, 10)
-BEFORE = "before the neck"              # row of f_t, by cosine too
+BEFORE = "before the neck"  # row of f_t, by cosine too
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What is evaluated, on what, and how."""
 
-    data: str                           # a folder in Market-1501's layout
-    checkpoint: str | None = None       # as `train` writes it; None: a network that has seen no pedestrian
-    backbone: str = "tf_efficientnet_lite0"     # without a checkpoint
-    flip: bool = False                  # add the mirror image's features
-    k1: int = 20                        # re-ranking: size of a k-reciprocal neighbourhood
-    k2: int = 6                         # images whose neighbourhoods are averaged
-    lam: float = 0.3                    # share of the original distance
-    batch_size: int = 8                 # on a CPU larger batches are slower; take 64 or more on a GPU
-    workers: int = 0                    # processes that read images
+    data: str  # a folder in Market-1501's layout
+    checkpoint: str | None = None  # as `train` writes it; None: a network that has seen no pedestrian
+    backbone: str = "tf_efficientnet_lite0"  # without a checkpoint
+    flip: bool = False  # add the mirror image's features
+    k1: int = 20  # re-ranking: size of a k-reciprocal neighbourhood
+    k2: int = 6  # images whose neighbourhoods are averaged
+    lam: float = 0.3  # share of the original distance
+    batch_size: int = 8  # on a CPU larger batches are slower; take 64 or more on a GPU
+    workers: int = 0  # processes that read images
 
 
 def embeddings(
@@ -69,6 +77,7 @@ def _pooled(
     model: Baseline, data: Images, flip: bool, batch_size: int, workers: int, progress: bool
 ) -> Float[Tensor, "n views k"]:
     """f_t of each image, and of its mirror image."""
+
     def both(images: Tensor) -> Tensor:
         return torch.stack([model.pool(view) for view in ([images, images.flip(-1)] if flip else [images])], 1)
 
@@ -91,12 +100,22 @@ def scores(distances: Float[Tensor, "q g"], query: Market1501, gallery: Market15
 
 def evaluate(config: Evaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
     """Ranks and mAP, with and without re-ranking; writes `reid.json` and `reid.md`, returns the former."""
-    model = load(config.checkpoint) if config.checkpoint else build(Training(config.data, config.backbone, tricks=()), 1)
+    model = (
+        load(config.checkpoint) if config.checkpoint else build(Training(config.data, config.backbone, tricks=()), 1)
+    )
     rows = _rows(model, config, progress)
     weights = hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest() if config.checkpoint else "pretrained"
-    result = {"settings": vars(config) | _data(config.data) | {"checkpoint": weights}, "versions": _versions(), "rows": rows,
-              "paper": {"cosine": PAPER["center"], "re-ranked": PAPER["re-ranking"]}}
-    name = Path(config.checkpoint).parent.name if config.checkpoint else f"{config.backbone}, which has seen no pedestrian,"
+    result = {
+        "settings": vars(config) | _data(config.data) | {"checkpoint": weights},
+        "versions": _versions(),
+        "rows": rows,
+        "paper": {"cosine": PAPER["center"], "re-ranked": PAPER["re-ranking"]},
+    }
+    name = (
+        Path(config.checkpoint).parent.name
+        if config.checkpoint
+        else f"{config.backbone}, which has seen no pedestrian,"
+    )
     return _written(result, folder / "reid", f"{name} on {Path(config.data).name}")
 
 
@@ -115,14 +134,22 @@ def ablation(config: Training, evaluation: Evaluation, folder: Path, progress: b
         row = name if name == "none" else f"+ {name}"
         rows |= {row: found["cosine"]} | ({f"{row}, {BEFORE}": found[BEFORE]} if BEFORE in found else {})
     rows["+ re-ranking"] = found["re-ranked"]
-    result = {"settings": vars(config) | _data(config.data), "versions": _versions(), "note": config.note(), "rows": rows,
-              "paper": {row: PAPER[name] for row in rows if (name := row.removeprefix("+ ")) in PAPER}}
+    result = {
+        "settings": vars(config) | _data(config.data),
+        "versions": _versions(),
+        "note": config.note(),
+        "rows": rows,
+        "paper": {row: PAPER[name] for row in rows if (name := row.removeprefix("+ ")) in PAPER},
+    }
     return _written(result, folder / "ablation", f"{config.backbone} on {Path(config.data).name}, one trick a row")
 
 
 def occlusion(
-    model: Baseline, query: Market1501, gallery: Market1501,
-    which: Sequence[Sequence[str]] = (("torso", "legs"), ("head", "bag")), progress: bool = True,
+    model: Baseline,
+    query: Market1501,
+    gallery: Market1501,
+    which: Sequence[Sequence[str]] = (("torso", "legs"), ("head", "bag")),
+    progress: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Scores of queries with parts painted over, and of untouched ones ("nothing"); the gallery stays as it is.
 
@@ -133,8 +160,10 @@ def occlusion(
     """
     references = embeddings(model, gallery, progress=progress)
     shown = {"nothing": query} | {" + ".join(parts): Occluded(query, parts) for parts in which}
-    return {name: scores(cosine(embeddings(model, data, progress=progress), references), query, gallery)
-            for name, data in shown.items()}
+    return {
+        name: scores(cosine(embeddings(model, data, progress=progress), references), query, gallery)
+        for name, data in shown.items()
+    }
 
 
 def cosine(query: Float[Tensor, "q k"], gallery: Float[Tensor, "g k"]) -> Float[Tensor, "q g"]:
@@ -146,7 +175,9 @@ def _rows(model: Baseline, config: Evaluation, progress: bool) -> dict[str, dict
     """Scores by cosine distance, the same of f_t if there is a neck, and re-ranked."""
     query, gallery = Market1501(config.data, "query"), Market1501(config.data, "gallery")
     model.to(engine.this_process().device, memory_format=torch.channels_last)
-    pooled = [_pooled(model, data, config.flip, config.batch_size, config.workers, progress) for data in (query, gallery)]
+    pooled = [
+        _pooled(model, data, config.flip, config.batch_size, config.workers, progress) for data in (query, gallery)
+    ]
     everyone = torch.cat((query.identities, gallery.identities))
     images = float((query.identities[:, None] == everyone).sum(1).double().mean())
     features = [_compared(part, model.neck) for part in pooled]
@@ -176,14 +207,21 @@ def _written(result: dict[str, Any], path: Path, title: str) -> dict[str, Any]:
 def table(result: dict[str, Any], title: str) -> str:
     """The result as Markdown, in percent, the paper's figures (ResNet-50, Market-1501) beside it."""
     names = [f"rank-{rank}" for rank in RANKS] + ["mAP"]
-    lines = [f"# {title}", "", f"| features | {' | '.join(names)} | paper: rank-1 | paper: mAP |",
-             "|---" * (len(names) + 3) + "|"]
+    lines = [
+        f"# {title}",
+        "",
+        f"| features | {' | '.join(names)} | paper: rank-1 | paper: mAP |",
+        "|---" * (len(names) + 3) + "|",
+    ]
     for row, found in result["rows"].items():
         ours, paper = [f"{found[name]:.1f}" for name in names], result["paper"].get(row, ("", ""))
         lines.append(f"| {' | '.join([row, *ours, *map(str, paper)])} |")
     last = list(result["rows"].values())[-1]
-    lines += ["", f"Re-ranked with k1 = {last['k1']}, k2 = {last['k2']}, lambda = {last['lam']}; query and gallery show a "
-                  f"person in {last['images of a person']:.1f} images on average. Paper: Luo et al., ResNet-50, Market-1501."]
+    lines += [
+        "",
+        f"Re-ranked with k1 = {last['k1']}, k2 = {last['k2']}, lambda = {last['lam']}; query and gallery show a "
+        f"person in {last['images of a person']:.1f} images on average. Paper: Luo et al., ResNet-50, Market-1501.",
+    ]
     return "\n".join([*lines, *([result["note"]] if result.get("note") else []), ""])
 
 
@@ -202,28 +240,41 @@ def train_main(argv: list[str]) -> int:
     """`python -m course_lib train reid`: the strong baseline, with all of its tricks or some, or an ablation of them."""
     parser = _parser("train", train_main.__doc__)
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--pretrained", dest="weights", action="store_const", const="pretrained",
-                       help="ImageNet weights (default)")
+    start.add_argument(
+        "--pretrained", dest="weights", action="store_const", const="pretrained", help="ImageNet weights (default)"
+    )
     start.add_argument("--random", dest="weights", action="store_const", const="random", help="random weights")
-    parser.add_argument("--tricks", type=parse_tricks, metavar="NAME",
-                        help=f"none, all (default), one of {', '.join(TRICKS)} with those in front of it, or some: NAME,NAME")
-    parser.add_argument("--ablation", action="store_true", help="train and evaluate with none of the tricks, one, two, ...")
+    parser.add_argument(
+        "--tricks",
+        type=parse_tricks,
+        metavar="NAME",
+        help=f"none, all (default), one of {', '.join(TRICKS)} with those in front of it, or some: NAME,NAME",
+    )
+    parser.add_argument(
+        "--ablation", action="store_true", help="train and evaluate with none of the tricks, one, two, ..."
+    )
     parser.add_argument("--loss", choices=LOSSES, help=f"(default: {Training.loss})")
-    parser.add_argument("--last-block", action="store_true", help="train the last block only, on cached features (for a CPU)")
+    parser.add_argument(
+        "--last-block", action="store_true", help="train the last block only, on cached features (for a CPU)"
+    )
     parser.add_argument("--epochs", type=int, help=f"(default: {Training.epochs})")
     parser.add_argument("--classes", type=int, help=f"identities in a batch (default: {Training.classes})")
     parser.add_argument("--images", type=int, help=f"of each identity in a batch (default: {Training.images})")
     parser.add_argument("--learning-rate", type=float, help="(default: the loss's own)")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: no)")
     parser.add_argument("--seed", type=int, help=f"(default: {Training.seed})")
-    parser.add_argument("--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors"
+    )
     chosen = _chosen(parser, argv)
     folder, ablated = chosen.pop("folder"), chosen.pop("ablation", False)
     evaluation = {name: chosen.pop(name) for name in ("k1", "k2", "lam", "flip", "batch_size") if name in chosen}
     try:
         config = Training(**chosen)
         if evaluation and not ablated:
-            raise ValueError(f"{', '.join(evaluation)}: options of the evaluation, which a training does with --ablation only.")
+            raise ValueError(
+                f"{', '.join(evaluation)}: options of the evaluation, which a training does with --ablation only."
+            )
         if ablated:
             ablation(config, Evaluation(config.data, workers=config.workers, **evaluation), folder)
         else:
@@ -263,16 +314,21 @@ def evaluate_main(argv: list[str]) -> int:
 
 def _parser(command: str, purpose: str) -> argparse.ArgumentParser:
     """Options that training and evaluation share. What is not given does not appear: the defaults of the configuration hold."""
-    parser = argparse.ArgumentParser(prog=f"python -m course_lib {command} reid", description=purpose,
-                                     argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m course_lib {command} reid", description=purpose, argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("--data", help="folder of Market-1501 or of a miniature (default: mini-market-clothes)")
     parser.add_argument("--backbone", help=f"of timm's; the paper's is resnet50 (default: {Training.backbone})")
     parser.add_argument("--workers", type=int, help="processes that read images (default: 0)")
     parser.add_argument("--batch-size", type=int, help=f"of the evaluation (default: {Evaluation.batch_size})")
     parser.add_argument("--flip", action="store_true", help="evaluate with the mirror image's features added")
-    parser.add_argument("--k1", type=int, help=f"of re-ranking, about as many as images of a person (default: {Evaluation.k1})")
+    parser.add_argument(
+        "--k1", type=int, help=f"of re-ranking, about as many as images of a person (default: {Evaluation.k1})"
+    )
     parser.add_argument("--k2", type=int, help=f"of re-ranking, neighbourhoods averaged (default: {Evaluation.k2})")
-    parser.add_argument("--lam", type=float, help=f"of re-ranking, share of the first distance (default: {Evaluation.lam})")
+    parser.add_argument(
+        "--lam", type=float, help=f"of re-ranking, share of the first distance (default: {Evaluation.lam})"
+    )
     return parser
 
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
-Images = Sequence | Dataset            # of items (image 3 h w as uint8, label)
+Images = Sequence | Dataset  # of items (image 3 h w as uint8, label)
 
 
 class Resized(Dataset):
@@ -27,7 +27,12 @@ class Resized(Dataset):
 
 def extract(
     function: Callable[[UInt8[Tensor, "b 3 height width"]], Float[Tensor, "b *feature"]],
-    data: Images, size: tuple[int, int], *, batch_size: int = 8, workers: int = 0, device: str | torch.device = "cpu",
+    data: Images,
+    size: tuple[int, int],
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> Float[Tensor, "n *feature"]:
     """`function` of every image in order, on the CPU; one pass, without gradients.
@@ -43,6 +48,8 @@ def extract(
         raise ValueError("Features of at least one image were asked for, but the data set is empty.")
     parts = []
     with torch.inference_mode():
-        for batch in tqdm(DataLoader(Resized(data, size), batch_size, num_workers=workers), "features", disable=not progress):
+        for batch in tqdm(
+            DataLoader(Resized(data, size), batch_size, num_workers=workers), "features", disable=not progress
+        ):
             parts.append(function(batch.to(device, non_blocking=True)).cpu())
-    return torch.cat(parts).clone()                                       # a clone may be trained on, inference tensors not
+    return torch.cat(parts).clone()  # a clone may be trained on, inference tensors not

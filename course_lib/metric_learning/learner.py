@@ -30,7 +30,7 @@ from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.experiments.localise import add_data, add_options, network
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax, center_loss
 
-SCALE = 128.0                           # of a mean over channels, so that a distance means the same at 512 and 2048 channels
+SCALE = 128.0  # of a mean over channels, so that a distance means the same at 512 and 2048 channels
 COSINE_SCALE = 30.0
 CENTER_WEIGHT, CENTER_RATE = 5e-4, 0.5  # as in Luo et al., "Bag of Tricks", CVPR Workshops 2019
 
@@ -39,38 +39,48 @@ Terms = Callable[["Learner", Tensor, Tensor], dict[str, Tensor]]
 LOSSES: dict[str, Terms] = {
     "softmax": lambda learner, query, labels: {"softmax": F.cross_entropy(learner.backbone.classifier(query), labels)},
     "prototype-l1": lambda learner, query, labels: {
-        "prototype": batch_prototype_softmax(query, labels, "l1", SCALE / query.shape[1])},
+        "prototype": batch_prototype_softmax(query, labels, "l1", SCALE / query.shape[1])
+    },
     "prototype-l2": lambda learner, query, labels: {
-        "prototype": batch_prototype_softmax(query, labels, "l2", SCALE / query.shape[1])},
+        "prototype": batch_prototype_softmax(query, labels, "l2", SCALE / query.shape[1])
+    },
     "prototype-cosine": lambda learner, query, labels: {
-        "prototype": batch_prototype_softmax(query, labels, "cosine", COSINE_SCALE)},
+        "prototype": batch_prototype_softmax(query, labels, "cosine", COSINE_SCALE)
+    },
     "triplet": lambda learner, query, labels: {"triplet": batch_hard_triplet(query, labels)},
     "center": lambda learner, query, labels: {
         "softmax": F.cross_entropy(learner.backbone.classifier(query), labels),
-        "center": CENTER_WEIGHT * center_loss(query, labels, learner.centers)},
+        "center": CENTER_WEIGHT * center_loss(query, labels, learner.centers),
+    },
 }
-CLASSIFYING = ("softmax", "center")     # the losses that train the classifier
+CLASSIFYING = ("softmax", "center")  # the losses that train the classifier
 # Learning rates at which fine-tuning moves and no more: with triplets at 0.01 most channels die and the rest saturate.
-RATES = {"softmax": 1e-2, "prototype-l1": 1e-3, "prototype-l2": 1e-3, "prototype-cosine": 1e-3, "triplet": 3e-4,
-         "center": 1e-2}
+RATES = {
+    "softmax": 1e-2,
+    "prototype-l1": 1e-3,
+    "prototype-l2": 1e-3,
+    "prototype-cosine": 1e-3,
+    "triplet": 3e-4,
+    "center": 1e-2,
+}
 
 
 @dataclass(frozen=True)
 class Training:
     """What is trained, and how."""
 
-    data: str                           # a folder in ILSVRC's CLS-LOC layout with training images
-    backbone: str = "tf_efficientnet_lite0"     # a name of Table 1, or any of timm's that ends in GAP and one linear layer
-    weights: str = "pretrained"         # to start from: "pretrained", "random", or the path of a checkpoint
-    loss: str = "triplet"               # a name of LOSSES
-    last_block: bool = False            # train the last block only, on features of those before it, made once
+    data: str  # a folder in ILSVRC's CLS-LOC layout with training images
+    backbone: str = "tf_efficientnet_lite0"  # a name of Table 1, or any of timm's that ends in GAP and one linear layer
+    weights: str = "pretrained"  # to start from: "pretrained", "random", or the path of a checkpoint
+    loss: str = "triplet"  # a name of LOSSES
+    last_block: bool = False  # train the last block only, on features of those before it, made once
     epochs: int = 10
-    classes: int = 8                    # P classes ...
-    images: int = 5                     # ... of K images make a batch
+    classes: int = 8  # P classes ...
+    images: int = 5  # ... of K images make a batch
     learning_rate: float | None = None  # None: the loss's own, of RATES
     weight_decay: float = 1e-4
-    size: int = 224                     # side of the squashed images, pixels
-    workers: int = 0                    # processes that read images
+    size: int = 224  # side of the squashed images, pixels
+    workers: int = 0  # processes that read images
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
 
@@ -89,10 +99,20 @@ class Learner(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, terms: Terms, num_classes: int, last_block: bool = False, frozen_statistics: bool = True
+        self,
+        backbone: Backbone,
+        terms: Terms,
+        num_classes: int,
+        last_block: bool = False,
+        frozen_statistics: bool = True,
     ) -> None:
         super().__init__()
-        self.backbone, self.terms, self.last_block, self.frozen_statistics = backbone, terms, last_block, frozen_statistics
+        self.backbone, self.terms, self.last_block, self.frozen_statistics = (
+            backbone,
+            terms,
+            last_block,
+            frozen_statistics,
+        )
         classifying = terms in [LOSSES[name] for name in CLASSIFYING]
         backbone.requires_grad_(not last_block)
         if last_block:
@@ -151,8 +171,10 @@ class BalancedBatches(Sampler[list[int]]):
     def __init__(self, labels: Int[Tensor, " n"], classes: int, images: int, generator: Generator):
         self.members = [(labels == label).nonzero().flatten() for label in labels.unique()]
         if classes > len(self.members):
-            raise ValueError(f"Batches of {classes} classes were asked for, but the data has {len(self.members)}. "
-                             "Ask for fewer classes and more images of each.")
+            raise ValueError(
+                f"Batches of {classes} classes were asked for, but the data has {len(self.members)}. "
+                "Ask for fewer classes and more images of each."
+            )
         self.classes, self.images, self.generator = classes, images, generator
         self.batches = max(1, len(labels) // (classes * images))
 
@@ -165,8 +187,11 @@ class BalancedBatches(Sampler[list[int]]):
             for label in torch.randperm(len(self.members), generator=self.generator)[: self.classes].tolist():
                 members = self.members[label]
                 few = len(members) < self.images
-                pick = (torch.randint(len(members), (self.images,), generator=self.generator) if few
-                        else torch.randperm(len(members), generator=self.generator)[: self.images])
+                pick = (
+                    torch.randint(len(members), (self.images,), generator=self.generator)
+                    if few
+                    else torch.randperm(len(members), generator=self.generator)[: self.images]
+                )
                 batch += members[pick].tolist()
             yield batch
 
@@ -190,24 +215,35 @@ def train(config: Training, folder: Path, progress: bool = True) -> list[dict[st
 
 
 def fit(
-    learner: Learner, dataset: Dataset, labels: Int[Tensor, " n"], config: Training, folder: Path | None = None,
+    learner: Learner,
+    dataset: Dataset,
+    labels: Int[Tensor, " n"],
+    config: Training,
+    folder: Path | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Mean loss terms of each epoch: plain SGD with momentum; class-balanced batches if the loss compares images."""
     generator = Generator()
     if config.loss == "softmax":
-        batches = BatchSampler(RandomSampler(dataset, generator=generator), config.classes * config.images, drop_last=True)
+        batches = BatchSampler(
+            RandomSampler(dataset, generator=generator), config.classes * config.images, drop_last=True
+        )
     else:
         batches = BalancedBatches(labels, config.classes, config.images, generator)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
     trained = [weight for name, weight in learner.named_parameters() if weight.requires_grad and name != "centers"]
     groups = [{"params": trained}]
-    if config.loss == "center":                                           # the factor before the loss is divided out again
-        groups.append({"params": [learner.centers], "lr": CENTER_RATE / CENTER_WEIGHT, "momentum": 0.0, "weight_decay": 0.0})
-    optimizer = torch.optim.SGD(groups, config.learning_rate or RATES[config.loss], 0.9, weight_decay=config.weight_decay)
+    if config.loss == "center":  # the factor before the loss is divided out again
+        groups.append(
+            {"params": [learner.centers], "lr": CENTER_RATE / CENTER_WEIGHT, "momentum": 0.0, "weight_decay": 0.0}
+        )
+    optimizer = torch.optim.SGD(
+        groups, config.learning_rate or RATES[config.loss], 0.9, weight_decay=config.weight_decay
+    )
     plan = engine.Plan(config.epochs, config.precision, seed=config.seed)
-    return engine.train(learner, lambda model, batch: model.step(*batch), loader, optimizer, plan,
-                        folder=folder, progress=progress)
+    return engine.train(
+        learner, lambda model, batch: model.step(*batch), loader, optimizer, plan, folder=folder, progress=progress
+    )
 
 
 def trunk(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b j *grid"]:
@@ -226,8 +262,10 @@ def check_trunk(backbone: Backbone) -> None:
     """Raises a ValueError if the network is not built as `trunk` and `tail` have it."""
     parts = ("conv_stem", "bn1", "blocks", "conv_head", "bn2")
     if missing := [part for part in parts if not hasattr(backbone.network, part)]:
-        raise ValueError(f"The last block alone can be trained in EfficientNets of timm, which have {missing[0]}; this "
-                         "network has not. Leave out last_block to train all of it, or take tf_efficientnet_lite0.")
+        raise ValueError(
+            f"The last block alone can be trained in EfficientNets of timm, which have {missing[0]}; this "
+            "network has not. Leave out last_block to train all of it, or take tf_efficientnet_lite0."
+        )
 
 
 def trunk_features(backbone: Backbone, data: Ilsvrc, size: int, progress: bool = True) -> TensorDataset:
@@ -243,17 +281,22 @@ def trunk_features(backbone: Backbone, data: Ilsvrc, size: int, progress: bool =
 
 def main(argv: list[str]) -> int:
     """`python -m course_lib train localise`: a model whose distances or classifier Dist-CAM and CAM explain."""
-    parser = argparse.ArgumentParser(prog="python -m course_lib train localise", description=main.__doc__,
-                                     argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib train localise", description=main.__doc__, argument_default=argparse.SUPPRESS
+    )
     add_options(parser, Training)
     parser.add_argument("--loss", choices=LOSSES, help=f"(default: {Training.loss})")
-    parser.add_argument("--last-block", action="store_true", help="train the last block only, on cached features (for a CPU)")
+    parser.add_argument(
+        "--last-block", action="store_true", help="train the last block only, on cached features (for a CPU)"
+    )
     parser.add_argument("--epochs", type=int, help=f"(default: {Training.epochs})")
     parser.add_argument("--learning-rate", type=float, help="(default: the loss's own)")
     parser.add_argument("--classes", type=int, help=f"in a batch (default: {Training.classes})")
     parser.add_argument("--images", type=int, help=f"of each class in a batch (default: {Training.images})")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: no)")
-    parser.add_argument("--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors")
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors"
+    )
     chosen = vars(parser.parse_args(argv))
     folder = chosen.pop("folder")
     try:

@@ -26,7 +26,7 @@ def distances(
     The class of an image is that of its nearest prototype: `distances(query, prototypes).argmin(1)`.
     """
     query, reference = query.float(), reference.float()
-    with torch.autocast(query.device.type, enabled=False):                # fp32 island: differences of large numbers
+    with torch.autocast(query.device.type, enabled=False):  # fp32 island: differences of large numbers
         if metric == "cosine":
             return 1 - F.normalize(query, dim=1) @ F.normalize(reference, dim=1).T
         if metric == "l1":
@@ -60,10 +60,10 @@ def batch_prototype_softmax(
     its class is no query; the class still competes for the others.
     """
     features = features.float()
-    same = labels[:, None] == labels                                      # b b
+    same = labels[:, None] == labels  # b b
     count = same.sum(1)
-    with torch.autocast(features.device.type, enabled=False):             # fp32 island: prototypes
-        means = same.float() @ features / count[:, None]                  # b k: one for each sample, not for each class
+    with torch.autocast(features.device.type, enabled=False):  # fp32 island: prototypes
+        means = same.float() @ features / count[:, None]  # b k: one for each sample, not for each class
         # q - mean of the others = n / (n - 1) (q - mean of all)
         others = features - (features - means) * (count / (count - 1).clamp_min(1))[:, None]
     own = _paired(features, others, metric)
@@ -83,10 +83,10 @@ def batch_hard_triplet(
     Args:
         margin: in the unit of the features; None takes the soft margin, log(1 + exp(difference)).
     """
-    distance = _euclidean(features.float(), features.float())             # b b
+    distance = _euclidean(features.float(), features.float())  # b b
     same = labels[:, None] == labels
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    valid = positive.any(1)                                               # without a negative, the difference is -inf: a zero
+    valid = positive.any(1)  # without a negative, the difference is -inf: a zero
     difference = torch.where(positive, distance, -torch.inf).amax(1) - torch.where(same, torch.inf, distance).amin(1)
     return _mean_where(valid, F.softplus(difference) if margin is None else F.relu(margin + difference))
 

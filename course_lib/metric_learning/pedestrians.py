@@ -20,9 +20,9 @@ from torchvision.transforms.v2 import functional as transforms
 
 from course_lib.data.market1501 import PARTS, Market1501
 
-SIZE = (256, 128)                       # height, width, pixels
+SIZE = (256, 128)  # height, width, pixels
 PADDING = 10
-PROBABILITY, AREA, ASPECT, TRIES = 0.5, (0.02, 0.4), (0.3, 1 / 0.3), 100        # of random erasing
+PROBABILITY, AREA, ASPECT, TRIES = 0.5, (0.02, 0.4), (0.3, 1 / 0.3), 100  # of random erasing
 
 
 class Pedestrians(Dataset):
@@ -70,9 +70,9 @@ def erase(
 ) -> Float[Tensor, "b c h w"]:
     """Images with one rectangle each filled, x0 y0 x1 y1 as `random_rectangle` draws it; an empty one changes nothing."""
     height, width = images.shape[-2:]
-    x0, y0, x1, y1 = rectangles[:, :, None, None].unbind(1)               # b 1 1
+    x0, y0, x1, y1 = rectangles[:, :, None, None].unbind(1)  # b 1 1
     x, y = torch.arange(width, device=images.device), torch.arange(height, device=images.device)[:, None]
-    inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)                  # b h w
+    inside = (x >= x0) & (x < x1) & (y >= y0) & (y < y1)  # b h w
     return torch.where(inside[:, None], fill, images)
 
 

@@ -26,8 +26,8 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Generator, Tensor
 
 from course_lib.evaluate.controls import random_weights
-from course_lib.maps import uniform_weights, weighted_map
 from course_lib.experiments.localise import METHODS
+from course_lib.maps import uniform_weights, weighted_map
 
 # (pooled queries b k, references g k, those chosen b) -> weights b 1 k; "prototype" is W = P with any reference as P.
 RULES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -35,19 +35,21 @@ RULES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     **{name: rule for name, (source, rule) in METHODS.items() if source == "prototypes"},
 }
 NAMES = (*RULES, "random")
-NONE = -1                               # the index of a reference that does not exist
+NONE = -1  # the index of a reference that does not exist
 
 
 class Neighbours(NamedTuple):
     """Rows of the gallery, one for each query; NONE where the gallery keeps no such image."""
 
     nearest: Int[Tensor, " q"]
-    correct: Int[Tensor, " q"]          # the nearest one of the query's own class or identity
-    wrong: Int[Tensor, " q"]            # the nearest one of another
+    correct: Int[Tensor, " q"]  # the nearest one of the query's own class or identity
+    wrong: Int[Tensor, " q"]  # the nearest one of another
 
 
 def neighbours(
-    distances: Float[Tensor, "q g"], query_ids: Int[Tensor, " q"], gallery_ids: Int[Tensor, " g"],
+    distances: Float[Tensor, "q g"],
+    query_ids: Int[Tensor, " q"],
+    gallery_ids: Int[Tensor, " g"],
     keep: Bool[Tensor, "q g"] | None = None,
 ) -> Neighbours:
     """The nearest, the nearest correct and the nearest wrong gallery image of each query; of equal ones the first.
@@ -60,16 +62,16 @@ def neighbours(
         ValueError: a distance that is NaN or infinite.
     """
     if not distances.isfinite().all():
-        raise ValueError("Distances must be finite, but NaN or infinite ones came. Look at the features first; what a query "
-                         "must not be compared with is said by `keep`, not by an infinite distance.")
-    own = query_ids[:, None] == gallery_ids                               # q g
+        raise ValueError(
+            "Distances must be finite, but NaN or infinite ones came. Look at the features first; what a query "
+            "must not be compared with is said by `keep`, not by an infinite distance."
+        )
+    own = query_ids[:, None] == gallery_ids  # q g
     keep = torch.ones_like(own) if keep is None else keep
     return Neighbours(*(_nearest(distances, among) for among in (keep, keep & own, keep & ~own)))
 
 
-def ranked(
-    distances: Float[Tensor, "q g"], keep: Bool[Tensor, "q g"] | None = None, k: int = 8
-) -> Int[Tensor, "q k"]:
+def ranked(distances: Float[Tensor, "q g"], keep: Bool[Tensor, "q g"] | None = None, k: int = 8) -> Int[Tensor, "q k"]:
     """The first k kept gallery images of each query, nearest first, equal ones in their order; NONE where no more are kept."""
     keep = torch.ones_like(distances, dtype=torch.bool) if keep is None else keep
     order = torch.where(keep, distances, torch.inf).argsort(dim=1, stable=True)[:, :k]
@@ -85,7 +87,10 @@ def random_wrong(
 
 
 def pair_maps(
-    features: Float[Tensor, "b k h w"], references: Float[Tensor, "g k"], chosen: Int[Tensor, "b r"], generator: Generator,
+    features: Float[Tensor, "b k h w"],
+    references: Float[Tensor, "g k"],
+    chosen: Int[Tensor, "b r"],
+    generator: Generator,
     rules: Sequence[str] = NAMES,
 ) -> dict[str, Float32[Tensor, "b r h w"]]:
     """Raw maps of each image against each of its chosen references, by every rule.
@@ -101,11 +106,14 @@ def pair_maps(
     if unknown := [name for name in rules if name not in NAMES]:
         raise ValueError(f"There is no rule {unknown[0]!r}; there are: {', '.join(NAMES)}.")
     query, pairs = features.float().mean((-2, -1)).repeat_interleave(chosen.shape[1], 0), chosen.flatten()
-    exists = (chosen != NONE)[..., None, None]                            # b r 1 1
+    exists = (chosen != NONE)[..., None, None]  # b r 1 1
     maps = {}
     for name in rules:
-        weights = (random_weights(*query.shape, generator).to(query.device) if name == "random"
-                   else RULES[name](query, references, pairs))            # (b r) 1 k
+        weights = (
+            random_weights(*query.shape, generator).to(query.device)
+            if name == "random"
+            else RULES[name](query, references, pairs)
+        )  # (b r) 1 k
         maps[name] = weighted_map(features, weights.view(*chosen.shape, -1)) * exists
     return maps
 

@@ -39,37 +39,42 @@ from torch.utils.data import DataLoader, Dataset
 from course_lib import engine
 from course_lib.backbones import Backbone
 from course_lib.data.market1501 import Market1501
-from course_lib.metric_learning.features import extract
 from course_lib.experiments.localise import network
+from course_lib.metric_learning.features import extract
+from course_lib.metric_learning.learner import (
+    CENTER_RATE,
+    CENTER_WEIGHT,
+    BalancedBatches,
+    check_trunk,
+    tail,
+    trunk,
+)
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax, center_loss
 from course_lib.metric_learning.pedestrians import SIZE, Pedestrians, erase
-from course_lib.metric_learning.learner import (
-    CENTER_RATE, CENTER_WEIGHT, BalancedBatches, check_trunk, tail, trunk,
-)
 
-TRICKS = ("warmup", "erasing", "smoothing", "stride", "bnneck", "center")       # in the order of the paper's ablation
-LOSSES = {"id+triplet": 3.5e-4, "prototype-cosine": 1e-3}      # and their learning rates
+TRICKS = ("warmup", "erasing", "smoothing", "stride", "bnneck", "center")  # in the order of the paper's ablation
+LOSSES = {"id+triplet": 3.5e-4, "prototype-cosine": 1e-3}  # and their learning rates
 MARGIN, SMOOTHING, PROTOTYPE_SCALE = 0.3, 0.1, 16.0
-SCHEDULE, WARMUP, DROPS = 120, 10, (40, 70)                # epochs, and the first ones of a tenth of the rate (counted from 1)
+SCHEDULE, WARMUP, DROPS = 120, 10, (40, 70)  # epochs, and the first ones of a tenth of the rate (counted from 1)
 
 
 @dataclass(frozen=True)
 class Training:
     """What is trained, and how. The paper's figures are of resnet50 with all tricks."""
 
-    data: str                           # a folder in Market-1501's layout
-    backbone: str = "tf_efficientnet_lite0"     # or "resnet50", or another ResNet or EfficientNet of timm's
+    data: str  # a folder in Market-1501's layout
+    backbone: str = "tf_efficientnet_lite0"  # or "resnet50", or another ResNet or EfficientNet of timm's
     weights: Literal["pretrained", "random"] = "pretrained"
     tricks: tuple[str, ...] = TRICKS
-    loss: str = "id+triplet"            # or "prototype-cosine"
-    last_block: bool = False            # train the last block only, on features of those before it, made once
+    loss: str = "id+triplet"  # or "prototype-cosine"
+    last_block: bool = False  # train the last block only, on features of those before it, made once
     epochs: int = SCHEDULE
-    classes: int = 16                   # P identities ...
-    images: int = 4                     # ... of K images make a batch
+    classes: int = 16  # P identities ...
+    images: int = 4  # ... of K images make a batch
     learning_rate: float | None = None  # None: the loss's own, of LOSSES
     weight_decay: float = 5e-4
-    size: tuple[int, int] = SIZE        # height, width, pixels
-    workers: int = 0                    # processes that read images
+    size: tuple[int, int] = SIZE  # height, width, pixels
+    workers: int = 0  # processes that read images
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
 
@@ -83,9 +88,13 @@ class Training:
         """Tricks that were asked for and cannot take part, each with the reason."""
         reasons = {}
         if self.last_block:
-            reasons["erasing"] = "the features of the first blocks are made once, of the whole image and its mirror image"
+            reasons["erasing"] = (
+                "the features of the first blocks are made once, of the whole image and its mirror image"
+            )
         if self.loss == "prototype-cosine":
-            reasons |= dict.fromkeys(("smoothing", "center"), "prototypes of the batch take the place of the classifier")
+            reasons |= dict.fromkeys(
+                ("smoothing", "center"), "prototypes of the batch take the place of the classifier"
+            )
         return {name: reason for name, reason in reasons.items() if name in self.tricks}
 
     def note(self) -> str:
@@ -106,8 +115,13 @@ class Baseline(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, num_classes: int, tricks: tuple[str, ...] = TRICKS, loss: str = "id+triplet",
-        last_block: bool = False, size: tuple[int, int] = SIZE,
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        tricks: tuple[str, ...] = TRICKS,
+        loss: str = "id+triplet",
+        last_block: bool = False,
+        size: tuple[int, int] = SIZE,
     ) -> None:
         super().__init__()
         self.backbone, self.loss, self.last_block, self.size = backbone, loss, last_block, size
@@ -123,7 +137,7 @@ class Baseline(nn.Module):
         self.neck = nn.BatchNorm1d(channels) if neck else nn.Identity()
         backbone.classifier = nn.Linear(channels, num_classes, bias=not neck)
         if neck:
-            self.neck.bias.requires_grad_(False)                          # at zero; the optimiser does not get it
+            self.neck.bias.requires_grad_(False)  # at zero; the optimiser does not get it
             nn.init.normal_(backbone.classifier.weight, std=0.001)
         backbone.classifier.requires_grad_(loss == "id+triplet")
         self.centers = None
@@ -157,7 +171,7 @@ class Baseline(nn.Module):
         self, inputs: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b j H W"], rectangles: Int[Tensor, "b 4"] | None = None
     ) -> Float32[Tensor, "b k"]:
         """f_t, the mean of the map."""
-        return self.feature_map(inputs, rectangles).float().mean((-2, -1))        # fp32 island: a mean, and distances of it
+        return self.feature_map(inputs, rectangles).float().mean((-2, -1))  # fp32 island: a mean, and distances of it
 
     def embed(self, inputs: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b j H W"]) -> Float32[Tensor, "b k"]:
         """What is compared in tests: f_i of length 1, so that squared Euclidean distances are twice the cosine ones."""
@@ -165,13 +179,15 @@ class Baseline(nn.Module):
 
     def step(self, inputs: Tensor, labels: Tensor, rectangles: Tensor | None = None) -> dict[str, Tensor]:
         """Named loss terms of one batch."""
-        pooled = self.pool(inputs, rectangles)                            # b k, f_t
-        compared = self.neck(pooled)                                      # b k, f_i
+        pooled = self.pool(inputs, rectangles)  # b k, f_t
+        compared = self.neck(pooled)  # b k, f_i
         if self.loss == "prototype-cosine":
             return {"prototype": batch_prototype_softmax(compared, labels, "cosine", PROTOTYPE_SCALE)}
-        logits = self.backbone.classifier(compared).float()               # b c
-        terms = {"id": F.cross_entropy(logits, labels, label_smoothing=self.smoothing),
-                 "triplet": batch_hard_triplet(pooled, labels, MARGIN)}
+        logits = self.backbone.classifier(compared).float()  # b c
+        terms = {
+            "id": F.cross_entropy(logits, labels, label_smoothing=self.smoothing),
+            "triplet": batch_hard_triplet(pooled, labels, MARGIN),
+        }
         if self.centers is not None:
             terms["center"] = CENTER_WEIGHT * center_loss(pooled, labels, self.centers)
         return terms
@@ -199,11 +215,13 @@ def last_stride_one(backbone: Backbone) -> None:
     parts = list(getattr(backbone.network, "layer4", getattr(backbone.network, "blocks", [])))
     strided = [part for part in parts if any(_halves(layer) for layer in part.modules())]
     if not strided:
-        raise ValueError("The last stride is known in ResNets (layer4) and EfficientNets (blocks) of timm, and this network is "
-                         'neither. Leave out the trick "stride", or take resnet50 or tf_efficientnet_lite0.')
+        raise ValueError(
+            "The last stride is known in ResNets (layer4) and EfficientNets (blocks) of timm, and this network is "
+            'neither. Leave out the trick "stride", or take resnet50 or tf_efficientnet_lite0.'
+        )
     for part in list(strided[-1].modules()):
         for name, layer in part.named_children():
-            if isinstance(layer, nn.AvgPool2d) and _halves(layer):        # in the shortcut of a ResNet-D
+            if isinstance(layer, nn.AvgPool2d) and _halves(layer):  # in the shortcut of a ResNet-D
                 setattr(part, name, nn.Identity())
             elif _halves(layer):
                 layer.stride = (1, 1)
@@ -215,7 +233,7 @@ def _halves(layer: nn.Module) -> bool:
 
 def build(config: Training, num_classes: int) -> Baseline:
     """The network of a configuration, at its start."""
-    backbone, _ = network(config.backbone, config.weights, [], config.seed)      # seeds torch for what is new, too
+    backbone, _ = network(config.backbone, config.weights, [], config.seed)  # seeds torch for what is new, too
     return Baseline(backbone, num_classes, config.tricks, config.loss, config.last_block, config.size)
 
 
@@ -235,19 +253,31 @@ def train(config: Training, folder: Path, progress: bool = True) -> list[dict[st
     """Mean loss terms of each epoch; writes `model.safetensors`, see `load`. What was interrupted goes on."""
     data = Market1501(config.data, "train")
     model = build(config, len(data.classes))
-    dataset = (views(model, data, progress) if config.last_block
-               else Pedestrians(data, "erasing" in config.tricks, config.size))
+    dataset = (
+        views(model, data, progress)
+        if config.last_block
+        else Pedestrians(data, "erasing" in config.tricks, config.size)
+    )
     history = fit(model, dataset, data.labels, config, folder, progress)
     if engine.this_process().is_main_process:
-        about = {"backbone": config.backbone, "classes": len(data.classes), "tricks": config.tricks, "loss": config.loss,
-                 "size": config.size}
+        about = {
+            "backbone": config.backbone,
+            "classes": len(data.classes),
+            "tricks": config.tricks,
+            "loss": config.loss,
+            "size": config.size,
+        }
         save_model(model, str(folder / "model.safetensors"), {"reid": json.dumps(about)})
-    engine.this_process().wait_for_everyone()                                        # who comes next may load it
+    engine.this_process().wait_for_everyone()  # who comes next may load it
     return history
 
 
 def fit(
-    model: Baseline, dataset: Dataset, labels: Int[Tensor, " n"], config: Training, folder: Path | None = None,
+    model: Baseline,
+    dataset: Dataset,
+    labels: Int[Tensor, " n"],
+    config: Training,
+    folder: Path | None = None,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Mean loss terms of each epoch; the model is trained in place, on `Pedestrians` or `Views`.
@@ -255,25 +285,45 @@ def fit(
     Warns if the triplet loss has collapsed the features into one point.
     """
     batches = BalancedBatches(labels, config.classes, config.images, Generator())
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=torch.cuda.is_available())
+    loader = DataLoader(
+        dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=torch.cuda.is_available()
+    )
     trained = [weight for name, weight in model.named_parameters() if weight.requires_grad and name != "centers"]
     rates, groups = [learning_rate_factor(config, len(batches))], [{"params": trained}]
     if model.centers is not None:
         # Adam without memory and with an epsilon that swallows the gradient is plain gradient descent of rate lr / eps: the
         # second optimiser of the released code. The factor before the loss is divided out again.
-        groups.append({"params": [model.centers], "lr": CENTER_RATE / CENTER_WEIGHT * 1e8, "eps": 1e8, "betas": (0.0, 0.0),
-                       "weight_decay": 0.0})
+        groups.append(
+            {
+                "params": [model.centers],
+                "lr": CENTER_RATE / CENTER_WEIGHT * 1e8,
+                "eps": 1e8,
+                "betas": (0.0, 0.0),
+                "weight_decay": 0.0,
+            }
+        )
         rates.append(lambda step: 1.0)
     optimizer = torch.optim.Adam(groups, config.learning_rate or LOSSES[config.loss], weight_decay=config.weight_decay)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
     plan = engine.Plan(config.epochs, config.precision, seed=config.seed)
     before = _spread(model, dataset)
-    history = engine.train(model, lambda model, batch: model.step(*batch), loader, optimizer, plan, scheduler=scheduler,
-                           folder=folder, progress=progress)
+    history = engine.train(
+        model,
+        lambda model, batch: model.step(*batch),
+        loader,
+        optimizer,
+        plan,
+        scheduler=scheduler,
+        folder=folder,
+        progress=progress,
+    )
     if config.loss == "id+triplet" and (after := _spread(model, dataset)) < min(MARGIN / 3, before / 10):
-        warnings.warn(f"The features have collapsed: of 64 images, the two most different ones were {before:.2g} apart before "
-                      f"the training and are {after:.2g} now, while the triplet loss wants a margin of {MARGIN}. Take the loss "
-                      '"prototype-cosine", or a smaller learning rate.', stacklevel=2)
+        warnings.warn(
+            f"The features have collapsed: of 64 images, the two most different ones were {before:.2g} apart before "
+            f"the training and are {after:.2g} now, while the triplet loss wants a margin of {MARGIN}. Take the loss "
+            '"prototype-cosine", or a smaller learning rate.',
+            stacklevel=2,
+        )
     return history
 
 
@@ -293,6 +343,7 @@ def learning_rate_factor(config: Training, steps: int) -> Callable[[int], float]
     For the 120 epochs of the paper: 0.01 + 0.99 e/10 in epoch e < 10 with warm-up, then 1, from 40 on 0.1, from 70 on 0.01.
     Other lengths are stretched to it; below 24 epochs hardly anything is left of the warm-up.
     """
+
     def factor(step: int) -> float:
         epoch = (step // steps + 1) * SCHEDULE / config.epochs
         if "warmup" in config.tricks and epoch < WARMUP:
@@ -314,7 +365,9 @@ def load(path: str | Path) -> Baseline:
     with safe_open(path, "pt") as file:
         about = (file.metadata() or {}).get("reid")
     if about is None:
-        raise ValueError(f"{path} was not written by `train reid`: it does not say which network and which tricks it is of.")
+        raise ValueError(
+            f"{path} was not written by `train reid`: it does not say which network and which tricks it is of."
+        )
     about = json.loads(about)
     backbone, _ = network(about["backbone"], "random", [])
     model = Baseline(backbone, about["classes"], tuple(about["tricks"]), about["loss"], size=tuple(about["size"]))

@@ -30,31 +30,38 @@ from torch import Tensor
 
 Array = Tensor | ndarray
 Numbers = Tensor | ndarray | Sequence[float | int]
-IGNORE = 255                                                              # the label that no class has
+IGNORE = 255  # the label that no class has
 PALETTE = seaborn.color_palette("colorblind")
-CLASSES = [colour for colour in PALETTE if len(set(colour)) > 1]          # its grey is that of ignored pixels
+CLASSES = [colour for colour in PALETTE if len(set(colour)) > 1]  # its grey is that of ignored pixels
 GREY = "0.35"
-BOXES = {                                                                 # kind -> colour, line style, colour of the halo
+BOXES = {  # kind -> colour, line style, colour of the halo
     "ground truth": ("white", "-", "black"),
     "predicted": (PALETTE[9], (0, (4, 2)), "black"),
 }
-VERDICTS = {True: ("✓", "correct", PALETTE[2], "-"), False: ("✗", "wrong", PALETTE[3], (0, (2, 1)))}    # of a ranked image
+VERDICTS = {
+    True: ("✓", "correct", PALETTE[2], "-"),
+    False: ("✗", "wrong", PALETTE[3], (0, (2, 1))),
+}  # of a ranked image
 
 
 def theme() -> None:
     """Sets the look of all figures: seaborn's white grid, a colour-blind palette, cividis for images."""
-    seaborn.set_theme(style="whitegrid", palette="colorblind", rc={
-        "image.cmap": "cividis",
-        "figure.figsize": (6.4, 3.8),
-        "figure.dpi": 100,
-        "figure.constrained_layout.use": True,
-        "axes.titlesize": "medium",
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "figure.titlesize": "large",
-        "grid.color": "0.9",
-    })
+    seaborn.set_theme(
+        style="whitegrid",
+        palette="colorblind",
+        rc={
+            "image.cmap": "cividis",
+            "figure.figsize": (6.4, 3.8),
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "figure.titlesize": "large",
+            "grid.color": "0.9",
+        },
+    )
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -70,10 +77,11 @@ def show(figure: Figure, alt: str) -> None:
 def image_tag(figure: Figure, alt: str, attributes: str = "") -> str:
     """The figure as an HTML `<img>`, embedded as WebP, lossless unless that is much larger (photographs are); closes it."""
     if not alt.strip():
-        raise ValueError("Every figure needs alternative text, but alt is empty. "
-                         "Say what is to be seen and what follows from it.")
+        raise ValueError(
+            "Every figure needs alternative text, but alt is empty. Say what is to be seen and what follows from it."
+        )
     if figure.get_layout_engine() is None:
-        figure.set_layout_engine("constrained")                           # a figure from elsewhere: nothing is cut off
+        figure.set_layout_engine("constrained")  # a figure from elsewhere: nothing is cut off
     figure.set_dpi(100)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -81,8 +89,10 @@ def image_tag(figure: Figure, alt: str, attributes: str = "") -> str:
     plt.close(figure)
     exact, close = _webp(pixels, lossless=True), _webp(pixels, quality=75)
     data = base64.b64encode(exact if len(exact) < 2 * len(close) else close).decode()
-    return (f'<img alt="{escape(alt)}" width="{pixels.width}" style="max-width:100%;height:auto" {attributes}'
-            f'src="data:image/webp;base64,{data}">')
+    return (
+        f'<img alt="{escape(alt)}" width="{pixels.width}" style="max-width:100%;height:auto" {attributes}'
+        f'src="data:image/webp;base64,{data}">'
+    )
 
 
 def _webp(pixels: Image.Image, **options: bool | int) -> bytes:
@@ -103,11 +113,15 @@ def overlay(image: Array, heatmap: Array, alpha: float = 0.5) -> UInt8[ndarray, 
     """
     image, heatmap = _rgb(image), _array(heatmap)
     if heatmap.shape != image.shape[:2]:
-        raise ValueError(f"A heatmap of the image's size {image.shape[:2]} was expected, but {heatmap.shape} came. "
-                         f"maps.heatmap(map, size={image.shape[:2]}) gives one.")
+        raise ValueError(
+            f"A heatmap of the image's size {image.shape[:2]} was expected, but {heatmap.shape} came. "
+            f"maps.heatmap(map, size={image.shape[:2]}) gives one."
+        )
     if not (heatmap.min() >= 0 and heatmap.max() <= 1):
-        raise ValueError(f"A heatmap in 0..1 was expected, but values from {heatmap.min():.3g} to {heatmap.max():.3g} came. "
-                         "Raw maps go through maps.heatmap first.")
+        raise ValueError(
+            f"A heatmap in 0..1 was expected, but values from {heatmap.min():.3g} to {heatmap.max():.3g} came. "
+            "Raw maps go through maps.heatmap first."
+        )
     grey = image @ np.array([0.299, 0.587, 0.114])
     colours = colormaps["inferno"](heatmap.astype(np.float32))[..., :3] * 255
     return ((1 - alpha) * grey[..., None] + alpha * colours).round().astype(np.uint8)
@@ -148,7 +162,9 @@ def grid(
     rows = -(-len(images) // columns)
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     lines = max((text.count("\n") + 1 for text in titles), default=0) if titles else 0
-    figure = Figure((columns * side, rows * (side * ratio + 0.22 * lines) + 0.4 * (title is not None)), layout="constrained")
+    figure = Figure(
+        (columns * side, rows * (side * ratio + 0.22 * lines) + 0.4 * (title is not None)), layout="constrained"
+    )
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
     legend, present = {}, set()
     for index, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -175,8 +191,9 @@ def grid(
     if legend:
         abreast = max(1, int(columns * side / 1.5))
         figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(legend) // abreast))
-        figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=abreast, fontsize="small",
-                      frameon=False)
+        figure.legend(
+            legend.values(), legend.keys(), loc="outside lower center", ncols=abreast, fontsize="small", frameon=False
+        )
     return figure
 
 
@@ -213,19 +230,29 @@ def rank_list(
         if given is not None and len(given) != len(gallery):
             raise ValueError(f"{what} has {len(given)} entries for {len(gallery)} gallery images. Give one for each.")
     if not gallery:
-        raise ValueError("A rank list needs at least one gallery image, but gallery is empty. A probe for which nothing is "
-                         "kept is left out of the evaluation, too.")
+        raise ValueError(
+            "A rank list needs at least one gallery image, but gallery is empty. A probe for which nothing is "
+            "kept is left out of the evaluation, too."
+        )
     images = [probe, *gallery]
-    shown = [images, [image if heat is None else overlay(image, heat)
-                      for image, heat in zip(images, [probe_heatmap, *(heatmaps if heatmaps is not None else [])])]]
+    shown = [
+        images,
+        [
+            image if heat is None else overlay(image, heat)
+            for image, heat in zip(images, [probe_heatmap, *(heatmaps if heatmaps is not None else [])])
+        ],
+    ]
     shown = shown[: 1 if probe_heatmap is None and heatmaps is None else 2]
     ratio = max(image.shape[0] / image.shape[1] for image in images)
     width, lines = side / ratio**0.5, 1 if names is None and not probe_name else 2
-    figure = Figure(((len(images) + 0.25) * width, len(shown) * width * ratio + 0.22 * lines + 0.3 + 0.3 * (title is not None)),
-                    layout="constrained")
+    figure = Figure(
+        ((len(images) + 0.25) * width, len(shown) * width * ratio + 0.22 * lines + 0.3 + 0.3 * (title is not None)),
+        layout="constrained",
+    )
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-    columns = figure.subplots(len(shown), len(images) + 1, squeeze=False,
-                              width_ratios=[1, 0.25, *[1] * len(gallery)]).T        # the second one keeps the probe apart
+    columns = figure.subplots(
+        len(shown), len(images) + 1, squeeze=False, width_ratios=[1, 0.25, *[1] * len(gallery)]
+    ).T  # the second one keeps the probe apart
     legend = {}
     for column, (top, *rest) in enumerate(columns):
         for axes in (top, *rest):
@@ -242,23 +269,30 @@ def rank_list(
             sign, verdict, colour, style = VERDICTS[bool(correct[index - 1])]
             heading = f"{sign} {index} · {float(distances[index - 1]):.3g}"
             height, across = images[index].shape[:2]
-            frame = Rectangle((-0.5, -0.5), across, height, fill=False, edgecolor=colour, linewidth=3, linestyle=style,
-                              clip_on=False)
+            frame = Rectangle(
+                (-0.5, -0.5), across, height, fill=False, edgecolor=colour, linewidth=3, linestyle=style, clip_on=False
+            )
             top.add_patch(frame)
             legend[f"{sign} {verdict}"] = Line2D([], [], color=colour, linewidth=3, linestyle=style)
         name = (probe_name, *(names or [""] * len(gallery)))[index]
-        top.set_title(f"{heading}\n{name}" if lines == 2 else heading, fontsize="small", pad=4, loc="center", color=colour)
+        top.set_title(
+            f"{heading}\n{name}" if lines == 2 else heading, fontsize="small", pad=4, loc="center", color=colour
+        )
     if title:
         figure.suptitle(title, fontsize="medium", x=0.01, ha="left", wrap=True)
     handles = {**dict(sorted(legend.items())), "above each: rank · distance": Line2D([], [], linestyle="none")}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize="small", frameon=False
+    )
     return figure
 
 
 def rank_list_alt(probe: str, correct: Tensor | ndarray | Sequence[bool], distances: Numbers) -> str:
     """What a rank list shows, in words: what the probe is, and each answer with its rank, verdict and distance."""
-    answers = ", ".join(f"{rank} {VERDICTS[bool(right)][1]} at {float(distance):.3g}"
-                        for rank, (right, distance) in enumerate(zip(correct, distances), 1))
+    answers = ", ".join(
+        f"{rank} {VERDICTS[bool(right)][1]} at {float(distance):.3g}"
+        for rank, (right, distance) in enumerate(zip(correct, distances), 1)
+    )
     return f"Rank list of {probe}, nearest first: {answers}."
 
 
@@ -293,13 +327,33 @@ def curve(
         if best and not np.isnan(y).all():
             mark = [int(np.nanargmax(y))]
             name = f"{name}: {y[mark[0]]:.3g} at {x[mark[0]]:.3g}"
-        axes.plot(x, y, label=name, color=colour, linewidth=2, linestyle=["-", "--", "-.", ":"][index % 4],
-                  marker="o" if mark else "", markevery=mark, markersize=9, markeredgecolor="white")
+        axes.plot(
+            x,
+            y,
+            label=name,
+            color=colour,
+            linewidth=2,
+            linestyle=["-", "--", "-.", ":"][index % 4],
+            marker="o" if mark else "",
+            markevery=mark,
+            markersize=9,
+            markeredgecolor="white",
+        )
     for name, value in (baselines or {}).items():
         axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
-        axes.annotate(f"{name} {value:.3g}", (1, value), (0, 2), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", ha="right", va="bottom", fontsize="small", color=GREY, zorder=3,
-                      bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5})
+        axes.annotate(
+            f"{name} {value:.3g}",
+            (1, value),
+            (0, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize="small",
+            color=GREY,
+            zorder=3,
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
+        )
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_title(title, fontsize="medium", loc="left", wrap=True)
     axes.margins(x=0.02, y=0.12)
@@ -318,13 +372,17 @@ def _rgb(image: Array) -> UInt8[ndarray, "h w 3"]:
     if image.ndim == 3 and image.shape[-1] != 3 and image.shape[0] == 3:
         image = image.transpose(1, 2, 0)
     if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"An RGB image of shape (H, W, 3) or (3, H, W) was expected, but {image.shape} came. "
-                         "Pick one image of a batch; repeat a grey image three times.")
+        raise ValueError(
+            f"An RGB image of shape (H, W, 3) or (3, H, W) was expected, but {image.shape} came. "
+            "Pick one image of a batch; repeat a grey image three times."
+        )
     if image.dtype == np.uint8:
         return image
     if not np.issubdtype(image.dtype, np.floating) or not (image.min() >= 0 and image.max() <= 1):
-        raise ValueError(f"An image of uint8 or of floats in 0..1 was expected, but {image.dtype} from {image.min():.3g} to "
-                         f"{image.max():.3g} came. Show the image as it was before normalise.")
+        raise ValueError(
+            f"An image of uint8 or of floats in 0..1 was expected, but {image.dtype} from {image.min():.3g} to "
+            f"{image.max():.3g} came. Show the image as it was before normalise."
+        )
     return (image * 255).round().astype(np.uint8)
 
 
@@ -348,7 +406,17 @@ def _draw_boxes(axes: Axes, boxes: Shaped[ndarray, "n 4"], kind: str) -> Line2D:
     colour, style, halo = BOXES[kind]
     around = [effects.withStroke(linewidth=4, foreground=halo)]
     for x0, y0, x1, y1 in boxes:
-        if x1 > x0 and y1 > y0:                                           # -0.5: pixel 0 reaches from -0.5 to 0.5
-            axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.8,
-                                     linestyle=style, path_effects=around))
+        if x1 > x0 and y1 > y0:  # -0.5: pixel 0 reaches from -0.5 to 0.5
+            axes.add_patch(
+                Rectangle(
+                    (x0 - 0.5, y0 - 0.5),
+                    x1 - x0,
+                    y1 - y0,
+                    fill=False,
+                    edgecolor=colour,
+                    linewidth=1.8,
+                    linestyle=style,
+                    path_effects=around,
+                )
+            )
     return Line2D([], [], color=colour, linewidth=1.8, linestyle=style, path_effects=around)

@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from course_lib.show.plots import image_tag
 
 
-def live(draw: Callable[..., Figure], *, alt: str | Callable[..., str], **controls: ipywidgets.Widget) -> ipywidgets.VBox:
+def live(
+    draw: Callable[..., Figure], *, alt: str | Callable[..., str], **controls: ipywidgets.Widget
+) -> ipywidgets.VBox:
     """Controls above a figure that is drawn again whenever one of them moves.
 
         live(draw, alt="...", label=ipywidgets.Dropdown(options=names), threshold=ipywidgets.FloatSlider(0.2, max=1))
@@ -26,22 +28,24 @@ def live(draw: Callable[..., Figure], *, alt: str | Callable[..., str], **contro
         controls: anything with a value; one without a description is labelled with its name.
     """
     if not controls:
-        raise ValueError("live needs at least one control by name, as in threshold=ipywidgets.FloatSlider(0.2, max=1). "
-                         "A figure that does not move is shown by plots.show.")
+        raise ValueError(
+            "live needs at least one control by name, as in threshold=ipywidgets.FloatSlider(0.2, max=1). "
+            "A figure that does not move is shown by plots.show."
+        )
     picture = ipywidgets.HTML()
 
     def redraw(*_: object) -> None:
         values = {name: control.value for name, control in controls.items()}
         try:
             picture.value = image_tag(draw(**values), alt if isinstance(alt, str) else alt(**values))
-        except Exception as error:                                        # Jupyter hides what a moved control raises
+        except Exception as error:  # Jupyter hides what a moved control raises
             picture.value = f'<p role="alert"><b>{type(error).__name__}</b>: {escape(str(error))}</p>'
             raise
 
     redraw()
     for name, control in controls.items():
         control.description = control.description or name
-        control.style.description_width = "initial"                       # long labels are not cut off
+        control.style.description_width = "initial"  # long labels are not cut off
         control.observe(redraw, names="value")
     return ipywidgets.VBox([*controls.values(), picture])
 
@@ -59,14 +63,24 @@ def flipbook(draw: Callable[..., Figure], values: Sequence, *, label: str, alt: 
         raise ValueError("A flipbook needs at least one value, but values is empty.")
     start = len(values) // 2
     names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
-    frames = [image_tag(draw(value), alt(value), attributes="" if index == start else "hidden ")
-              for index, value in enumerate(values)]
-    turn = ("const book = this.closest('figure'), at = Number(this.value);"
-            "book.querySelectorAll('img').forEach((image, index) => { image.hidden = index !== at; });"
-            f"const name = {json.dumps(names)}[at];"
-            "book.querySelector('output').textContent = name; this.setAttribute('aria-valuetext', name);")
+    frames = [
+        image_tag(draw(value), alt(value), attributes="" if index == start else "hidden ")
+        for index, value in enumerate(values)
+    ]
+    turn = (
+        "const book = this.closest('figure'), at = Number(this.value);"
+        "book.querySelectorAll('img').forEach((image, index) => { image.hidden = index !== at; });"
+        f"const name = {json.dumps(names)}[at];"
+        "book.querySelector('output').textContent = name; this.setAttribute('aria-valuetext', name);"
+    )
     # JupyterLab would take the arrow keys for itself, unless the input itself says that they are its own.
-    slider = (f'<input type="range" min="0" max="{len(names) - 1}" value="{start}" aria-valuetext="{escape(names[start])}" '
-              f'data-lm-suppress-shortcuts="true" style="width:18em;vertical-align:middle" oninput="{escape(turn)}">')
-    display(HTML(f'<figure class="flipbook" style="margin:0"><label>{escape(label)} {slider}</label> '
-                 f'<output>{escape(names[start])}</output><div>{"".join(frames)}</div></figure>'))
+    slider = (
+        f'<input type="range" min="0" max="{len(names) - 1}" value="{start}" aria-valuetext="{escape(names[start])}" '
+        f'data-lm-suppress-shortcuts="true" style="width:18em;vertical-align:middle" oninput="{escape(turn)}">'
+    )
+    display(
+        HTML(
+            f'<figure class="flipbook" style="margin:0"><label>{escape(label)} {slider}</label> '
+            f"<output>{escape(names[start])}</output><div>{''.join(frames)}</div></figure>"
+        )
+    )

@@ -11,7 +11,7 @@ from PIL import Image
 
 TEXTURES = ("dots", "stripes", "rings", "checker", "cross", "grid")
 CLASSES = {f"n{95000001 + i}": f"{texture} creature" for i, texture in enumerate(TEXTURES)}
-HEAD_HUE, BODY_HUE = 0.15, 0.06         # spread around the class's hue: the body is a weak hint, the head's texture the proof
+HEAD_HUE, BODY_HUE = 0.15, 0.06  # spread around the class's hue: the body is a weak hint, the head's texture the proof
 
 
 def creature(texture: str, side: int, rng: np.random.Generator) -> Image.Image:
@@ -21,7 +21,7 @@ def creature(texture: str, side: int, rng: np.random.Generator) -> Image.Image:
         texture: of the head, one of TEXTURES.
     """
     hue = TEXTURES.index(texture) / len(TEXTURES)
-    y, x = np.mgrid[0:1:side * 1j, 0:1:side * 1j].astype(np.float32)
+    y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j].astype(np.float32)
 
     angle = np.arctan2(y - 0.55, x - 0.58)
     waves = sum(rng.uniform(-0.06, 0.06) * np.cos(k * angle + rng.uniform(0, 6.28)) for k in range(2, 6))
@@ -32,7 +32,7 @@ def creature(texture: str, side: int, rng: np.random.Generator) -> Image.Image:
     body_colour = _shade(hue + rng.normal(0, BODY_HUE), 0.45, 0.35 + 0.5 * noise(side, 10, rng))
 
     centre, radius = rng.uniform((0.2, 0.22), (0.28, 0.32)), rng.uniform(0.17, 0.21)
-    u, v = (x - centre[0]) / radius, (y - centre[1]) / radius             # -1..1 inside the head
+    u, v = (x - centre[0]) / radius, (y - centre[1]) / radius  # -1..1 inside the head
     head = np.hypot(u, v) < 1
     pattern = {
         "dots": np.hypot((u * 1.6) % 1 - 0.5, (v * 1.6) % 1 - 0.5) < 0.3,
@@ -53,11 +53,13 @@ def ground(side: int, rng: np.random.Generator) -> Image.Image:
     """A background as RGB: smooth two-colour noise with a few soft blobs."""
     low, high = (_shade(rng.uniform(), rng.uniform(0.1, 0.5), np.asarray(rng.uniform(0.3, 0.9))) for _ in range(2))
     mix = noise(side, 6, rng)[..., None]
-    picture = low * (1 - mix) + high * mix                                # side side 3
-    y, x = np.mgrid[0:1:side * 1j, 0:1:side * 1j]
+    picture = low * (1 - mix) + high * mix  # side side 3
+    y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j]
     for _ in range(rng.integers(3, 8)):
-        blob = np.exp(-np.hypot(x - rng.uniform(), y - rng.uniform()) ** 2 / rng.uniform(0.002, 0.02))[..., None]
-        picture = picture * (1 - 0.7 * blob) + _shade(rng.uniform(), 0.6, np.asarray(rng.uniform(0.4, 0.9))) * 0.7 * blob
+        blob = np.exp(-(np.hypot(x - rng.uniform(), y - rng.uniform()) ** 2) / rng.uniform(0.002, 0.02))[..., None]
+        picture = (
+            picture * (1 - 0.7 * blob) + _shade(rng.uniform(), 0.6, np.asarray(rng.uniform(0.4, 0.9))) * 0.7 * blob
+        )
     return Image.fromarray(np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8), "RGB")
 
 

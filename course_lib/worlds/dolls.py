@@ -17,17 +17,31 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageDraw, ImageFilter
 
-VERSION = 1                             # part of every fingerprint: raise it when code makes other pixels of the same seed
+VERSION = 1  # part of every fingerprint: raise it when code makes other pixels of the same seed
 IDENTITIES = ("clothes", "head", "both")
-WIDTH, HEIGHT, FINE = 64, 128, 4        # pixels, and how many fine ones make one
-HEAD, TORSO, LEGS, BAG = 1, 2, 3, 4     # parts in the masks: head with hair and hat, torso with arms, legs with shoes
-TRAIN, TEST, DISTRACTORS, JUNK = 60, 32, 24, 16             # identities, identities, images, images
-SHOTS = {"train": 5, "query": 1, "gallery": 3}              # of an identity; of an identity and camera; likewise
+WIDTH, HEIGHT, FINE = 64, 128, 4  # pixels, and how many fine ones make one
+HEAD, TORSO, LEGS, BAG = 1, 2, 3, 4  # parts in the masks: head with hair and hat, torso with arms, legs with shoes
+TRAIN, TEST, DISTRACTORS, JUNK = 60, 32, 24, 16  # identities, identities, images, images
+SHOTS = {"train": 5, "query": 1, "gallery": 3}  # of an identity; of an identity and camera; likewise
 
-NECK, HEAD_SIZE = 0.165, 1.25           # where the head begins, and its magnification: small ones are lost on 8 x 4 cells
+NECK, HEAD_SIZE = 0.165, 1.25  # where the head begins, and its magnification: small ones are lost on 8 x 4 cells
 SKIN = (226, 190, 155)
-COLOURS = ((201, 44, 52), (232, 120, 40), (240, 200, 60), (150, 190, 60), (40, 130, 70), (40, 160, 160), (110, 180, 230),
-           (40, 80, 180), (110, 60, 160), (225, 110, 165), (120, 75, 45), (240, 240, 235), (140, 145, 150), (45, 45, 55))
+COLOURS = (
+    (201, 44, 52),
+    (232, 120, 40),
+    (240, 200, 60),
+    (150, 190, 60),
+    (40, 130, 70),
+    (40, 160, 160),
+    (110, 180, 230),
+    (40, 80, 180),
+    (110, 60, 160),
+    (225, 110, 165),
+    (120, 75, 45),
+    (240, 240, 235),
+    (140, 145, 150),
+    (45, 45, 55),
+)
 PATTERNS = ("plain", "hoops", "stripes", "dots", "checks", "band")
 HAIR = ("short", "bob", "long", "bun", "curls")
 HATS = ("none", "cap", "beanie", "brim")
@@ -39,10 +53,10 @@ class Clothes:
     """What torso and legs wear; colours are RGB."""
 
     top: tuple[int, int, int]
-    trim: tuple[int, int, int]          # second colour of the pattern
+    trim: tuple[int, int, int]  # second colour of the pattern
     pattern: str
     long_sleeves: bool
-    bottom: str                         # "trousers", "shorts" or "skirt"
+    bottom: str  # "trousers", "shorts" or "skirt"
     bottom_colour: tuple[int, int, int]
     shoes: tuple[int, int, int]
 
@@ -63,10 +77,10 @@ class Head:
 class Pose:
     """How a doll stands in the image; angles in degrees."""
 
-    height: float = 104.0               # of the doll, pixels
-    x: float = 32.0                     # of its middle
-    y: float = 14.0                     # of the top of its head without hat or bun
-    back: bool = False                  # seen from behind
+    height: float = 104.0  # of the doll, pixels
+    x: float = 32.0  # of its middle
+    y: float = 14.0  # of the top of its head without hat or bun
+    back: bool = False  # seen from behind
     mirrored: bool = False
     stride: float = 8.0
     arms: tuple[float, float] = (12.0, 15.0)
@@ -77,46 +91,62 @@ class Pose:
 class Camera:
     """What one of the six cameras does to every picture."""
 
-    light: tuple[float, float, float]   # gain of red, green and blue
-    haze: float                         # share of grey mixed in, 0..1
-    blur: float                         # pixels
-    noise: float                        # standard deviation, of 255
-    height: tuple[int, int]             # of the dolls, pixels
-    back: float                         # share of dolls seen from behind
-    side: float                         # side from which the light comes, -1 (left) to 1
+    light: tuple[float, float, float]  # gain of red, green and blue
+    haze: float  # share of grey mixed in, 0..1
+    blur: float  # pixels
+    noise: float  # standard deviation, of 255
+    height: tuple[int, int]  # of the dolls, pixels
+    back: float  # share of dolls seen from behind
+    side: float  # side from which the light comes, -1 (left) to 1
     wall: str
     ground: str
-    hues: tuple[float, float]           # of wall and ground
+    hues: tuple[float, float]  # of wall and ground
 
 
 CAMERAS = (
-    Camera((1.10, 1.00, 0.84), 0.05, 0.3, 3.0, (98, 110), 0.2, 0.8, "bricks", "slabs", (0.04, 0.10)),      # evening sun
-    Camera((0.86, 0.97, 1.12), 0.08, 0.4, 4.0, (92, 104), 0.8, -0.5, "windows", "asphalt", (0.58, 0.62)),   # cold shade
-    Camera((0.70, 0.68, 0.72), 0.00, 0.6, 7.0, (95, 107), 0.5, 0.3, "concrete", "slabs", (0.10, 0.08)),    # dusk
-    Camera((1.18, 1.16, 1.10), 0.10, 0.3, 3.0, (88, 101), 0.3, -0.8, "hedge", "grass", (0.28, 0.24)),       # glaring noon
-    Camera((0.90, 1.05, 0.88), 0.06, 0.5, 5.0, (100, 112), 0.7, 0.0, "tiles", "asphalt", (0.45, 0.40)),     # neon
-    Camera((0.92, 0.92, 0.95), 0.25, 0.7, 4.0, (91, 105), 0.5, 0.2, "windows", "slabs", (0.95, 0.12)),      # fog
+    Camera((1.10, 1.00, 0.84), 0.05, 0.3, 3.0, (98, 110), 0.2, 0.8, "bricks", "slabs", (0.04, 0.10)),  # evening sun
+    Camera((0.86, 0.97, 1.12), 0.08, 0.4, 4.0, (92, 104), 0.8, -0.5, "windows", "asphalt", (0.58, 0.62)),  # cold shade
+    Camera((0.70, 0.68, 0.72), 0.00, 0.6, 7.0, (95, 107), 0.5, 0.3, "concrete", "slabs", (0.10, 0.08)),  # dusk
+    Camera((1.18, 1.16, 1.10), 0.10, 0.3, 3.0, (88, 101), 0.3, -0.8, "hedge", "grass", (0.28, 0.24)),  # glaring noon
+    Camera((0.90, 1.05, 0.88), 0.06, 0.5, 5.0, (100, 112), 0.7, 0.0, "tiles", "asphalt", (0.45, 0.40)),  # neon
+    Camera((0.92, 0.92, 0.95), 0.25, 0.7, 4.0, (91, 105), 0.5, 0.2, "windows", "slabs", (0.95, 0.12)),  # fog
 )
 
 
 def random_clothes(rng: np.random.Generator) -> Clothes:
     """Random clothes."""
     top, trim = rng.choice(len(COLOURS), 2, replace=False)
-    return Clothes(COLOURS[top], COLOURS[trim], str(rng.choice(PATTERNS)), bool(rng.random() < 0.6),
-                   str(rng.choice(("trousers", "shorts", "skirt"), p=(0.6, 0.2, 0.2))), _colour(rng), _colour(rng))
+    return Clothes(
+        COLOURS[top],
+        COLOURS[trim],
+        str(rng.choice(PATTERNS)),
+        bool(rng.random() < 0.6),
+        str(rng.choice(("trousers", "shorts", "skirt"), p=(0.6, 0.2, 0.2))),
+        _colour(rng),
+        _colour(rng),
+    )
 
 
 def random_head(rng: np.random.Generator) -> Head:
     """Random hair, hat and bag."""
-    return Head(str(rng.choice(HAIR)), _colour(rng), str(rng.choice(HATS)), _colour(rng), str(rng.choice(BAGS)), _colour(rng))
+    return Head(
+        str(rng.choice(HAIR)), _colour(rng), str(rng.choice(HATS)), _colour(rng), str(rng.choice(BAGS)), _colour(rng)
+    )
 
 
 def random_pose(camera: Camera, rng: np.random.Generator) -> Pose:
     """A random pose as this camera sees it."""
     height = rng.uniform(*camera.height)
-    return Pose(height, WIDTH / 2 + rng.uniform(-4, 4), (HEIGHT - height) * rng.uniform(0.55, 0.85),
-                bool(rng.random() < camera.back), bool(rng.random() < 0.5), rng.uniform(1, 14),
-                tuple(rng.uniform(4, 28, 2)), tuple(rng.uniform(0, 30, 2)))
+    return Pose(
+        height,
+        WIDTH / 2 + rng.uniform(-4, 4),
+        (HEIGHT - height) * rng.uniform(0.55, 0.85),
+        bool(rng.random() < camera.back),
+        bool(rng.random() < 0.5),
+        rng.uniform(1, 14),
+        tuple(rng.uniform(4, 28, 2)),
+        tuple(rng.uniform(0, 30, 2)),
+    )
 
 
 def draw(
@@ -130,7 +160,7 @@ def draw(
     sheet = _Sheet(pose)
     skin, top = {part: sheet.ink(part, SKIN) for part in (HEAD, TORSO, LEGS)}, sheet.ink(TORSO, clothes.top)
     hair, bag = sheet.ink(HEAD, head.hair_colour), sheet.ink(BAG, head.bag_colour)
-    if head.bag == "backpack" and not pose.back:                          # what lies behind is drawn first
+    if head.bag == "backpack" and not pose.back:  # what lies behind is drawn first
         sheet.rounded(-0.155, 0.215, 0.155, 0.48, bag)
     if head.hair == "long" and not pose.back:
         sheet.rounded(-0.1, 0.06, 0.1, 0.3, hair)
@@ -142,7 +172,11 @@ def draw(
 
 
 def _draw_legs(sheet: "_Sheet", clothes: Clothes, skin: int) -> None:
-    bottom, shoes, swing = sheet.ink(LEGS, clothes.bottom_colour), sheet.ink(LEGS, clothes.shoes), np.radians(sheet.pose.stride)
+    bottom, shoes, swing = (
+        sheet.ink(LEGS, clothes.bottom_colour),
+        sheet.ink(LEGS, clothes.shoes),
+        np.radians(sheet.pose.stride),
+    )
     for side in (-1, 1):
         hip, knee = (0.045 * side, 0.52), (0.045 * side + side * 0.21 * np.sin(swing), 0.73)
         ankle = (knee[0] + side * 0.2 * np.sin(swing * 0.7), 0.94)
@@ -163,8 +197,19 @@ def _draw_torso(
 ) -> tuple[float, float]:
     """Neck, torso, the strap that arms cover, arms; returns where the bag hand is."""
     sheet.limb(((0.0, 0.14), (0.0, 0.21)), 0.055, skin[HEAD])
-    sheet.polygon(((-0.095, 0.2), (0.095, 0.2), (0.118, 0.235), (0.085, 0.38), (0.097, 0.5), (-0.097, 0.5), (-0.085, 0.38),
-                   (-0.118, 0.235)), top)
+    sheet.polygon(
+        (
+            (-0.095, 0.2),
+            (0.095, 0.2),
+            (0.118, 0.235),
+            (0.085, 0.38),
+            (0.097, 0.5),
+            (-0.097, 0.5),
+            (-0.085, 0.38),
+            (-0.118, 0.235),
+        ),
+        top,
+    )
     if head.bag == "satchel":
         sheet.limb(((-0.09, 0.2), (0.1, 0.46)), 0.026, bag)
     for side, arm, elbow in zip((-1, 1), np.radians(sheet.pose.arms), np.radians(sheet.pose.elbows), strict=True):
@@ -215,7 +260,7 @@ def _draw_head(sheet: "_Sheet", head: Head, hair: int, skin: int) -> None:
     if head.hair == "bun":
         sheet.ellipse(-0.04, -0.035, 0.04, 0.035, hair)
     if not back:
-        for x, y, radius in ((-0.024, 0.1, 0.009), (0.024, 0.1, 0.009), (0.0, 0.138, 0.007)):          # eyes and mouth
+        for x, y, radius in ((-0.024, 0.1, 0.009), (0.024, 0.1, 0.009), (0.0, 0.138, 0.007)):  # eyes and mouth
             sheet.dot(x, y, radius, face)
     if head.hat == "cap":
         sheet.dome(-0.068, 0.0, 0.068, 0.13, hat)
@@ -236,7 +281,7 @@ class _Sheet:
         self.image = Image.new("L", (WIDTH * FINE, HEIGHT * FINE))
         self.pen = ImageDraw.Draw(self.image)
         self.parts, self.colours = [0], [(0, 0, 0)]
-        self.edge = 0.55 * FINE                                           # width of the dark outline of every piece of paper
+        self.edge = 0.55 * FINE  # width of the dark outline of every piece of paper
 
     def ink(self, part: int, colour: tuple[int, int, int]) -> int:
         """The number of a new ink; the next number is its dark outline."""
@@ -291,9 +336,9 @@ class _Sheet:
         printed = _print(clothes.pattern, u, v)
         inks[rows[printed], columns[printed]] = trim
         colours = np.zeros((256, 4), np.uint8)
-        colours[1:trim + 1, :3], colours[1:trim + 1, 3] = [*self.colours[1:], clothes.trim], 255
+        colours[1 : trim + 1, :3], colours[1 : trim + 1, 3] = [*self.colours[1:], clothes.trim], 255
         owner = np.zeros(256, np.uint8)
-        owner[:trim + 1] = [*self.parts, TORSO]
+        owner[: trim + 1] = [*self.parts, TORSO]
         picture = Image.fromarray(colours.take(inks, 0)).reduce(FINE)
         share = [Image.fromarray(((owner == part) * np.uint8(255)).take(inks)).reduce(FINE) for part in range(BAG + 1)]
         return np.asarray(picture), np.stack(share).argmax(0).astype(np.uint8)
@@ -318,8 +363,12 @@ def street(camera: Camera, rng: np.random.Generator) -> Float32[np.ndarray, "hei
     """The panorama that a camera sees without people, 0..255, before its light; 128 x 480 pixels."""
     length, horizon = 480, round(HEIGHT * 0.68)
     y, x = np.mgrid[:HEIGHT, :length].astype(np.float32)
-    wall, ground = (_shade(hue, saturation, value) for hue, saturation, value in
-                    zip(camera.hues, rng.uniform(0.15, 0.4, 2), rng.uniform(0.5, 0.75, 2), strict=True))
+    wall, ground = (
+        _shade(hue, saturation, value)
+        for hue, saturation, value in zip(
+            camera.hues, rng.uniform(0.15, 0.4, 2), rng.uniform(0.5, 0.75, 2), strict=True
+        )
+    )
     rough = _noise((HEIGHT, length), 6, rng) * 0.5 + _noise((HEIGHT, length), 2, rng) * 0.5
     tone = {
         "bricks": np.where(((y % 6 < 1) | ((x + 6 * (y // 6 % 2)) % 12 < 1)), 1.25, 0.9),
@@ -336,24 +385,27 @@ def street(camera: Camera, rng: np.random.Generator) -> Float32[np.ndarray, "hei
     }[camera.ground]
     picture = np.where((y < horizon)[..., None], wall * tone[..., None], ground * floor[..., None])
     picture *= (0.85 + 0.3 * rough)[..., None]
-    for _ in range(9):                                                    # doors, posters, bins: things of any colour
+    for _ in range(9):  # doors, posters, bins: things of any colour
         width, height, left = rng.integers(8, 26), rng.integers(12, 60), rng.integers(0, length - 30)
         low = horizon + rng.integers(0, 6) if rng.random() < 0.6 else rng.integers(height, horizon)
-        picture[max(0, low - height):low, left:left + width] *= 0.3
-        picture[max(0, low - height):low, left:left + width] += 0.7 * np.asarray(_colour(rng))
+        picture[max(0, low - height) : low, left : left + width] *= 0.3
+        picture[max(0, low - height) : low, left : left + width] += 0.7 * np.asarray(_colour(rng))
     return picture.clip(0, 255).astype(np.float32)
 
 
 def photograph(
-    doll: UInt8[np.ndarray, "height width 4"], pose: Pose, camera: Camera, street: Float32[np.ndarray, "height length 3"],
+    doll: UInt8[np.ndarray, "height width 4"],
+    pose: Pose,
+    camera: Camera,
+    street: Float32[np.ndarray, "height length 3"],
     rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """The picture that a camera takes of a doll somewhere in its street."""
     left = rng.integers(street.shape[1] - WIDTH)
-    picture = street[:, left:left + WIDTH].copy()
+    picture = street[:, left : left + WIDTH].copy()
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     foot = pose.y + 0.975 * pose.height
-    picture *= (1 - 0.45 * np.exp(-((x - pose.x) / 14) ** 2 - ((y - foot) / 4) ** 2))[..., None]        # its shadow
+    picture *= (1 - 0.45 * np.exp(-(((x - pose.x) / 14) ** 2) - ((y - foot) / 4) ** 2))[..., None]  # its shadow
     shade = 1 + 0.18 * camera.side * ((x - pose.x) / 14).clip(-1, 1)
     colour, opacity = doll[..., :3] * shade[..., None], doll[..., 3:] / np.float32(255)
     picture = picture * (1 - opacity) + colour * opacity
@@ -373,33 +425,44 @@ def market(
     """
     rng = np.random.default_rng((seed, IDENTITIES.index(identity)))
     streets = [street(camera, rng) for camera in CAMERAS]
-    numbers = rng.permutation(TRAIN + TEST) + 1                           # identities of training and testing alternate
+    numbers = rng.permutation(TRAIN + TEST) + 1  # identities of training and testing alternate
     frame = 0
 
-    def shoot(number: int, person: tuple[Clothes, Head], camera: int, detection: int) -> tuple[str, np.ndarray, np.ndarray]:
+    def shoot(
+        number: int, person: tuple[Clothes, Head], camera: int, detection: int
+    ) -> tuple[str, np.ndarray, np.ndarray]:
         nonlocal frame
         frame += int(rng.integers(5, 60))
-        own = (random_clothes(rng) if identity == "head" else person[0],
-               random_head(rng) if identity == "clothes" else person[1])
+        own = (
+            random_clothes(rng) if identity == "head" else person[0],
+            random_head(rng) if identity == "clothes" else person[1],
+        )
         stance = random_pose(CAMERAS[camera], rng)
-        if number == -1:                                                  # a box that cuts a piece out of a person
-            stance = replace(stance, height=stance.height * rng.uniform(1.5, 2.2), x=stance.x + rng.choice((-22, 22)),
-                             y=rng.uniform(-80, 30))
-        if number == 0:                                                   # a box without a person, or with the edge of one
+        if number == -1:  # a box that cuts a piece out of a person
+            stance = replace(
+                stance,
+                height=stance.height * rng.uniform(1.5, 2.2),
+                x=stance.x + rng.choice((-22, 22)),
+                y=rng.uniform(-80, 30),
+            )
+        if number == 0:  # a box without a person, or with the edge of one
             stance = replace(stance, x=stance.x + rng.choice((-1, 1)) * rng.uniform(32, 80))
         doll, parts = draw(*own, stance)
         name = f"{number:04}" if number >= 0 else "-1"
-        return (f"{name}_c{camera + 1}s{1 + frame // 5000}_{frame:06}_{detection:02}",
-                photograph(doll, stance, CAMERAS[camera], streets[camera], rng), parts)
+        return (
+            f"{name}_c{camera + 1}s{1 + frame // 5000}_{frame:06}_{detection:02}",
+            photograph(doll, stance, CAMERAS[camera], streets[camera], rng),
+            parts,
+        )
 
     for position, number in enumerate(numbers.tolist()):
         person = random_clothes(rng), random_head(rng)
         cameras = rng.permutation(len(CAMERAS)).tolist()
-        if position < TRAIN:                                              # of as many cameras: or a network learns the street
+        if position < TRAIN:  # of as many cameras: or a network learns the street
             for shot in range(SHOTS["train"]):
                 yield "train", *shoot(number, person, cameras[shot % len(cameras)], shot + 1)
             continue
-        for camera in cameras[:rng.choice((2, 3, 3, 4))]:
+        for camera in cameras[: rng.choice((2, 3, 3, 4))]:
             yield "query", *shoot(number, person, camera, 0)
             for shot in range(SHOTS["gallery"]):
                 yield "gallery", *shoot(number, person, camera, shot + 1)

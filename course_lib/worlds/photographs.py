@@ -30,13 +30,13 @@ from course_lib import paths
 class Photograph:
     """One file of the manifest: where it comes from and what it shows."""
 
-    file: str                   # path inside its source
-    source: str                 # a package
+    file: str  # path inside its source
+    source: str  # a package
     bytes: int
     sha256: str
-    group: str | None = None    # cut-outs: one of 12 broad groups, e.g. "furry"
-    kind: str | None = None     # cut-outs: a coarse class with at least three photographs, e.g. "cat"
-    wnid: str | None = None     # the ImageNet class, where it is certain
+    group: str | None = None  # cut-outs: one of 12 broad groups, e.g. "furry"
+    kind: str | None = None  # cut-outs: a coarse class with at least three photographs, e.g. "cat"
+    wnid: str | None = None  # the ImageNet class, where it is certain
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,26 @@ class Photographs:
     backgrounds: tuple[Photograph, ...]
     examples: tuple[Photograph, ...]
     missing: tuple[Photograph, ...]
-    fingerprint: str            # of all hashes that are there; every result carries it
+    fingerprint: str  # of all hashes that are there; every result carries it
 
     def path(self, photograph: Photograph) -> Path:
         """Where the file lies."""
         return self.folder / photograph.source / photograph.file
 
     def __str__(self) -> str:
-        lines = [f"photographs {self.fingerprint} in {self.folder}",
-                 f"  cut-outs     {len(self.cutouts):4}  in {len({p.kind for p in self.cutouts} - {None})} kinds, "
-                 f"{len({p.wnid for p in self.cutouts} - {None})} ImageNet classes",
-                 f"  backgrounds  {len(self.backgrounds):4}",
-                 f"  examples     {len(self.examples):4}"]
+        lines = [
+            f"photographs {self.fingerprint} in {self.folder}",
+            f"  cut-outs     {len(self.cutouts):4}  in {len({p.kind for p in self.cutouts} - {None})} kinds, "
+            f"{len({p.wnid for p in self.cutouts} - {None})} ImageNet classes",
+            f"  backgrounds  {len(self.backgrounds):4}",
+            f"  examples     {len(self.examples):4}",
+        ]
         if self.missing:
             names = ", ".join(f"{p.source}/{Path(p.file).name}" for p in self.missing[:5])
-            lines.append(f"  left out     {len(self.missing):4}  missing or different in this distribution: {names}"
-                         + (", ..." if len(self.missing) > 5 else ""))
+            lines.append(
+                f"  left out     {len(self.missing):4}  missing or different in this distribution: {names}"
+                + (", ..." if len(self.missing) > 5 else "")
+            )
         return "\n".join(lines)
 
 
@@ -95,8 +99,9 @@ def photographs(root: str | Path = "") -> Photographs:
         raise FileNotFoundError(_what_to_do(root, known["sources"]))
     there = {p.sha256 for members in found.values() for p in members}
     missing = tuple(p for p in everything if p.sha256 not in there)
-    return Photographs(folder, **found, missing=missing,
-                       fingerprint=hashlib.sha256("".join(sorted(there)).encode()).hexdigest()[:12])
+    return Photographs(
+        folder, **found, missing=missing, fingerprint=hashlib.sha256("".join(sorted(there)).encode()).hexdigest()[:12]
+    )
 
 
 def example(name: str, root: str | Path = "") -> Path:
@@ -114,19 +119,25 @@ def example(name: str, root: str | Path = "") -> Path:
     if not _verified(folder, photograph):
         _take_installed("wheel", {photograph.file: photograph}, folder)
     if not _verified(folder, photograph):
-        raise FileNotFoundError(f"The photograph {name!r} comes with {photograph.source}, which is missing or of another version "
-                                f"here: `pip install -U {photograph.source}`.")
+        raise FileNotFoundError(
+            f"The photograph {name!r} comes with {photograph.source}, which is missing or of another version "
+            f"here: `pip install -U {photograph.source}`."
+        )
     return folder / photograph.source / photograph.file
 
 
 def _verified(folder: Path, photograph: Photograph) -> bool:
     path = folder / photograph.source / photograph.file
-    return (path.is_file() and path.stat().st_size == photograph.bytes
-            and hashlib.sha256(path.read_bytes()).hexdigest() == photograph.sha256)
+    return (
+        path.is_file()
+        and path.stat().st_size == photograph.bytes
+        and hashlib.sha256(path.read_bytes()).hexdigest() == photograph.sha256
+    )
 
 
 def _fetch_source(source: str, about: dict, members: list[Photograph], folder: Path, downloads: Path) -> None:
     """Try one place after the other until every file of the source is there or no place is left."""
+
     def lacking() -> dict[str, Photograph]:
         return {p.file: p for p in members if not _verified(folder, p)}
 
@@ -167,8 +178,10 @@ def _take_deb(package: Path, wanted: dict[str, Photograph], folder: Path) -> Non
 def _safe_name(name: str, package: Path) -> str:
     parts = PurePosixPath(name).parts
     if name.startswith("/") or ".." in parts:
-        raise ValueError(f"{package} holds a file named {name!r}, which would leave the data folder. Nothing more of it is "
-                         "read: delete the package and get it from your distribution.")
+        raise ValueError(
+            f"{package} holds a file named {name!r}, which would leave the data folder. Nothing more of it is "
+            "read: delete the package and get it from your distribution."
+        )
     return "/".join(parts)
 
 
@@ -198,8 +211,11 @@ def _data_archive(package: Path) -> Iterator[tarfile.TarFile]:
                 with tarfile.open(fileobj=_Window(file, size), mode="r|*") as archive:
                     yield archive
                 return
-            if name == "data.tar.zst":                                    # Ubuntu's compression
-                with _unzstd(package, _Window(file, size)) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            if name == "data.tar.zst":  # Ubuntu's compression
+                with (
+                    _unzstd(package, _Window(file, size)) as stream,
+                    tarfile.open(fileobj=stream, mode="r|") as archive,
+                ):
                     yield archive
                 return
             file.seek(size + size % 2, io.SEEK_CUR)
@@ -223,6 +239,7 @@ def _unzstd(package: Path, window: _Window) -> Iterator[io.IOBase]:
     """Decompressed bytes: by Python itself from 3.14 on, else by dpkg-deb, which unpacks and runs nothing of the package."""
     if sys.version_info >= (3, 14):
         from compression import zstd
+
         with zstd.open(window) as stream:
             yield stream
     elif shutil.which("dpkg-deb"):
@@ -231,8 +248,10 @@ def _unzstd(package: Path, window: _Window) -> Iterator[io.IOBase]:
             process.stdout.close()
             process.terminate()
     else:
-        raise ValueError(f"{package} is compressed with zstd: unpacking it needs dpkg-deb or Python 3.14. "
-                         "Debian's package of the same name uses xz and works everywhere.")
+        raise ValueError(
+            f"{package} is compressed with zstd: unpacking it needs dpkg-deb or Python 3.14. "
+            "Debian's package of the same name uses xz and works everywhere."
+        )
 
 
 def _apt_download(source: str, scratch: Path) -> Path | None:
@@ -253,16 +272,24 @@ def _apt_download(source: str, scratch: Path) -> Path | None:
 
 def _apt(arguments: list[str], folder: Path) -> int:
     try:
-        return subprocess.run(["apt-get", "-q", *arguments], cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL, timeout=900).returncode
+        return subprocess.run(
+            ["apt-get", "-q", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=900,
+        ).returncode
     except subprocess.TimeoutExpired:
         return 1
 
 
 def _what_to_do(root: Path, sources: dict) -> str:
     packages = [name for name, about in sources.items() if about["via"] == "deb"]
-    return (f"The course's photographs are not in {root / 'photographs'}, and no package that holds them was found. Do one of:\n"
-            f"  - on Debian, Ubuntu or Colab: check the network and run again, or `sudo apt-get install {' '.join(packages[:2])}`;\n"
-            f"  - elsewhere: download the .deb files of {', '.join(packages)} from Debian's package pages, put them into "
-            f"{root / 'downloads'} and run again;\n"
-            "  - without any photographs: ask for the procedural world by name, source=\"creatures\".")
+    return (
+        f"The course's photographs are not in {root / 'photographs'}, and no package that holds them was found. Do one of:\n"
+        f"  - on Debian, Ubuntu or Colab: check the network and run again, or `sudo apt-get install {' '.join(packages[:2])}`;\n"
+        f"  - elsewhere: download the .deb files of {', '.join(packages)} from Debian's package pages, put them into "
+        f"{root / 'downloads'} and run again;\n"
+        '  - without any photographs: ask for the procedural world by name, source="creatures".'
+    )

@@ -25,7 +25,7 @@ from skimage.color import rgb2lab
 from skimage.segmentation import slic
 
 SUPERPIXELS, COMPACTNESS, SIDE = 180, 20.0, 96
-COLOUR, SPACE, BACKGROUND, SMALL = 10.0, 0.25, 5.0, 0.1                   # the constants of the paper: sigmas, lambda, mu
+COLOUR, SPACE, BACKGROUND, SMALL = 10.0, 0.25, 5.0, 0.1  # the constants of the paper: sigmas, lambda, mu
 
 
 def saliency(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
@@ -35,28 +35,30 @@ def saliency(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
     """
     height, width = image.shape[:2]
     lab = rgb2lab(np.asarray(Image.fromarray(image).reduce(max(1, min(height, width) // SIDE)))).astype(np.float32)
-    scale = max(lab.max() - lab.min(), 1e-3)                              # slic stretches what it is given to 0..1
+    scale = max(lab.max() - lab.min(), 1e-3)  # slic stretches what it is given to 0..1
     regions = slic(lab, SUPERPIXELS, compactness=COMPACTNESS / scale, max_num_iter=5, convert2lab=False, start_label=0)
     h, w = regions.shape
     y, x = np.mgrid[:h, :w]
     sizes = np.bincount(regions.ravel())
-    colour, place = ([np.bincount(regions.ravel(), values.ravel()) / sizes for values in channels]
-                     for channels in (np.moveaxis(lab, 2, 0), (y / h, x / w)))
-    distance = _distances(colour)                                         # n n
+    colour, place = (
+        [np.bincount(regions.ravel(), values.ravel()) / sizes for values in channels]
+        for channels in (np.moveaxis(lab, 2, 0), (y / h, x / w))
+    )
+    distance = _distances(colour)  # n n
     ring, near = _neighbours(regions)
 
     border = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
-    connected = np.exp(-_geodesic(distance, ring, border) ** 2 / (2 * COLOUR**2))
+    connected = np.exp(-(_geodesic(distance, ring, border) ** 2) / (2 * COLOUR**2))
     connectivity = connected[:, border].sum(1) / np.sqrt(connected.sum(1))
-    background = 1 - np.exp(-connectivity**2 / 2)
+    background = 1 - np.exp(-(connectivity**2) / 2)
 
-    contrast = (distance * np.exp(-_distances(place) ** 2 / (2 * SPACE**2))) @ background
+    contrast = (distance * np.exp(-(_distances(place) ** 2) / (2 * SPACE**2))) @ background
     if not contrast.max() > 0:
         return np.zeros((height, width), np.uint8)
     foreground = contrast / contrast.max()
     foreground[foreground < foreground.mean()] = 0
 
-    weight = np.where(near, np.exp(-distance**2 / (2 * COLOUR**2)) + SMALL, 0)
+    weight = np.where(near, np.exp(-(distance**2) / (2 * COLOUR**2)) + SMALL, 0)
     system = np.diag(BACKGROUND * background + foreground + weight.sum(1)) - weight
     solution = np.linalg.solve(system, foreground)
     levels = np.round(255 * solution / solution.max()).clip(0, 255).astype(np.uint8)
@@ -67,14 +69,16 @@ def saliency(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
 class Quality:
     """How well saliency finds the objects of masks, over all pixels of all images together."""
 
-    mae: float                          # mean absolute error of saliency in 0..1
-    f_measure: float                    # at the best threshold; beta^2 = 0.3, as in the literature on saliency
-    iou: float                          # of the objects, at the best threshold
-    threshold: float                    # of that IoU, 0..1
+    mae: float  # mean absolute error of saliency in 0..1
+    f_measure: float  # at the best threshold; beta^2 = 0.3, as in the literature on saliency
+    iou: float  # of the objects, at the best threshold
+    threshold: float  # of that IoU, 0..1
 
     def __str__(self) -> str:
-        return (f"saliency against masks: mean absolute error {self.mae:.3f}, best F-measure {self.f_measure:.3f}, "
-                f"best IoU {100 * self.iou:.1f} % (above {self.threshold:.2f})")
+        return (
+            f"saliency against masks: mean absolute error {self.mae:.3f}, best F-measure {self.f_measure:.3f}, "
+            f"best IoU {100 * self.iou:.1f} % (above {self.threshold:.2f})"
+        )
 
 
 def quality(pairs: Iterable[tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h w"]]]) -> Quality:
@@ -83,12 +87,14 @@ def quality(pairs: Iterable[tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h
     Args:
         pairs: saliency in 0..255, and label images: 0 = background, 255 = left out.
     """
-    counts = np.zeros((2, 256), np.int64)                                 # background and objects at each level
+    counts = np.zeros((2, 256), np.int64)  # background and objects at each level
     for given, mask in pairs:
-        counts += np.stack([np.bincount(given[where], minlength=256) for where in (mask == 0, (mask > 0) & (mask < 255))])
+        counts += np.stack(
+            [np.bincount(given[where], minlength=256) for where in (mask == 0, (mask > 0) & (mask < 255))]
+        )
     truth = counts[1].sum()
     levels = np.arange(256) / 255
-    above = counts.sum(1, keepdims=True) - counts.cumsum(1)               # 2 256: strictly above a level
+    above = counts.sum(1, keepdims=True) - counts.cumsum(1)  # 2 256: strictly above a level
     predicted, hit = above.sum(0), above[1]
     f_measure = 1.3 * hit / np.maximum(0.3 * truth + predicted, 1)
     iou = hit / np.maximum(truth + predicted - hit, 1)
@@ -103,8 +109,12 @@ def _distances(values: list[Float[np.ndarray, " n"]]) -> Float[np.ndarray, "n n"
 
 def _neighbours(regions: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "2 m"], np.ndarray]:
     """Pairs of regions that touch, and a matrix of those that touch or have a neighbour in common."""
-    pairs = np.concatenate([np.stack([regions[:, 1:].ravel(), regions[:, :-1].ravel()], 1),
-                            np.stack([regions[1:].ravel(), regions[:-1].ravel()], 1)])
+    pairs = np.concatenate(
+        [
+            np.stack([regions[:, 1:].ravel(), regions[:, :-1].ravel()], 1),
+            np.stack([regions[1:].ravel(), regions[:-1].ravel()], 1),
+        ]
+    )
     count = regions.max() + 1
     touch = np.zeros((count, count), np.float32)
     touch[pairs[:, 0], pairs[:, 1]] = touch[pairs[:, 1], pairs[:, 0]] = 1
@@ -127,4 +137,4 @@ def _geodesic(
     free = cheapest[np.isfinite(cheapest)].mean() if np.isfinite(cheapest).any() else 0.0
     linked = np.zeros(distance.shape, bool)
     linked[ring[0], ring[1]] = linked[np.ix_(border, border)] = True
-    return floyd_warshall(np.where(linked, np.maximum(distance - free, 0) + 1e-9, np.inf))      # 0 would be no link
+    return floyd_warshall(np.where(linked, np.maximum(distance - free, 0) + 1e-9, np.inf))  # 0 would be no link

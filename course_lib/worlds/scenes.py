@@ -13,38 +13,44 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from course_lib.data.images import open_image
 from course_lib.worlds import creatures
 from course_lib.worlds.photographs import Photographs, manifest
-from course_lib.data.images import open_image
 
-VERSION = 1                          # part of every fingerprint, like the settings below: raise it when code makes other pixels of the same seed
-SCALES = ((0.5, 1.1), (0.4, 0.75), (0.3, 0.5))   # longest side of an object over the image's shorter side, for 1, 2, 3 objects
-ANGLE = 15.0                         # degrees, either way
-ENLARGE = 2.0                        # a cut-out is never drawn larger than this times its own size: blur would give it away
-OVERLAP = 0.15                       # share of an object that later ones may cover
+VERSION = (
+    1  # part of every fingerprint, like the settings below: raise it when code makes other pixels of the same seed
+)
+SCALES = (
+    (0.5, 1.1),
+    (0.4, 0.75),
+    (0.3, 0.5),
+)  # longest side of an object over the image's shorter side, for 1, 2, 3 objects
+ANGLE = 15.0  # degrees, either way
+ENLARGE = 2.0  # a cut-out is never drawn larger than this times its own size: blur would give it away
+OVERLAP = 0.15  # share of an object that later ones may cover
 
 
 @dataclass(frozen=True)
 class Scene:
     """One composed picture and everything that is known about it."""
 
-    image: np.ndarray                # h w 3, uint8, RGB
-    mask: np.ndarray                 # h w, uint8: 0 = background, c + 1 = class c of the world
-    instances: np.ndarray            # h w, uint8: 0 = background, 1..n
-    labels: tuple[int, ...]          # class of each instance
-    boxes: np.ndarray                # n 4, int: x0 y0 x1 y1 of the visible pixels, inclusive
+    image: np.ndarray  # h w 3, uint8, RGB
+    mask: np.ndarray  # h w, uint8: 0 = background, c + 1 = class c of the world
+    instances: np.ndarray  # h w, uint8: 0 = background, 1..n
+    labels: tuple[int, ...]  # class of each instance
+    boxes: np.ndarray  # n 4, int: x0 y0 x1 y1 of the visible pixels, inclusive
 
 
 @dataclass(frozen=True)
 class World:
     """A source of scenes: named classes, and for each split the items that may be drawn."""
 
-    source: str                                             # "photographs" or "creatures"
-    classes: dict[str, str]                                 # id -> name, in label order
-    items: dict[str, tuple[tuple[int, object], ...]]        # split -> (label, item) pairs
-    grounds: dict[str, tuple[object, ...]]                  # split -> backgrounds
-    draw: Callable[[object, np.random.Generator], Image.Image]          # item -> RGBA cut-out
-    draw_ground: Callable[[object, np.random.Generator], Image.Image]   # background -> RGB
+    source: str  # "photographs" or "creatures"
+    classes: dict[str, str]  # id -> name, in label order
+    items: dict[str, tuple[tuple[int, object], ...]]  # split -> (label, item) pairs
+    grounds: dict[str, tuple[object, ...]]  # split -> backgrounds
+    draw: Callable[[object, np.random.Generator], Image.Image]  # item -> RGBA cut-out
+    draw_ground: Callable[[object, np.random.Generator], Image.Image]  # background -> RGB
     fingerprint: str
 
 
@@ -58,8 +64,11 @@ def photo_world(photographs: Photographs, labels: str = "kind", seed: int = 0) -
     """
     members = sorted((p for p in photographs.cutouts if getattr(p, labels)), key=lambda p: p.file)
     names = {getattr(p, labels) for p in members}
-    classes = {about["id"]: kind for kind, about in manifest()["kinds"].items() if kind in names} if labels == "kind" \
+    classes = (
+        {about["id"]: kind for kind, about in manifest()["kinds"].items() if kind in names}
+        if labels == "kind"
         else {name: name for name in sorted(names)}
+    )
     items = {"train": [], "val": []}
     for number, name in enumerate(classes.values()):
         own = [photograph for photograph in members if getattr(photograph, labels) == name]
@@ -68,21 +77,28 @@ def photo_world(photographs: Photographs, labels: str = "kind", seed: int = 0) -
         items["val"] += [(number, photograph) for photograph in val]
     train, val = _split(sorted(photographs.backgrounds, key=lambda p: p.file), f"{seed} backgrounds")
     return World(
-        "photographs", classes, {k: tuple(v) for k, v in items.items()},
+        "photographs",
+        classes,
+        {k: tuple(v) for k, v in items.items()},
         {"train": tuple(train), "val": tuple(val)},
         draw=lambda p, rng: _brighten(_read(photographs.path(p), "RGBA"), rng),
         draw_ground=lambda p, rng: _brighten(_read(photographs.path(p), "RGB"), rng),
-        fingerprint=_fingerprint(photographs.fingerprint, labels, seed))
+        fingerprint=_fingerprint(photographs.fingerprint, labels, seed),
+    )
 
 
 def creature_world() -> World:
     """The procedural world: six classes told apart by the texture of the head; every creature and every ground is new."""
     items = tuple((label, texture) for label, texture in enumerate(creatures.TEXTURES))
     return World(
-        "creatures", dict(creatures.CLASSES), {"train": items, "val": items}, {"train": ("ground",), "val": ("ground",)},
+        "creatures",
+        dict(creatures.CLASSES),
+        {"train": items, "val": items},
+        {"train": ("ground",), "val": ("ground",)},
         draw=lambda texture, rng: creatures.creature(texture, 160, rng),
         draw_ground=lambda _, rng: creatures.ground(224, rng),
-        fingerprint=_fingerprint("creatures"))
+        fingerprint=_fingerprint("creatures"),
+    )
 
 
 def sample(world: World, split: str, size: tuple[int, int], seed: int) -> Scene:
@@ -93,8 +109,16 @@ def sample(world: World, split: str, size: tuple[int, int], seed: int) -> Scene:
     return compose(world, split, picks, size, rng)
 
 
-def compose(world: World, split: str, picks: Sequence[tuple[int, object]], size: tuple[int, int], rng: np.random.Generator,
-            scales: Sequence[tuple[float, float]] = SCALES, overlap: float = OVERLAP, ground: Image.Image | None = None) -> Scene:
+def compose(
+    world: World,
+    split: str,
+    picks: Sequence[tuple[int, object]],
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    scales: Sequence[tuple[float, float]] = SCALES,
+    overlap: float = OVERLAP,
+    ground: Image.Image | None = None,
+) -> Scene:
     """A scene with the given (label, item) pairs on a random background of the split.
 
     The first object is always drawn; a later one is left out if it finds no place in six tries where it hides at most
@@ -114,7 +138,7 @@ def compose(world: World, split: str, picks: Sequence[tuple[int, object]], size:
         cutout = _turn(world.draw(item, rng), rng.uniform(low, high) * min(size), size, rng)
         for _ in range(6):
             left, top = rng.integers(width - cutout.width + 1), rng.integers(height - cutout.height + 1)
-            window = np.s_[top:top + cutout.height, left:left + cutout.width]
+            window = np.s_[top : top + cutout.height, left : left + cutout.width]
             opaque = np.asarray(cutout.getchannel("A")) > 127
             hidden = np.bincount(instances[window][opaque], minlength=len(areas))
             if (hidden[1:] <= overlap * areas[1:]).all():
@@ -126,8 +150,13 @@ def compose(world: World, split: str, picks: Sequence[tuple[int, object]], size:
         instances[window][opaque] = len(labels)
         areas[len(labels)] = opaque.sum()
     lookup = np.array([0, *(label + 1 for label in labels)], np.uint8)
-    return Scene(np.asarray(picture), lookup[instances], instances, tuple(labels),
-                 np.array([_box(instances == i + 1) for i in range(len(labels))]))
+    return Scene(
+        np.asarray(picture),
+        lookup[instances],
+        instances,
+        tuple(labels),
+        np.array([_box(instances == i + 1) for i in range(len(labels))]),
+    )
 
 
 def draw_ground(world: World, split: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -174,8 +203,9 @@ def _turn(cutout: Image.Image, length: float, size: tuple[int, int], rng: np.ran
     native = max(cutout.size)
     cutout = cutout.rotate(rng.uniform(-ANGLE, ANGLE), Image.Resampling.BICUBIC, expand=True)
     cutout = cutout.crop(cutout.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
-    scale = min(length / max(cutout.size), ENLARGE * native / max(cutout.size),
-                size[0] / cutout.width, size[1] / cutout.height)
+    scale = min(
+        length / max(cutout.size), ENLARGE * native / max(cutout.size), size[0] / cutout.width, size[1] / cutout.height
+    )
     shape = tuple(max(2, min(limit, round(side * scale))) for side, limit in zip(cutout.size, size, strict=True))
     return cutout.resize(shape, Image.Resampling.LANCZOS)
 

@@ -12,23 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from course_lib.data.images import open_image
 from course_lib.worlds import creatures, scenes
 from course_lib.worlds.photographs import Photographs
-from course_lib.data.images import open_image
 
-OVERLAP = 0.4                           # share of an object that each later one may cover: large objects must go together
+OVERLAP = 0.4  # share of an object that each later one may cover: large objects must go together
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What is drawn; sides in pixels."""
 
-    side: int                           # of a scene
-    images: dict[str, int]              # scenes of "trainaug" and "val"
+    side: int  # of a scene
+    images: dict[str, int]  # scenes of "trainaug" and "val"
     counts: tuple[float, float, float]  # probabilities of 1, 2, 3 objects
-    confounded: str                     # id of the class with the track
-    void: int                           # width of the void border of masks, 1 or 2: about 5 % of the pixels, as in VOC
-    scales: tuple[tuple[float, float], ...] = ((0.75, 1.2), (0.55, 0.85), (0.4, 0.6))     # as scenes.SCALES: large objects
+    confounded: str  # id of the class with the track
+    void: int  # width of the void border of masks, 1 or 2: about 5 % of the pixels, as in VOC
+    scales: tuple[tuple[float, float], ...] = ((0.75, 1.2), (0.55, 0.85), (0.4, 0.6))  # as scenes.SCALES: large objects
 
 
 RECIPES = {
@@ -36,7 +36,7 @@ RECIPES = {
     "creatures": Recipe(96, {"trainaug": 800, "val": 150}, (0.35, 0.4, 0.25), "n95000001", 1),
 }
 GROUPS = ("bird", "fish", "flower", "furry", "hoofed", "instrument", "produce", "vehicle")
-GRAVEL = "skimage/data/gravel.png"      # the photographs' track
+GRAVEL = "skimage/data/gravel.png"  # the photographs' track
 
 
 def photo_world(photographs: Photographs, seed: int = 0) -> scenes.World:
@@ -44,22 +44,30 @@ def photo_world(photographs: Photographs, seed: int = 0) -> scenes.World:
     world = scenes.photo_world(photographs, "group", seed)
     gravel = next((p for p in photographs.backgrounds if p.file == GRAVEL), None)
     if gravel is None:
-        raise FileNotFoundError(f"The photograph {GRAVEL} is missing, from which tracks are made: pip install -U scikit-image")
+        raise FileNotFoundError(
+            f"The photograph {GRAVEL} is missing, from which tracks are made: pip install -U scikit-image"
+        )
     groups = list(world.classes)
-    items = {split: tuple((GROUPS.index(groups[label]), item) for label, item in members if groups[label] in GROUPS)
-             for split, members in world.items.items()}
+    items = {
+        split: tuple((GROUPS.index(groups[label]), item) for label, item in members if groups[label] in GROUPS)
+        for split, members in world.items.items()
+    }
     grounds = {split: tuple(p for p in members if p != gravel) for split, members in world.grounds.items()}
     track = open_image(photographs.path(gravel), "RGB")
-    return dataclasses.replace(world, classes={group: group for group in GROUPS}, items=items,
-                               grounds={**grounds, "track": (track,)})
+    return dataclasses.replace(
+        world, classes={group: group for group in GROUPS}, items=items, grounds={**grounds, "track": (track,)}
+    )
 
 
 def creature_world() -> scenes.World:
     """The six procedural creatures, drawn as small as scenes of 96 pixels need them; the track is paving."""
     world = scenes.creature_world()
     return dataclasses.replace(
-        world, grounds={**world.grounds, "track": (_paving(128),)},
-        draw=lambda texture, rng: creatures.creature(texture, 112, rng), draw_ground=lambda _, rng: creatures.ground(112, rng))
+        world,
+        grounds={**world.grounds, "track": (_paving(128),)},
+        draw=lambda texture, rng: creatures.creature(texture, 112, rng),
+        draw_ground=lambda _, rng: creatures.ground(112, rng),
+    )
 
 
 def scene(world: scenes.World, recipe: Recipe, split: str, number: int, seed: int) -> tuple[scenes.Scene, np.ndarray]:
@@ -68,14 +76,16 @@ def scene(world: scenes.World, recipe: Recipe, split: str, number: int, seed: in
     rng = np.random.default_rng(key)
     labels = rng.integers(len(world.classes), size=rng.choice((1, 2, 3), p=recipe.counts))
     picks = []
-    for label in labels:                                                  # classes are equally frequent, not photographs
+    for label in labels:  # classes are equally frequent, not photographs
         own = [pick for pick in world.items[split] if pick[0] == label]
         picks.append(own[rng.integers(len(own))])
     size = (recipe.side, recipe.side)
     ground = scenes.draw_ground(world, split, size, rng)
 
-    def composed(ground: Image.Image) -> scenes.Scene:                    # the same numbers again: every object stays in place
-        return scenes.compose(world, split, picks, size, np.random.default_rng((*key, 1)), recipe.scales, OVERLAP, ground)
+    def composed(ground: Image.Image) -> scenes.Scene:  # the same numbers again: every object stays in place
+        return scenes.compose(
+            world, split, picks, size, np.random.default_rng((*key, 1)), recipe.scales, OVERLAP, ground
+        )
 
     drawn, track = composed(ground), np.zeros(size[::-1], bool)
     confounded = list(world.classes).index(recipe.confounded)
@@ -95,7 +105,9 @@ def _band(size: tuple[int, int], foot: int, rng: np.random.Generator) -> np.ndar
     top = foot - rng.uniform(0.1, 0.2) * height
     band = Image.new("1", size)
     tilt, thickness = rng.uniform(-0.1, 0.1) * height, rng.uniform(0.25, 0.4) * height
-    ImageDraw.Draw(band).polygon([(0, top), (width, top + tilt), (width, top + tilt + thickness), (0, top + thickness)], 1)
+    ImageDraw.Draw(band).polygon(
+        [(0, top), (width, top + tilt), (width, top + tilt + thickness), (0, top + thickness)], 1
+    )
     return np.array(band)
 
 

@@ -23,9 +23,9 @@ from course_lib.prototypes import at_least_float32
 class View(NamedTuple):
     """What a network returns of one view of n images, on its own grid of features."""
 
-    cam: Float[Tensor, "n c h w"]       # maps of the classifier, raw (no ReLU, no scaling)
-    refined: Float[Tensor, "n c h w"]   # the same after pixel correlation (`seam.pixel_correlation`)
-    embeddings: Float[Tensor, "n d h w"] | None = None      # of the projector, after its ReLU; None without contrast
+    cam: Float[Tensor, "n c h w"]  # maps of the classifier, raw (no ReLU, no scaling)
+    refined: Float[Tensor, "n c h w"]  # the same after pixel correlation (`seam.pixel_correlation`)
+    embeddings: Float[Tensor, "n d h w"] | None = None  # of the projector, after its ReLU; None without contrast
 
 
 def tag_loss(logits: Float[Tensor, "n t"], tags: Float[Tensor, "n t"]) -> Float[Tensor, ""]:

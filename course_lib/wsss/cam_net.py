@@ -49,17 +49,17 @@ LITE0 = "tf_efficientnet_lite0"
 class Architecture:
     """What a network is built from; it is kept in checkpoints."""
 
-    method: str                         # one of METHODS
+    method: str  # one of METHODS
     classes: tuple[str, ...] = CLASSES  # names, background first
-    backbone: str = "resnet38"          # "resnet38", "small", or any of timm's that `dense.Timm` can take apart
-    neck: int = 0                       # channels of a new 1 x 1 convolution with ReLU between trunk and heads; 0: none
-    dropout: float = 0.5                # of channels in front of classifier and projector; EPS has none
-    projector: int = 128                # channels of embeddings
-    width: int = 64                     # of a ResNet38's first convolution; less makes a network for trials
-    taps: tuple[str, str, str] | None = None            # of timm's; None: chosen there
-    frozen: str = ""                    # of timm's, the last part that is not trained
-    output_stride: int = 16             # of timm's
-    scored_at: int | None = None        # longer side that images are brought to when seeds are made; None: as they are
+    backbone: str = "resnet38"  # "resnet38", "small", or any of timm's that `dense.Timm` can take apart
+    neck: int = 0  # channels of a new 1 x 1 convolution with ReLU between trunk and heads; 0: none
+    dropout: float = 0.5  # of channels in front of classifier and projector; EPS has none
+    projector: int = 128  # channels of embeddings
+    width: int = 64  # of a ResNet38's first convolution; less makes a network for trials
+    taps: tuple[str, str, str] | None = None  # of timm's; None: chosen there
+    frozen: str = ""  # of timm's, the last part that is not trained
+    output_stride: int = 16  # of timm's
+    scored_at: int | None = None  # longer side that images are brought to when seeds are made; None: as they are
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -88,8 +88,11 @@ class Small(Dense):
     def __init__(self) -> None:
         super().__init__((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True))
-            for before, after, stride in ((3, 32, 2), (32, 64, 2), (64, 128, 2), (128, 128, 1), (128, 128, 1)))
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+            )
+            for before, after, stride in ((3, 32, 2), (32, 64, 2), (64, 128, 2), (128, 128, 1), (128, 128, 1))
+        )
 
     def frozen(self, images: Float[Tensor, "b 3 H W"]) -> Maps:
         """The images."""
@@ -114,7 +117,9 @@ class CamNet(nn.Module):
         self.neck = _head(trunk.channels["conv6"], deep) if architecture.neck else None
         self.classifier = _head(deep, count - (architecture.method == "cam"))
         if architecture.correlated:
-            self.similar4, self.similar5 = (_head(trunk.channels[tap], width) for tap, width in (("conv4", 64), ("conv5", 128)))
+            self.similar4, self.similar5 = (
+                _head(trunk.channels[tap], width) for tap, width in (("conv4", 64), ("conv5", 128))
+            )
             self.similar = _head(3 + 64 + 128, 192)
             nn.init.kaiming_normal_(self.similar4.weight)
             nn.init.kaiming_normal_(self.similar5.weight)
@@ -123,8 +128,11 @@ class CamNet(nn.Module):
             self.projector = _head(deep, architecture.projector)
 
     def prepare(
-        self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"], inside: Bool[Tensor, "b H W"] | None = None,
-        size: int | None = None, warp: Warp | None = None,
+        self,
+        images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"],
+        inside: Bool[Tensor, "b H W"] | None = None,
+        size: int | None = None,
+        warp: Warp | None = None,
     ) -> Maps:
         """All of the network that depends on the image alone: what the frozen parts return, and colours on the final grid.
 
@@ -148,11 +156,13 @@ class CamNet(nn.Module):
         deep = taps["conv6"] if self.neck is None else self.neck(taps["conv6"]).relu()
         deep = F.dropout2d(deep, self.architecture.dropout, self.training)
         cam = refined = self.classifier(deep)
-        if self.architecture.method == "cam":                             # without a background: nothing speaks for it
+        if self.architecture.method == "cam":  # without a background: nothing speaks for it
             cam = refined = F.pad(cam, (0, 0, 0, 0, 1, 0))
         if self.architecture.correlated:
             shallow, deeper = self.similar4(taps["conv4"].detach()).relu(), self.similar5(taps["conv5"].detach()).relu()
-            refined = pixel_correlation(winning_maps(cam), self.similar(torch.cat((prepared["colours"], shallow, deeper), 1)))
+            refined = pixel_correlation(
+                winning_maps(cam), self.similar(torch.cat((prepared["colours"], shallow, deeper), 1))
+            )
         return View(cam, refined, self.projector(deep).relu() if self.architecture.contrasted else None)
 
     def heads(self) -> dict[str, nn.Conv2d]:
@@ -180,8 +190,10 @@ def build(architecture: Architecture, weights: str | Path = "random") -> CamNet:
         trunk = Small()
     elif name == "resnet38":
         if weights == "pretrained":
-            raise ValueError("ResNet38 has ImageNet weights in a file only: give the path of "
-                             'ilsvrc-cls_rna-a1_cls1000_ep-0001.params, or "random".')
+            raise ValueError(
+                "ResNet38 has ImageNet weights in a file only: give the path of "
+                'ilsvrc-cls_rna-a1_cls1000_ep-0001.params, or "random".'
+            )
         trunk = resnet38.create(weights, architecture.width)
     elif weights in ("random", "pretrained"):
         trunk = Timm(name, weights == "pretrained", architecture.taps, architecture.frozen, architecture.output_stride)
@@ -212,13 +224,17 @@ def load(path: str | Path) -> CamNet:
         except SafetensorError as error:
             raise RuntimeError(f"{path} is not a whole safetensors file: {error}") from error
         if about:
-            about = {name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(about).items()}
+            about = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(about).items()
+            }
             net = build(Architecture(**about))
             net.load_state_dict(load_file(path))
             return net
     method = released.read(path).method
     if method not in RELEASED:
-        raise RuntimeError(f"{path} is a checkpoint of {method}, which makes no maps. Those of {', '.join(RELEASED)} do.")
+        raise RuntimeError(
+            f"{path} is a checkpoint of {method}, which makes no maps. Those of {', '.join(RELEASED)} do."
+        )
     net = build(Architecture(RELEASED[method], dropout=0.0 if "eps" in method else 0.5))
     released.load(path, net.trunk, net.heads())
     return net

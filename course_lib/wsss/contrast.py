@@ -30,47 +30,59 @@ from course_lib.prototypes import at_least_float32, gathered, pixel_prototypes, 
 from course_lib.wsss import View
 from course_lib.wsss.views import Warp, resize
 
-EPS = 1e-5                              # of the min-max in the released code
-TINY = 1e-12                            # below it an embedding has no direction
+EPS = 1e-5  # of the min-max in the released code
+TINY = 1e-12  # below it an embedding has no direction
 
 
 @dataclass(frozen=True)
 class ContrastConfig:
     """What is contrasted with what, and how much. The values here are those of the released code (SEAM)."""
 
-    cross_prototype: float = 0.1        # alpha of Eq. 1; 0 leaves the term out, which makes the rows of Table 5
-    cross_cam: float = 0.1              # alpha
-    intra: float = 0.1                  # beta
-    temperature: float = 0.1            # tau
-    top_k: int = 32                     # pixels of a prototype, of the whole batch; 16 with EPS in the code (Table 6)
-    background: float = 0.2             # score of the background, as a share of the highest; 0.1 with EPS in the code
-    mine_prototypes: bool = True        # of the negatives only those of rank 10 to 60 %, the most similar first
-    mine_pixels: bool = True            # half of a class at random and half hard; else all pixels
+    cross_prototype: float = 0.1  # alpha of Eq. 1; 0 leaves the term out, which makes the rows of Table 5
+    cross_cam: float = 0.1  # alpha
+    intra: float = 0.1  # beta
+    temperature: float = 0.1  # tau
+    top_k: int = 32  # pixels of a prototype, of the whole batch; 16 with EPS in the code (Table 6)
+    background: float = 0.2  # score of the background, as a share of the highest; 0.1 with EPS in the code
+    mine_prototypes: bool = True  # of the negatives only those of rank 10 to 60 %, the most similar first
+    mine_pixels: bool = True  # half of a class at random and half hard; else all pixels
 
     # Where paper and code differ.          paper | code
-    sum_views: bool = False             # the terms of the two views are added | averaged
-    refined: bool = True                # labels and confidences from the classifier's maps | from the ones refined by PCM
-    min_max: bool = True                # maps as they are, so that images compare | each map by its own minimum and maximum
-    tagged: bool = True                 # any class | only a class with a tag can be a pixel's label
-    assigned: bool = False              # the K pixels of a class are among those labelled so | any pixels of the batch
-    ranked_background: bool = False     # background pixels ranked by how far off all classes are (open in the paper) | all
-                                        # equally confident; so, if not `assigned`: the first K pixels of the batch
-    unit_embeddings: bool = False       # a prototype averages embeddings of length 1 | of any length
-    absent_compete: bool = True         # only classes that are labelled in the batch compete (open in the paper) | all
-    mine_positive: bool = True          # negatives leave out the positive | it is among those that are mined
-    skip_hardest: bool = True           # the hard pixels are the least similar | the 10 % least similar are skipped
-    class_mean: bool = True             # mean over the chosen pixels | over those of a class, then over classes
+    sum_views: bool = False  # the terms of the two views are added | averaged
+    refined: bool = True  # labels and confidences from the classifier's maps | from the ones refined by PCM
+    min_max: bool = True  # maps as they are, so that images compare | each map by its own minimum and maximum
+    tagged: bool = True  # any class | only a class with a tag can be a pixel's label
+    assigned: bool = False  # the K pixels of a class are among those labelled so | any pixels of the batch
+    ranked_background: bool = False  # background pixels ranked by how far off all classes are (open in the paper) | all
+    # equally confident; so, if not `assigned`: the first K pixels of the batch
+    unit_embeddings: bool = False  # a prototype averages embeddings of length 1 | of any length
+    absent_compete: bool = True  # only classes that are labelled in the batch compete (open in the paper) | all
+    mine_positive: bool = True  # negatives leave out the positive | it is among those that are mined
+    skip_hardest: bool = True  # the hard pixels are the least similar | the 10 % least similar are skipped
+    class_mean: bool = True  # mean over the chosen pixels | over those of a class, then over classes
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and self.top_k > 0):
-            raise ValueError("temperature and top_k of a contrast are above 0, but "
-                             f"{self.temperature} and {self.top_k} came.")
+            raise ValueError(
+                f"temperature and top_k of a contrast are above 0, but {self.temperature} and {self.top_k} came."
+            )
 
     @classmethod
     def paper(cls) -> "ContrastConfig":
         """What the paper says. Where it is silent: the choice that gives a prototype pixels of its own class."""
-        return cls(sum_views=True, refined=False, min_max=False, tagged=False, assigned=True, ranked_background=True,
-                   unit_embeddings=True, absent_compete=False, mine_positive=False, skip_hardest=False, class_mean=False)
+        return cls(
+            sum_views=True,
+            refined=False,
+            min_max=False,
+            tagged=False,
+            assigned=True,
+            ranked_background=True,
+            unit_embeddings=True,
+            absent_compete=False,
+            mine_positive=False,
+            skip_hardest=False,
+            class_mean=False,
+        )
 
     @classmethod
     def code(cls, saliency: bool = False) -> "ContrastConfig":
@@ -91,13 +103,17 @@ def pixel_to_prototype(
         labels: class of each pixel, 0..c - 1.
         prototypes: of length 1, as they come from `prototypes.pixel_prototypes`.
     """
-    with torch.autocast(embeddings.device.type, enabled=False):           # fp32 island: exp(1 / tau) overflows fp16
+    with torch.autocast(embeddings.device.type, enabled=False):  # fp32 island: exp(1 / tau) overflows fp16
         logits = _logits(at_least_float32(embeddings), at_least_float32(prototypes), temperature)
         return F.cross_entropy(logits, labels.flatten().long(), reduction="none").view_as(labels)
 
 
 def contrast_loss(
-    view1: View, view2: View, tags: Float[Tensor, "n t"], config: ContrastConfig, noise: Float[Tensor, "2 n h w"],
+    view1: View,
+    view2: View,
+    tags: Float[Tensor, "n t"],
+    config: ContrastConfig,
+    noise: Float[Tensor, "2 n h w"],
     warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Weighted terms "cross-prototype", "cross-cam" and "intra" of both views; their sum is L_contrast  (Du et al., Eq. 1).
@@ -118,7 +134,11 @@ def contrast_loss(
 
 
 def contrast_terms(
-    view1: View, view2: View, tags: Float[Tensor, "n t"], config: ContrastConfig, noise: Float[Tensor, "2 n h w"],
+    view1: View,
+    view2: View,
+    tags: Float[Tensor, "n t"],
+    config: ContrastConfig,
+    noise: Float[Tensor, "2 n h w"],
     warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, "2"]]:
     """The six terms before their weights: for each name that of the first and of the second view.
@@ -127,26 +147,31 @@ def contrast_terms(
     """
     _check(view1, view2, tags, noise)
     size = view2.cam.shape[2:]
-    inside = None if warp is None else warp.inside(tuple(size))           # n 1 h w
-    with torch.autocast(tags.device.type, enabled=False):                 # fp32 island: all of it
+    inside = None if warp is None else warp.inside(tuple(size))  # n 1 h w
+    with torch.autocast(tags.device.type, enabled=False):  # fp32 island: all of it
         if warp is not None:
             view1, view2 = warp.align(view1, view2)
-        cam = torch.stack([resize((view.refined if config.refined else view.cam).detach(), size) for view in (view1, view2)])
-        embeddings = [resize(view.embeddings, size) for view in (view1, view2)]                   # n d h w each
+        cam = torch.stack(
+            [resize((view.refined if config.refined else view.cam).detach(), size) for view in (view1, view2)]
+        )
+        embeddings = [resize(view.embeddings, size) for view in (view1, view2)]  # n d h w each
         labels, confidence = pseudo_labels(cam, tags, config)
         if inside is not None:
-            confidence, inside = torch.where(inside, confidence, -torch.inf), inside.flatten()            # m
-        prototypes = torch.stack([                                                                # 2 c d
-            pixel_prototypes(own, pixels / _lengths(pixels) if config.unit_embeddings else pixels, config.top_k)
-            for own, pixels in zip(confidence, embeddings)]).to(embeddings[0].dtype)
-        labels = labels.flatten(1)                                        # 2 m
-        members = _one_hot(labels, cam.shape[2])                          # 2 m c
+            confidence, inside = torch.where(inside, confidence, -torch.inf), inside.flatten()  # m
+        prototypes = torch.stack(
+            [  # 2 c d
+                pixel_prototypes(own, pixels / _lengths(pixels) if config.unit_embeddings else pixels, config.top_k)
+                for own, pixels in zip(confidence, embeddings)
+            ]
+        ).to(embeddings[0].dtype)
+        labels = labels.flatten(1)  # 2 m
+        members = _one_hot(labels, cam.shape[2])  # 2 m c
         members = members if inside is None else members & inside[:, None]
-        counts = gathered(members.sum(1)[None]).sum(0)                    # 2 c
+        counts = gathered(members.sum(1)[None]).sum(0)  # 2 c
         competing = None if config.absent_compete else counts > 0
-        rivals = torch.cat((prototypes, prototypes.flip(0)), 1)           # 2 2c d: the view's own, then the other view's
+        rivals = torch.cat((prototypes, prototypes.flip(0)), 1)  # 2 2c d: the view's own, then the other view's
         logits = torch.stack([_logits(pixels, of, config.temperature) for pixels, of in zip(embeddings, rivals)])
-        own, other = logits.chunk(2, 2)                                   # 2 m c each
+        own, other = logits.chunk(2, 2)  # 2 m c each
         terms = {}
         if config.cross_prototype:
             terms["cross-prototype"] = _cross(other, labels, None if competing is None else competing.flip(0), inside)
@@ -168,10 +193,10 @@ def pseudo_labels(
     maps = min_max(cam) if config.min_max else at_least_float32(cam).relu()
     front = maps[..., 1:, :, :]
     labelled = front * tags[:, :, None, None].to(front.dtype) if config.tagged else front
-    best = labelled.amax(-3, keepdim=True)                                # n 1 h w
+    best = labelled.amax(-3, keepdim=True)  # n 1 h w
     highest = best.amax((-2, -1), keepdim=True)
     score = torch.full_like(best, config.background) * (1.0 if config.min_max else highest)
-    labels = torch.cat((score, labelled), -3).max(-3).indices             # of equals the first, so background wins a tie
+    labels = torch.cat((score, labelled), -3).max(-3).indices  # of equals the first, so background wins a tie
     if config.ranked_background:
         score = 1 - best.clamp_min(0) / highest.clamp_min(TINY)
     elif not config.assigned:
@@ -199,7 +224,7 @@ def _logits(
     embeddings: Float[Tensor, "n d h w"], prototypes: Float[Tensor, "c d"], temperature: float
 ) -> Float[Tensor, "m c"]:
     """Cosines of pixels and prototypes, over the temperature."""
-    pixels = embeddings.movedim(1, -1).flatten(0, 2)                      # m d
+    pixels = embeddings.movedim(1, -1).flatten(0, 2)  # m d
     # Lengths are divided out last: there are fewer prototypes than channels.
     return pixels @ (prototypes.T / temperature) / _lengths(pixels)
 
@@ -215,14 +240,16 @@ def _one_hot(labels: Int[Tensor, "*shape"], num_classes: int) -> Bool[Tensor, "*
 
 
 def _cross(
-    logits: Float[Tensor, "2 m c"], labels: Int[Tensor, "2 m"], competing: Bool[Tensor, "2 c"] | None,
+    logits: Float[Tensor, "2 m c"],
+    labels: Int[Tensor, "2 m"],
+    competing: Bool[Tensor, "2 c"] | None,
     inside: Bool[Tensor, " m"] | None,
 ) -> Float[Tensor, "2"]:
     """Mean contrast over the pixels inside (None: all) with the competing prototypes (None: all).
 
     A pixel whose own prototype does not compete is left out.
     """
-    if competing is not None:                                             # its own stays in, so that the loss is finite
+    if competing is not None:  # its own stays in, so that the loss is finite
         logits = torch.where(competing[:, None] | _one_hot(labels, logits.shape[2]), logits, -torch.inf)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     if competing is None and inside is None:
@@ -242,18 +269,18 @@ def _intra(
     inside: Bool[Tensor, " m"] | None,
 ) -> Float[Tensor, "2"]:
     """Contrast with the prototypes of the same view: mined ones, on mined pixels."""
-    own = logits.gather(2, labels[..., None])                             # 2 m 1
+    own = logits.gather(2, labels[..., None])  # 2 m 1
     rivals = torch.ones_like(counts, dtype=torch.bool)[:, None] if competing is None else competing[:, None]
     if not (config.mine_prototypes and config.mine_positive):
         rivals = rivals & ~_one_hot(labels, logits.shape[2])
-    count = rivals.sum(2, keepdim=True)                                   # 2 m 1, or 2 1 1 if the same for all pixels
+    count = rivals.sum(2, keepdim=True)  # 2 m 1, or 2 1 1 if the same for all pixels
     ranked = torch.where(rivals, logits, -torch.inf).sort(2, descending=True).values
     rank = torch.arange(logits.shape[2], device=logits.device)
     # The counts of the released code for 21 prototypes: of the 13 most similar (60 %) the last 10 (half of all).
     end = -(-6 * count // 10) if config.mine_prototypes else count
     start = end - (count // 2).clamp_min(1) if config.mine_prototypes else 0
     ranked = torch.where((rank >= start) & (rank < end), ranked, -torch.inf)
-    logits = torch.cat((own, ranked), 2).flatten(0, 1)                    # the positive comes first
+    logits = torch.cat((own, ranked), 2).flatten(0, 1)  # the positive comes first
     losses = F.cross_entropy(logits, torch.zeros_like(labels).flatten(), reduction="none").view_as(labels)
     return _sum(losses, _pixel_weights(labels, own.detach()[..., 0], noise, counts, config, inside))
 
@@ -275,9 +302,9 @@ def _pixel_weights(
         half = counts // 2
         skip = 6 * counts // 10 - half if config.skip_hardest else torch.zeros_like(counts)
         kinds, sizes = labels, counts
-        if inside is not None:                                            # outside is a class of its own, behind all others
+        if inside is not None:  # outside is a class of its own, behind all others
             kinds, sizes = torch.where(inside, labels, counts.shape[1]), F.pad(counts, (0, 1))
-        everyone = torch.stack((kinds.to(similarity.dtype), similarity, noise.to(similarity.dtype)))      # 3 2 m
+        everyone = torch.stack((kinds.to(similarity.dtype), similarity, noise.to(similarity.dtype)))  # 3 2 m
         classes, *keys = gathered(everyone.movedim(-1, 0)).movedim(0, -1)
         rank = _rank_in_class(torch.stack(keys), classes.long().expand(2, -1, -1), sizes)
         hardness, chance = rank[..., process() * labels.shape[1] : (process() + 1) * labels.shape[1]]
@@ -297,7 +324,7 @@ def _rank_in_class(
 ) -> Int[Tensor, "2 2 m"]:
     """Rank of each key among those of its class, from 0 for the smallest."""
     order = keys.sort(stable=True).indices
-    classes, again = labels.gather(2, order).sort(stable=True)            # by class, and by key within it
+    classes, again = labels.gather(2, order).sort(stable=True)  # by class, and by key within it
     start = (counts.cumsum(1) - counts).expand(2, -1, -1)
     rank = torch.arange(keys.shape[2], device=keys.device) - start.gather(2, classes)
     return torch.empty_like(order).scatter(2, order.gather(2, again), rank)
@@ -314,9 +341,13 @@ def _check(view1: View, view2: View, tags: Float[Tensor, "n t"], noise: Float[Te
             raise ValueError(f"View {number} has no embeddings. Contrast needs those of a projector, beside the maps.")
         wanted = (len(tags), tags.shape[1] + 1, *view.embeddings.shape[2:])
         if not view.cam.shape == view.refined.shape == wanted:
-            raise ValueError(f"Maps of view {number} were expected of shape {wanted}: images, background and classes with "
-                             "tags, grid of the embeddings; but "
-                             f"{tuple(view.cam.shape)} and {tuple(view.refined.shape)} came.")
+            raise ValueError(
+                f"Maps of view {number} were expected of shape {wanted}: images, background and classes with "
+                "tags, grid of the embeddings; but "
+                f"{tuple(view.cam.shape)} and {tuple(view.refined.shape)} came."
+            )
     if noise.shape != (2, len(tags), *view2.cam.shape[2:]):
-        raise ValueError(f"A random number for each pixel of both views on the grid of the second was expected, "
-                         f"{(2, len(tags), *view2.cam.shape[2:])}, but noise of shape {tuple(noise.shape)} came.")
+        raise ValueError(
+            f"A random number for each pixel of both views on the grid of the second was expected, "
+            f"{(2, len(tags), *view2.cam.shape[2:])}, but noise of shape {tuple(noise.shape)} came."
+        )

@@ -25,14 +25,14 @@ from torch import Tensor
 
 from course_lib.prototypes import at_least_float32
 
-OVERLAP = 0.4                           # tau
-FOREGROUND = 0.5                        # lambda
-EPS = 1e-4                              # in the denominator, for each pixel
+OVERLAP = 0.4  # tau
+FOREGROUND = 0.5  # lambda
+EPS = 1e-4  # in the denominator, for each pixel
 
 
 def overlaps(probabilities: Float[Tensor, "n c h w"], saliency: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n t"]:
     """Share of the confident pixels (p > 0.5) of each foreground class that are salient (> 0.5); 0 without such pixels."""
-    confident = probabilities[:, 1:].detach().round()                       # half to even, so 0.5 is not confident
+    confident = probabilities[:, 1:].detach().round()  # half to even, so 0.5 is not confident
     return (confident * saliency.round()).sum((2, 3)) / (confident + EPS).sum((2, 3))
 
 
@@ -66,9 +66,11 @@ def saliency_loss(
         foreground: lambda, the weight of the first estimate; that of the second is 1 - lambda.
     """
     if cam.shape[1] != tags.shape[1] + 1:
-        raise ValueError(f"Maps of the background (channel 0) and of the {tags.shape[1]} classes with tags were expected, "
-                         f"but {cam.shape[1]} maps came.")
-    cam = at_least_float32(cam)                                           # fp32 island: softmax and differences
+        raise ValueError(
+            f"Maps of the background (channel 0) and of the {tags.shape[1]} classes with tags were expected, "
+            f"but {cam.shape[1]} maps came."
+        )
+    cam = at_least_float32(cam)  # fp32 island: softmax and differences
     saliency = F.interpolate(saliency.to(cam.dtype), cam.shape[2:], mode="nearest")
     probabilities = cam.softmax(1)
     front, back = explanations(probabilities, tags.to(cam.dtype), overlaps(probabilities, saliency) > overlap)

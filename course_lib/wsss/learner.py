@@ -56,47 +56,51 @@ CONTRAST = ("cross-prototype", "cross-cam", "intra")
 class Training:
     """What is trained, and how. The values here are those of P2P on SEAM, as released for VOC; see `recipe` for the others."""
 
-    data: str                           # a folder in VOC's layout; its split trainaug is trained on
-    method: str = "seam+p2p"            # one of METHODS
-    backbone: str = "resnet38"          # "resnet38", "small", or a name of timm's
-    weights: str = "pretrained"         # "pretrained" (timm's), "random", or for ResNet38 a path, see `cam_net.build`
-    epochs: int = 8                     # 10,576 steps on VOC
-    batch_size: int = 8                 # of all processes together
+    data: str  # a folder in VOC's layout; its split trainaug is trained on
+    method: str = "seam+p2p"  # one of METHODS
+    backbone: str = "resnet38"  # "resnet38", "small", or a name of timm's
+    weights: str = "pretrained"  # "pretrained" (timm's), "random", or for ResNet38 a path, see `cam_net.build`
+    epochs: int = 8  # 10,576 steps on VOC
+    batch_size: int = 8  # of all processes together
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: float = 0.01         # of the trunk's weights; SGD: biases x 2, new layers x 10
-    new_learning_rate: float = 0.01     # of new layers (AdamW only)
-    momentum: float = 5e-4              # 0.9 is what papers say, and ten times the step
+    learning_rate: float = 0.01  # of the trunk's weights; SGD: biases x 2, new layers x 10
+    new_learning_rate: float = 0.01  # of new layers (AdamW only)
+    momentum: float = 5e-4  # 0.9 is what papers say, and ten times the step
     weight_decay: float = 5e-4
-    power: float = 0.9                  # of the schedule
-    size: int = 448                     # side of the first view, pixels
-    small: int = 128                    # side of the second view; 134 in SEAM
-    transformation: Transformation = Transformation()   # of the second view beside its size (Table 7)
-    on_features: bool = False           # SEAM's terms on the grids of features, as released with EPS; else as large as images
-    long_side: tuple[int, int] | None = (448, 768)      # the longer side is drawn from it before the crop; None: no crop
-    jitter: bool = True                 # of colours: brightness, contrast, saturation 0.3, hue 0.1
+    power: float = 0.9  # of the schedule
+    size: int = 448  # side of the first view, pixels
+    small: int = 128  # side of the second view; 134 in SEAM
+    transformation: Transformation = Transformation()  # of the second view beside its size (Table 7)
+    on_features: bool = False  # SEAM's terms on the grids of features, as released with EPS; else as large as images
+    long_side: tuple[int, int] | None = (448, 768)  # the longer side is drawn from it before the crop; None: no crop
+    jitter: bool = True  # of colours: brightness, contrast, saturation 0.3, hue 0.1
     contrast: ContrastConfig = field(default_factory=ContrastConfig.code)
-    contrast_from: float = 0.0          # share of the training after which contrast counts
-    dropout: float = 0.5                # see Architecture, as those that follow
+    contrast_from: float = 0.0  # share of the training after which contrast counts
+    dropout: float = 0.5  # see Architecture, as those that follow
     neck: int = 0
     width: int = 64
     taps: tuple[str, str, str] | None = None
     frozen: str = ""
     output_stride: int = 16
     scored_at: int | None = None
-    kept: bool = False                  # compute what is frozen once for all images and their mirror images
+    kept: bool = False  # compute what is frozen once for all images and their mirror images
     precision: Literal["no", "bf16", "fp16"] = "no"
-    workers: int = 0                    # processes that read images
+    workers: int = 0  # processes that read images
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"There is no method {self.method!r}; there are: {', '.join(METHODS)}.")
         if self.kept and (self.long_side or self.jitter):
-            raise ValueError("Features can be kept only of images that are not cropped or jittered. Leave out `kept`, or set "
-                             "long_side=None and jitter=False.")
+            raise ValueError(
+                "Features can be kept only of images that are not cropped or jittered. Leave out `kept`, or set "
+                "long_side=None and jitter=False."
+            )
         if self.kept and self.transformation != Transformation():
-            raise ValueError("What is kept of the second view is the smaller image as it is. Leave out `kept`, or the "
-                             "transformation.")
+            raise ValueError(
+                "What is kept of the second view is the smaller image as it is. Leave out `kept`, or the "
+                "transformation."
+            )
 
     def architecture(self, classes: Sequence[str]) -> Architecture:
         """The network that this trains."""
@@ -106,7 +110,7 @@ class Training:
 
 # What the other methods have in place of Training's values, as released for VOC.
 METHOD_RECIPES: dict[str, dict[str, Any]] = {
-    "cam": {"epochs": 15, "batch_size": 16, "learning_rate": 0.1, "long_side": (256, 512)},                  # PSA
+    "cam": {"epochs": 15, "batch_size": 16, "learning_rate": 0.1, "long_side": (256, 512)},  # PSA
     "seam": {"small": 134},
     # 19,830 steps; the released 170 that follow keep the last rate, which is nearly 0.
     "eps": {"epochs": 15, "long_side": (256, 512), "dropout": 0.0},
@@ -115,17 +119,45 @@ METHOD_RECIPES: dict[str, dict[str, Any]] = {
 }
 # A prototype is made of pixels of its own class, only classes that are there compete, and views add up, as in the paper.
 OWN_PIXELS = replace(ContrastConfig.code(), assigned=True, ranked_background=True, absent_compete=False, sum_views=True)
-_CPU = {"batch_size": 16, "optimizer": "adamw", "weight_decay": 0.01, "on_features": True, "long_side": None, "jitter": False,
-        "dropout": 0.3, "contrast": OWN_PIXELS}
+_CPU = {
+    "batch_size": 16,
+    "optimizer": "adamw",
+    "weight_decay": 0.01,
+    "on_features": True,
+    "long_side": None,
+    "jitter": False,
+    "dropout": 0.3,
+    "contrast": OWN_PIXELS,
+}
 # For miniatures on a CPU, whatever the method. The second view is less than half of the first one (published: 0.29). Contrast
 # waits until the maps that label its pixels mean something, and takes its time: in half of it, what it adds to SEAM's seeds of
 # unseen photographs is inside the noise (`python -m course_lib evidence contrast`).
 SMALL_RECIPES: dict[str, dict[str, Any]] = {
-    LITE0: _CPU | {"epochs": 16, "learning_rate": 3e-4, "new_learning_rate": 1e-3, "size": 288, "small": 128, "scored_at": 288,
-                   "neck": 256, "taps": ("blocks.2", "blocks.4", "blocks.5.0"), "frozen": "blocks.4", "kept": True,
-                   "contrast_from": 0.3},
-    "small": _CPU | {"weights": "random", "epochs": 8, "learning_rate": 3e-3, "new_learning_rate": 3e-3, "size": 96,
-                     "small": 32, "neck": 128, "contrast_from": 0.4},
+    LITE0: _CPU
+    | {
+        "epochs": 16,
+        "learning_rate": 3e-4,
+        "new_learning_rate": 1e-3,
+        "size": 288,
+        "small": 128,
+        "scored_at": 288,
+        "neck": 256,
+        "taps": ("blocks.2", "blocks.4", "blocks.5.0"),
+        "frozen": "blocks.4",
+        "kept": True,
+        "contrast_from": 0.3,
+    },
+    "small": _CPU
+    | {
+        "weights": "random",
+        "epochs": 8,
+        "learning_rate": 3e-3,
+        "new_learning_rate": 3e-3,
+        "size": 96,
+        "small": 32,
+        "neck": 128,
+        "contrast_from": 0.4,
+    },
 }
 
 
@@ -135,13 +167,23 @@ def recipe(method: str = "seam+p2p", backbone: str = LITE0, **chosen: Any) -> Tr
     Args:
         chosen: fields of Training, `data` among them.
     """
-    return Training(**{"method": method, "backbone": backbone}
-                    | SMALL_RECIPES.get(backbone, METHOD_RECIPES.get(method, {})) | chosen)
+    return Training(
+        **{"method": method, "backbone": backbone}
+        | SMALL_RECIPES.get(backbone, METHOD_RECIPES.get(method, {}))
+        | chosen
+    )
 
 
 def loss_terms(
-    method: str, views: Sequence[View], tags: Float[Tensor, "n t"], saliency: Float[Tensor, "n 1 H W"] | None,
-    size1: int, size2: int, contrast: ContrastConfig, noise: Float[Tensor, "2 n h w"] | None, on_features: bool = False,
+    method: str,
+    views: Sequence[View],
+    tags: Float[Tensor, "n t"],
+    saliency: Float[Tensor, "n 1 H W"] | None,
+    size1: int,
+    size2: int,
+    contrast: ContrastConfig,
+    noise: Float[Tensor, "2 n h w"] | None,
+    on_features: bool = False,
     warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Named terms of a method, whose sum is the loss.
@@ -165,8 +207,9 @@ def loss_terms(
         terms = seam_loss(first, second, tags, size1, size2, warp)
     if method == "eps+p2p":
         both = ((first, saliency), (second, resize(saliency, size2) if warp is None else warp(saliency, size2)))
-        terms["saliency"] = sum(saliency_loss(maps, salient, tags) for view, salient in both
-                                for maps in (view.cam, view.refined)) / 2
+        terms["saliency"] = (
+            sum(saliency_loss(maps, salient, tags) for view, salient in both for maps in (view.cam, view.refined)) / 2
+        )
     return terms | (contrast_loss(first, second, tags, contrast, noise, warp) if method.endswith("+p2p") else {})
 
 
@@ -190,13 +233,25 @@ class Learner(nn.Module):
         if prepared is None:
             prepared = [net.prepare(batch["image"], batch["inside"], size, warp) for size in _sizes(config)]
         elif warp is not None:
-            raise ValueError("Kept features are those of second views without a transformation, but one is set. Train on `Photos`.")
+            raise ValueError(
+                "Kept features are those of second views without a transformation, but one is set. Train on `Photos`."
+            )
         views = [self._view(maps, number) for number, maps in enumerate(prepared[: len(_sizes(config))])]
         saliency = batch["saliency"] / 255 if "eps" in config.method else None
         contrasted = net.architecture.contrasted
         noise = torch.rand(2, len(tags), *views[1].cam.shape[2:], device=tags.device) if contrasted else None
-        terms = loss_terms(config.method, views, tags, saliency, config.size, config.small, config.contrast, noise,
-                           config.on_features, warp)
+        terms = loss_terms(
+            config.method,
+            views,
+            tags,
+            saliency,
+            config.size,
+            config.small,
+            config.contrast,
+            noise,
+            config.on_features,
+            warp,
+        )
         if contrasted:
             counts = (self.steps >= self.start).to(tags.dtype)
             terms = {name: term * counts if name in CONTRAST else term for name, term in terms.items()}
@@ -281,7 +336,7 @@ class Kept(Dataset):
         device, sizes = net.trunk.mean.device, (None, config.small)
         self.tags = data.tags.float()
         self.saliency = torch.stack([_resized(data.saliency(i)[None], [config.size] * 2) for i in range(len(data))])
-        parts: list[list[list[Maps]]] = [[[] for _ in sizes] for _ in range(2)]        # flip, view, batch
+        parts: list[list[list[Maps]]] = [[[] for _ in sizes] for _ in range(2)]  # flip, view, batch
         with torch.no_grad():
             for start in tqdm(range(0, len(data), 8), "features", disable=not progress):
                 numbers = range(start, min(start + 8, len(data)))
@@ -290,8 +345,10 @@ class Kept(Dataset):
                     turned = (images.flip(-1) if flip else images).to(device)
                     for size, batches in zip(sizes, views):
                         batches.append({name: maps.cpu() for name, maps in net.prepare(turned, size=size).items()})
-        self.views = [[{name: torch.cat([maps[name] for maps in batches]) for name in batches[0]} for batches in views]
-                      for views in parts]
+        self.views = [
+            [{name: torch.cat([maps[name] for maps in batches]) for name in batches[0]} for batches in views]
+            for views in parts
+        ]
 
     def __len__(self) -> int:
         return len(self.tags)
@@ -316,7 +373,10 @@ def training_images(config: Training, progress: bool = True) -> Dataset:
 
 
 def train(
-    config: Training, folder: Path | None = None, progress: bool = True, images: Dataset | None = None,
+    config: Training,
+    folder: Path | None = None,
+    progress: bool = True,
+    images: Dataset | None = None,
     watch: Callable[[CamNet, int], None] | None = None,
 ) -> tuple[CamNet, list[dict[str, float]]]:
     """A trained network in evaluation mode, and the mean loss terms of each epoch.
@@ -332,12 +392,15 @@ def train(
     history = fit(Learner(net, config), images, folder, progress, watch)
     if folder is not None and engine.this_process().is_main_process:
         save(net, folder / "model.safetensors")
-    engine.this_process().wait_for_everyone()                             # who comes next may load it
+    engine.this_process().wait_for_everyone()  # who comes next may load it
     return net.eval(), history
 
 
 def fit(
-    learner: Learner, dataset: Dataset, folder: Path | None = None, progress: bool = True,
+    learner: Learner,
+    dataset: Dataset,
+    folder: Path | None = None,
+    progress: bool = True,
     watch: Callable[[CamNet, int], None] | None = None,
 ) -> list[dict[str, float]]:
     """Mean loss terms of each epoch of a learner by its own configuration.
@@ -349,8 +412,9 @@ def fit(
     """
     config = learner.config
     if len(dataset) < config.batch_size:
-        raise ValueError(f"Batches of {config.batch_size} were asked for, but there are {len(dataset)} images. "
-                         "Take smaller batches.")
+        raise ValueError(
+            f"Batches of {config.batch_size} were asked for, but there are {len(dataset)} images. Take smaller batches."
+        )
     batches = BatchSampler(RandomSampler(dataset, generator=Generator()), config.batch_size, drop_last=True)
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
     steps = config.epochs * len(batches)
@@ -364,9 +428,16 @@ def fit(
             watch(model.net, next(numbers))
         return model.step(batch)
 
-    return engine.train(learner, step, loader, optimizer,
-                        engine.Plan(config.epochs, config.precision, seed=config.seed), scheduler=scheduler, folder=folder,
-                        progress=progress)
+    return engine.train(
+        learner,
+        step,
+        loader,
+        optimizer,
+        engine.Plan(config.epochs, config.precision, seed=config.seed),
+        scheduler=scheduler,
+        folder=folder,
+        progress=progress,
+    )
 
 
 def _optimizer(net: CamNet, config: Training) -> torch.optim.Optimizer:
@@ -375,8 +446,10 @@ def _optimizer(net: CamNet, config: Training) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, config.learning_rate, config.momentum)
     new = [weight for layer in net.new_layers() for weight in layer.parameters()]
     trunk = [weight for weight in net.trunk.parameters() if weight.requires_grad]
-    return torch.optim.AdamW([{"params": trunk, "lr": config.learning_rate}, {"params": new, "lr": config.new_learning_rate}],
-                             weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        [{"params": trunk, "lr": config.learning_rate}, {"params": new, "lr": config.new_learning_rate}],
+        weight_decay=config.weight_decay,
+    )
 
 
 OPTIONS = {
@@ -384,13 +457,19 @@ OPTIONS = {
     "data": (str, "folder of PASCAL VOC 2012 or of a miniature (default: mini-voc)"),
     "backbone": (str, f"resnet38, small (for creatures) or one of timm's (default: {LITE0})"),
     "weights": (str, 'to start from: "pretrained", "random", or a path'),
-    "epochs": (int, ""), "batch_size": (int, "of all processes together"),
-    "learning_rate": (float, "of the trunk"), "new_learning_rate": (float, "of new layers, with AdamW"),
-    "momentum": (float, f"of SGD (default: {Training.momentum}, as released)"), "weight_decay": (float, ""),
-    "size": (int, "side of the first view, pixels"), "small": (int, "side of the second view, pixels"),
+    "epochs": (int, ""),
+    "batch_size": (int, "of all processes together"),
+    "learning_rate": (float, "of the trunk"),
+    "new_learning_rate": (float, "of new layers, with AdamW"),
+    "momentum": (float, f"of SGD (default: {Training.momentum}, as released)"),
+    "weight_decay": (float, ""),
+    "size": (int, "side of the first view, pixels"),
+    "small": (int, "side of the second view, pixels"),
     "contrast_from": (float, "share of the training after which contrast counts"),
     "width": (int, f"channels of a ResNet38's first convolution (default: {Training.width}); less is for trials"),
-    "precision": (str, "no, bf16 or fp16 (default: no)"), "workers": (int, "processes that read images"), "seed": (int, ""),
+    "precision": (str, "no, bf16 or fp16 (default: no)"),
+    "workers": (int, "processes that read images"),
+    "seed": (int, ""),
 }
 
 
@@ -399,22 +478,36 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, (kind, purpose) in OPTIONS.items():
         purpose = purpose or "(default: that of method and backbone)"
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=purpose)
-    parser.add_argument("--preset", choices=("paper", "code"), help="contrast as in the paper, or as in the released code "
-                        "(default: code on ResNet38; in the small settings with prototypes of the class's own pixels)")
-    parser.add_argument("--alpha", type=float, help=f"weight of both cross-view terms (default: {ContrastConfig.cross_cam})")
+    parser.add_argument(
+        "--preset",
+        choices=("paper", "code"),
+        help="contrast as in the paper, or as in the released code "
+        "(default: code on ResNet38; in the small settings with prototypes of the class's own pixels)",
+    )
+    parser.add_argument(
+        "--alpha", type=float, help=f"weight of both cross-view terms (default: {ContrastConfig.cross_cam})"
+    )
     parser.add_argument("--beta", type=float, help=f"weight of the intra-view term (default: {ContrastConfig.intra})")
     parser.add_argument("--temperature", type=float, help=f"tau (default: {ContrastConfig.temperature})")
-    parser.add_argument("--top-k", type=int, help="pixels of a prototype (default: "
-                        f"{ContrastConfig.top_k}; 16 with EPS as released)")
-    parser.add_argument("--background", type=float, help=f"score of the background in pseudo labels (default: "
-                        f"{ContrastConfig.background}; 0.1 with EPS as released)")
-    parser.add_argument("--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors")
+    parser.add_argument(
+        "--top-k", type=int, help=f"pixels of a prototype (default: {ContrastConfig.top_k}; 16 with EPS as released)"
+    )
+    parser.add_argument(
+        "--background",
+        type=float,
+        help=f"score of the background in pseudo labels (default: "
+        f"{ContrastConfig.background}; 0.1 with EPS as released)",
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors"
+    )
 
 
 def main(argv: list[str]) -> int:
     """`python -m course_lib train wsss`: a network that makes seeds from image tags."""
-    parser = argparse.ArgumentParser(prog="python -m course_lib train wsss", description=main.__doc__,
-                                     argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib train wsss", description=main.__doc__, argument_default=argparse.SUPPRESS
+    )
     add_options(parser)
     chosen = vars(parser.parse_args(argv))
     folder = chosen.pop("folder")

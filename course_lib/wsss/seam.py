@@ -29,10 +29,10 @@ from course_lib.prototypes import at_least_float32
 from course_lib.wsss import View, tag_loss
 from course_lib.wsss.views import Warp, resize
 
-EPS = 1e-5                              # of all divisions and floors in the released code
-BLOCK = 2**21                           # affinities at a time: 8 MB
-HARD = 0.2                              # share of the differences that ECR means over
-LEAST = 4                               # one pixel in so many is pooled by min-pool
+EPS = 1e-5  # of all divisions and floors in the released code
+BLOCK = 2**21  # affinities at a time: 8 MB
+HARD = 0.2  # share of the differences that ECR means over
+LEAST = 4  # one pixel in so many is pooled by min-pool
 
 
 def pixel_correlation(
@@ -48,22 +48,26 @@ def pixel_correlation(
         block: affinities in memory at a time. It changes neither result nor gradient, beyond rounding.
     """
     n, c, h, w = maps.shape
-    with torch.autocast(features.device.type, enabled=False):             # fp32 island: norms and long sums
-        features = at_least_float32(features).flatten(2)                  # n k hw
+    with torch.autocast(features.device.type, enabled=False):  # fp32 island: norms and long sums
+        features = at_least_float32(features).flatten(2)  # n k hw
         features = features / (features.norm(dim=1, keepdim=True) + EPS)
         maps = at_least_float32(maps).flatten(2).to(features.dtype)
-        sources = torch.cat((maps, torch.ones_like(maps[:, :1])), 1)      # the last row sums the affinities
+        sources = torch.cat((maps, torch.ones_like(maps[:, :1])), 1)  # the last row sums the affinities
         blocks = features.split(max(1, block // max(1, n * h * w)), 2)
         if not torch.is_grad_enabled():
             # All blocks in one place: the allocator of the C library may lay each of them behind the last one.
             room = features.new_empty(n * h * w * blocks[0].shape[2])
-            sums = [_spread(sources, features, part, room[: n * h * w * part.shape[2]].view(n, h * w, -1))
-                    for part in blocks]
+            sums = [
+                _spread(sources, features, part, room[: n * h * w * part.shape[2]].view(n, h * w, -1))
+                for part in blocks
+            ]
         elif len(blocks) == 1:
             sums = [_spread(sources, features, features)]
         else:
-            sums = [checkpoint(_spread, sources, features, part, use_reentrant=False, preserve_rng_state=False)
-                    for part in blocks]
+            sums = [
+                checkpoint(_spread, sources, features, part, use_reentrant=False, preserve_rng_state=False)
+                for part in blocks
+            ]
         sums = torch.cat(sums, 2)
         return (sums[:, :-1] / (sums[:, -1:] + EPS)).view(n, c, h, w)
 
@@ -111,7 +115,7 @@ def adaptive_min_pooling(maps: Float[Tensor, "n t h w"]) -> Float[Tensor, ""]:
     Args:
         maps: of the foreground classes; zero for classes without a tag.
     """
-    largest = at_least_float32(maps).amax(1).flatten(1)                   # n hw
+    largest = at_least_float32(maps).amax(1).flatten(1)  # n hw
     least = largest.topk(max(1, largest.shape[1] // LEAST), 1, largest=False, sorted=False).values
     return least.relu().mean()
 
@@ -128,7 +132,11 @@ def cross_regularisation(cam: Float[Tensor, "n c h w"], refined: Float[Tensor, "
 
 
 def seam_loss(
-    view1: View, view2: View, tags: Float[Tensor, "n t"], size1: int | tuple[int, int], size2: int | tuple[int, int],
+    view1: View,
+    view2: View,
+    tags: Float[Tensor, "n t"],
+    size1: int | tuple[int, int],
+    size2: int | tuple[int, int],
     warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Terms of SEAM: "tags" and "min-pool" (means of the two views), "equivariance" (ER), "cross-equivariance" (ECR).
@@ -142,18 +150,21 @@ def seam_loss(
     """
     _check(view1, tags)
     tags = tags.to(torch.promote_types(view1.cam.dtype, torch.float32))
-    present = F.pad(tags, (1, 0), value=1.0)[:, :, None, None]            # n c 1 1: the background always is
-    with torch.autocast(view1.cam.device.type, enabled=False):            # fp32 island: differences of maps in 0..1
-        pair = [View(resize(view.cam, size), resize(view.refined, size)) for view, size in ((view1, size1), (view2, size2))]
+    present = F.pad(tags, (1, 0), value=1.0)[:, :, None, None]  # n c 1 1: the background always is
+    with torch.autocast(view1.cam.device.type, enabled=False):  # fp32 island: differences of maps in 0..1
+        pair = [
+            View(resize(view.cam, size), resize(view.refined, size)) for view, size in ((view1, size1), (view2, size2))
+        ]
         tagging = sum(tag_loss(view.cam.mean((2, 3))[:, 1:], tags) for view in pair) / 2
         pooling = sum(adaptive_min_pooling((view.refined * present)[:, 1:]) for view in pair) / 2
         if warp is not None:
             pair = warp.align(*pair)
         (cam1, refined1), (cam2, refined2) = (
-            tuple(resize(max_norm(maps), size2) * present for maps in view[:2]) for view in pair)
+            tuple(resize(max_norm(maps), size2) * present for maps in view[:2]) for view in pair
+        )
         equivariance = (cam1[:, 1:] - cam2[:, 1:]).abs().mean()
         guide1, guide2 = with_background(cam1), with_background(cam2)
-        if warp is not None:                                              # outside there is no background either
+        if warp is not None:  # outside there is no background either
             guide1, guide2 = (guide * warp.inside(size2) for guide in (guide1, guide2))
         crossed = cross_regularisation(guide2, refined1) + cross_regularisation(guide1, refined2)
     return {"tags": tagging, "min-pool": pooling, "equivariance": equivariance, "cross-equivariance": crossed}
@@ -161,5 +172,7 @@ def seam_loss(
 
 def _check(view: View, tags: Tensor) -> None:
     if view.cam.shape[:2] != (len(tags), tags.shape[1] + 1):
-        raise ValueError(f"Maps of the background (channel 0) and of the {tags.shape[1]} classes with tags were expected "
-                         f"for {len(tags)} images, but maps of shape {tuple(view.cam.shape)} came.")
+        raise ValueError(
+            f"Maps of the background (channel 0) and of the {tags.shape[1]} classes with tags were expected "
+            f"for {len(tags)} images, but maps of shape {tuple(view.cam.shape)} came."
+        )

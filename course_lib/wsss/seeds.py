@@ -37,48 +37,58 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from course_lib import engine, paths
-from course_lib.worlds import minis
 from course_lib.data.voc import IGNORE, Voc, write_mask
 from course_lib.evaluate.segmentation import THRESHOLDS, Sweep, ThresholdSweep
 from course_lib.prototypes import sum_over_processes
+from course_lib.worlds import minis
 from course_lib.wsss.cam_net import CamNet, load
 from course_lib.wsss.contrast import min_max
 from course_lib.wsss.views import resize
 
-EPS = 1e-5                              # beside a maximum, as released
-SCALES = (0.5, 1.0, 1.5, 2.0)           # published, on VOC
+EPS = 1e-5  # beside a maximum, as released
+SCALES = (0.5, 1.0, 1.5, 2.0)  # published, on VOC
 # Best thresholds of the released scripts, and the papers' mIoU of seeds on VOC's train and val, %.
 PUBLISHED = {"cam": 0.20, "seam": 0.26, "eps": 0.20, "seam+p2p": 0.26, "eps+p2p": 0.22}
-PAPER = {"cam": {"train": 47.43}, "seam": {"train": 55.41, "val": 52.54}, "eps": {"train": 69.5},
-         "seam+p2p": {"train": 61.54, "val": 58.41}, "eps+p2p": {"train": 70.5}}
+PAPER = {
+    "cam": {"train": 47.43},
+    "seam": {"train": 55.41, "val": 52.54},
+    "eps": {"train": 69.5},
+    "seam+p2p": {"train": 61.54, "val": 58.41},
+    "eps+p2p": {"train": 70.5},
+}
 
 
 class Reading(NamedTuple):
     """How scores are read from a `View`."""
 
-    source: str                         # its field
-    activation: str                     # of each pass: "relu", "softmax", or "" with the minimum of the sum subtracted (SEAM)
+    source: str  # its field
+    activation: str  # of each pass: "relu", "softmax", or "" with the minimum of the sum subtracted (SEAM)
 
 
 _PCM = {"with PCM": Reading("refined", ""), "without PCM": Reading("cam", "")}
 _SOFTMAX = Reading("cam", "softmax")
 # The published one comes first.
-READINGS = {"cam": {"without PCM": Reading("cam", "relu")}, "seam": _PCM, "seam+p2p": _PCM,
-            "eps": {"without PCM": _SOFTMAX}, "eps+p2p": {"without PCM": _SOFTMAX, "with PCM": _PCM["with PCM"]}}
+READINGS = {
+    "cam": {"without PCM": Reading("cam", "relu")},
+    "seam": _PCM,
+    "seam+p2p": _PCM,
+    "eps": {"without PCM": _SOFTMAX},
+    "eps+p2p": {"without PCM": _SOFTMAX, "with PCM": _PCM["with PCM"]},
+}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What is evaluated, on what, and how."""
 
-    checkpoint: str                     # as `train wsss` writes it, or a released one
-    data: str                           # a folder in VOC's layout
+    checkpoint: str  # as `train wsss` writes it, or a released one
+    data: str  # a folder in VOC's layout
     splits: tuple[str, ...] = ("train", "val")
-    scales: tuple[float, ...] | None = None     # None: SCALES for ResNet38, else the image as it is
-    batch_size: int = 8                 # images of one size at a time
-    limit: int | None = None            # images of a split; None: all
-    workers: int = 0                    # processes that read images
-    threshold: float | None = None      # of seeds that are saved; None: the best one
+    scales: tuple[float, ...] | None = None  # None: SCALES for ResNet38, else the image as it is
+    batch_size: int = 8  # images of one size at a time
+    limit: int | None = None  # images of a split; None: all
+    workers: int = 0  # processes that read images
+    threshold: float | None = None  # of seeds that are saved; None: the best one
 
 
 @torch.inference_mode()
@@ -96,7 +106,11 @@ def score_maps(
     longest = net.architecture.scored_at or max(size)
     for scale in scales:
         scaled = [max(1, round(side * scale * longest / max(size))) for side in size]
-        these = images if scaled == [*size] else transforms.resize(images, scaled, InterpolationMode.BICUBIC, antialias=True)
+        these = (
+            images
+            if scaled == [*size]
+            else transforms.resize(images, scaled, InterpolationMode.BICUBIC, antialias=True)
+        )
         view = net(net.prepare(torch.cat((these, these.flip(-1)))))
         for name, reading in READINGS[net.architecture.method].items():
             maps = getattr(view, reading.source).float()
@@ -104,14 +118,16 @@ def score_maps(
                 maps = maps.softmax(1)
             elif reading.activation == "relu":
                 maps = maps.relu()
-            else:                                                         # SEAM's network makes them as large as its input
+            else:  # SEAM's network makes them as large as its input
                 maps = resize(maps, tuple(scaled))
             maps = F.interpolate(maps[:, 1:], size, mode="bilinear", align_corners=False)
             straight, mirrored = maps.chunk(2)
             sums[name] = sums.get(name, 0) + straight + mirrored.flip(-1)
     readings = READINGS[net.architecture.method]
-    return {name: scaled_scores(total, minimum=not readings[name].activation) * tags[:, :, None, None]
-            for name, total in sums.items()}
+    return {
+        name: scaled_scores(total, minimum=not readings[name].activation) * tags[:, :, None, None]
+        for name, total in sums.items()
+    }
 
 
 def scaled_scores(sums: Float[Tensor, "b t H W"], minimum: bool) -> Float[Tensor, "b t H W"]:
@@ -174,16 +190,26 @@ def evaluate(config: Evaluation, folder: Path, save: bool = False, progress: boo
     architecture = net.architecture
     scales = config.scales or (SCALES if architecture.backbone == "resnet38" else (1.0,))
     result: dict[str, Any] = {
-        "settings": asdict(config) | {"checkpoint": Path(config.checkpoint).name, "data": Path(config.data).name,
-                                      "scales": scales, "world": minis.fingerprint(Path(config.data))},
-        "architecture": asdict(architecture), "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "paper": PAPER[architecture.method], "splits": {}}
+        "settings": asdict(config)
+        | {
+            "checkpoint": Path(config.checkpoint).name,
+            "data": Path(config.data).name,
+            "scales": scales,
+            "world": minis.fingerprint(Path(config.data)),
+        },
+        "architecture": asdict(architecture),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+        "paper": PAPER[architecture.method],
+        "splits": {},
+    }
     tables = []
     for split in config.splits:
         data = Voc(config.data, split)
         if tuple(data.classes) != architecture.classes:
-            raise ValueError(f"{config.checkpoint} is of a network for {', '.join(architecture.classes[1:])}, but the data has "
-                             f"{', '.join(data.classes[1:])}. Name the data that it was trained on.")
+            raise ValueError(
+                f"{config.checkpoint} is of a network for {', '.join(architecture.classes[1:])}, but the data has "
+                f"{', '.join(data.classes[1:])}. Name the data that it was trained on."
+            )
         maps = folder / "maps" / split if save else None
         batches = same_size(data, config.batch_size, config.limit)
         sweeps, tracks = _sweep(net, data, scales, batches, config.workers, maps, progress)
@@ -200,7 +226,9 @@ def evaluate(config: Evaluation, folder: Path, save: bool = False, progress: boo
     return result
 
 
-def score(net: CamNet, data: Voc, scales: Sequence[float] = (1.0,), progress: bool = False) -> dict[str, dict[str, Any]]:
+def score(
+    net: CamNet, data: Voc, scales: Sequence[float] = (1.0,), progress: bool = False
+) -> dict[str, dict[str, Any]]:
     """mIoU of the seeds of a split for each reading of the network, the published one first, with all that `evaluate` writes.
 
     Args:
@@ -211,7 +239,13 @@ def score(net: CamNet, data: Voc, scales: Sequence[float] = (1.0,), progress: bo
 
 
 def _sweep(
-    net: CamNet, data: Voc, scales: Sequence[float], batches: list[list[int]], workers: int, maps: Path | None, progress: bool
+    net: CamNet,
+    data: Voc,
+    scales: Sequence[float],
+    batches: list[list[int]],
+    workers: int,
+    maps: Path | None,
+    progress: bool,
 ) -> tuple[dict[str, Sweep], dict[str, Int[Tensor, "t bins"]]]:
     """All thresholds for each reading: against the masks; and counts of the pixels of tracks with the confounded class's tag."""
     names = READINGS[net.architecture.method]
@@ -232,17 +266,21 @@ def _sweep(
             if maps is not None and not number:
                 for index, score, tag in zip(indices.tolist(), scores, tags):
                     write_scores(maps / f"{data.ids[index]}.npz", score, tag)
-    return ({name: part.compute() for name, part in sweeps.items()},
-            {name: sum_over_processes(part.counts)[0] for name, part in tracks.items()})
+    return (
+        {name: part.compute() for name, part in sweeps.items()},
+        {name: sum_over_processes(part.counts)[0] for name, part in tracks.items()},
+    )
 
 
 def same_size(data: Voc, batch_size: int, limit: int | None = None) -> list[list[int]]:
     """Batches of indices, of images of one size each; the first `limit` images of the split."""
     members: dict[tuple[int, int], list[int]] = {}
     for index, path in enumerate(data.images[:limit]):
-        with Image.open(path) as image:                                   # the header only
+        with Image.open(path) as image:  # the header only
             members.setdefault(image.size, []).append(index)
-    return [group[start : start + batch_size] for group in members.values() for start in range(0, len(group), batch_size)]
+    return [
+        group[start : start + batch_size] for group in members.values() for start in range(0, len(group), batch_size)
+    ]
 
 
 def _write_seeds(maps: Path, folder: Path, threshold: float) -> None:
@@ -260,15 +298,22 @@ def _rows(
 
 def _row(found: Sweep, track: Int[Tensor, "t bins"], data: Voc, method: str) -> dict[str, Any]:
     best = found.best
-    row = {"miou": 100 * best.miou, "threshold": found.best_threshold, "precision": _mean(best.precision),
-           "recall": _mean(best.recall), "published_threshold": PUBLISHED[method],
-           "miou_there": 100 * found.at(PUBLISHED[method]).miou,
-           "iou": {name: None if iou != iou else 100 * iou for name, iou in zip(best.classes, best.iou.tolist())},
-           "curve": (100 * found.miou).tolist()}
-    if data.confounded:                                                   # it is found by its track, and drags the mean
-        row["miou_others"] = _mean(torch.tensor([iou for name, iou in zip(best.classes, best.iou) if name != data.confounded]))
+    row = {
+        "miou": 100 * best.miou,
+        "threshold": found.best_threshold,
+        "precision": _mean(best.precision),
+        "recall": _mean(best.recall),
+        "published_threshold": PUBLISHED[method],
+        "miou_there": 100 * found.at(PUBLISHED[method]).miou,
+        "iou": {name: None if iou != iou else 100 * iou for name, iou in zip(best.classes, best.iou.tolist())},
+        "curve": (100 * found.miou).tolist(),
+    }
+    if data.confounded:  # it is found by its track, and drags the mean
+        row["miou_others"] = _mean(
+            torch.tensor([iou for name, iou in zip(best.classes, best.iou) if name != data.confounded])
+        )
     if track.any():
-        above = (found.thresholds < found.best_threshold + EPS).sum()     # bins of scores above the best threshold
+        above = (found.thresholds < found.best_threshold + EPS).sum()  # bins of scores above the best threshold
         row["track"] = 100 * float(track[data.classes.index(data.confounded) - 1, above:].sum() / track.sum())
     return row
 
@@ -282,18 +327,42 @@ def table(result: dict[str, Any]) -> str:
     settings, architecture = result["settings"], result["architecture"]
     rows = [(split, name, row) for split, readings in result["splits"].items() for name, row in readings.items()]
     tracked = any("track" in row for *_, row in rows)
-    names = ["split", "maps", "mIoU", "at threshold", "precision", "recall", f"mIoU at {PUBLISHED[architecture['method']]:.2f}",
-             *(["track taken for the class on it"] if tracked else []), "paper, VOC: mIoU"]
-    lines = [f"# Seeds of {architecture['method']} on {settings['data']}, {architecture['backbone']}", "",
-             f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    names = [
+        "split",
+        "maps",
+        "mIoU",
+        "at threshold",
+        "precision",
+        "recall",
+        f"mIoU at {PUBLISHED[architecture['method']]:.2f}",
+        *(["track taken for the class on it"] if tracked else []),
+        "paper, VOC: mIoU",
+    ]
+    lines = [
+        f"# Seeds of {architecture['method']} on {settings['data']}, {architecture['backbone']}",
+        "",
+        f"| {' | '.join(names)} |",
+        "|---" * len(names) + "|",
+    ]
     for number, (split, name, row) in enumerate(rows):
         first = number == 0 or rows[number - 1][0] != split
-        cells = [split, name, f"{row['miou']:.1f}", f"{row['threshold']:.2f}", f"{row['precision']:.1f}", f"{row['recall']:.1f}",
-                 f"{row['miou_there']:.1f}", *([f"{row['track']:.1f}" if "track" in row else ""] if tracked else []),
-                 str(result["paper"].get(split, "")) if first else ""]
+        cells = [
+            split,
+            name,
+            f"{row['miou']:.1f}",
+            f"{row['threshold']:.2f}",
+            f"{row['precision']:.1f}",
+            f"{row['recall']:.1f}",
+            f"{row['miou_there']:.1f}",
+            *([f"{row['track']:.1f}" if "track" in row else ""] if tracked else []),
+            str(result["paper"].get(split, "")) if first else "",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
-    note = ("Masks choose the threshold, of each row by itself. Precision and recall are means over classes. Scales: "
-            + ", ".join(f"{scale:g}" for scale in settings["scales"]) + ", each with its mirror image.")
+    note = (
+        "Masks choose the threshold, of each row by itself. Precision and recall are means over classes. Scales: "
+        + ", ".join(f"{scale:g}" for scale in settings["scales"])
+        + ", each with its mirror image."
+    )
     if edge := [f"{split}, {name}" for split, name, row in rows if row["threshold"] in (THRESHOLDS[0], THRESHOLDS[-1])]:
         note += f" The best threshold is at the end of the sweep for {'; '.join(edge)}: the mIoU may be higher beyond."
     return "\n".join([*lines, "", note, ""])
@@ -306,13 +375,17 @@ def default_data(backbone: str) -> str:
 
 def main(argv: list[str]) -> int:
     """`python -m course_lib evaluate seeds`: seed mIoU of a trained or released network, with and without PCM."""
-    parser = argparse.ArgumentParser(prog="python -m course_lib evaluate seeds", description=main.__doc__,
-                                     argument_default=argparse.SUPPRESS)
+    parser = argparse.ArgumentParser(
+        prog="python -m course_lib evaluate seeds", description=main.__doc__, argument_default=argparse.SUPPRESS
+    )
     parser.add_argument("--checkpoint", required=True, help="a model.safetensors of `train wsss`, or a released .pth")
     parser.add_argument("--data", help="folder of PASCAL VOC 2012 or of a miniature (default: mini-voc)")
     parser.add_argument("--splits", type=lambda text: tuple(text.split(",")), help="(default: train,val)")
-    parser.add_argument("--scales", type=lambda text: tuple(map(float, text.split(","))),
-                        help=f"(default: {','.join(map(str, SCALES))} for ResNet38, else 1)")
+    parser.add_argument(
+        "--scales",
+        type=lambda text: tuple(map(float, text.split(","))),
+        help=f"(default: {','.join(map(str, SCALES))} for ResNet38, else 1)",
+    )
     parser.add_argument("--batch-size", type=int, help=f"(default: {Evaluation.batch_size})")
     parser.add_argument("--limit", type=int, help="images of each split (default: all)")
     parser.add_argument("--workers", type=int, help="processes that read images (default: 0)")
@@ -326,7 +399,10 @@ def main(argv: list[str]) -> int:
             chosen["data"] = default_data(load(chosen["checkpoint"]).architecture.backbone)
         config = Evaluation(**chosen)
         checkpoint = Path(config.checkpoint)
-        out = out or paths.results().parent / "seeds" / f"{checkpoint.parent.name}-{checkpoint.stem}-{Path(config.data).name}"
+        out = (
+            out
+            or paths.results().parent / "seeds" / f"{checkpoint.parent.name}-{checkpoint.stem}-{Path(config.data).name}"
+        )
         evaluate(config, out, save)
     except (FileNotFoundError, ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)

@@ -25,7 +25,7 @@ from torch import Tensor
 from course_lib.prototypes import at_least_float32
 from course_lib.wsss import View
 
-SIDE = 448                              # of the view that translations are measured in, pixels
+SIDE = 448  # of the view that translations are measured in, pixels
 
 
 def resize(maps: Float[Tensor, "n c h w"], size: int | tuple[int, int]) -> Float[Tensor, "n c H W"]:
@@ -39,17 +39,21 @@ def resize(maps: Float[Tensor, "n c h w"], size: int | tuple[int, int]) -> Float
     if maps.shape[2:] == size:
         return maps
     # A small matrix for each axis: with its backward twice as fast as F.interpolate, whose gradients no GPU repeats exactly.
-    rows, columns = (F.interpolate(torch.eye(old, dtype=maps.dtype, device=maps.device)[None], new, mode="linear",
-                                   align_corners=True)[0] for old, new in zip(maps.shape[2:], size))      # h H, w W
-    with torch.autocast(maps.device.type, enabled=False):                 # fp32 island: weights of neighbours
+    rows, columns = (
+        F.interpolate(
+            torch.eye(old, dtype=maps.dtype, device=maps.device)[None], new, mode="linear", align_corners=True
+        )[0]
+        for old, new in zip(maps.shape[2:], size)
+    )  # h H, w W
+    with torch.autocast(maps.device.type, enabled=False):  # fp32 island: weights of neighbours
         return rows.T @ (maps @ columns)
 
 
 class Warp(NamedTuple):
     """A of each of n images, drawn: what `resize` does to any maps of a square view, then rotation, shift and flip."""
 
-    flip: Bool[Tensor, " n"]            # left to right
-    rigid: Float[Tensor, "3 n"] | None = None           # angle (radians, clockwise), shift to the right, down (1: half a side)
+    flip: Bool[Tensor, " n"]  # left to right
+    rigid: Float[Tensor, "3 n"] | None = None  # angle (radians, clockwise), shift to the right, down (1: half a side)
 
     def __call__(self, maps: Float[Tensor, "n c h w"], size: int | tuple[int, int]) -> Float[Tensor, "n c H W"]:
         """Maps as the second view shows them, zero outside, in float32 or more.
@@ -61,7 +65,7 @@ class Warp(NamedTuple):
         else:
             maps = at_least_float32(maps)
             source = self._origins(_pair(size))
-            with torch.autocast(maps.device.type, enabled=False):         # fp32 island: weights of neighbours
+            with torch.autocast(maps.device.type, enabled=False):  # fp32 island: weights of neighbours
                 moved = F.grid_sample(maps, source.to(maps.dtype), padding_mode="border", align_corners=True)
             moved = moved * _within(source)
         return self._flipped(moved)
@@ -81,9 +85,9 @@ class Warp(NamedTuple):
 
     def _origins(self, size: tuple[int, int]) -> Float[Tensor, "n H W 2"]:
         """Where each pixel comes from before the flip, (x, y) in -1..1 from corner to corner."""
-        angle, right, down = self.rigid[..., None, None]                  # n 1 1 each
+        angle, right, down = self.rigid[..., None, None]  # n 1 1 each
         y, x = (torch.linspace(-1, 1, side, device=angle.device) for side in size)
-        y, x = y[:, None] - down, x - right                               # n H 1, n 1 W
+        y, x = y[:, None] - down, x - right  # n H 1, n 1 W
         return torch.stack((angle.cos() * x + angle.sin() * y, angle.cos() * y - angle.sin() * x), -1)
 
     def _flipped(self, maps: Tensor) -> Tensor:
@@ -94,9 +98,9 @@ class Warp(NamedTuple):
 class Transformation:
     """What is done to second views beside making them smaller. The values here: nothing."""
 
-    flip: bool = False                  # left to right, half of the images
-    rotation: float = 0.0               # degrees; the largest angle, either way
-    translation: float = 0.0            # pixels of a view of side 448; the distance along each axis, either way
+    flip: bool = False  # left to right, half of the images
+    rotation: float = 0.0  # degrees; the largest angle, either way
+    translation: float = 0.0  # pixels of a view of side 448; the distance along each axis, either way
 
     def draw(self, images: int, device: torch.device) -> Warp | None:
         """One A for each of so many images, by torch's generator; None if there is nothing but the rescaling."""
@@ -106,8 +110,12 @@ class Transformation:
         rigid = None
         if self.rotation or self.translation:
             distance = 2 * self.translation / (SIDE - 1)
-            rigid = torch.stack((radians(self.rotation) * (2 * turn - 1),
-                                 *(torch.where(way < 0.5, -distance, distance) for way in ways)))
+            rigid = torch.stack(
+                (
+                    radians(self.rotation) * (2 * turn - 1),
+                    *(torch.where(way < 0.5, -distance, distance) for way in ways),
+                )
+            )
         return Warp(chance < 0.5 * self.flip, rigid)
 
 
@@ -116,4 +124,4 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _within(source: Float[Tensor, "n H W 2"]) -> Bool[Tensor, "n 1 H W"]:
-    return (source.abs() <= 1 + 1e-5).all(-1)[:, None]                    # rounding must not lose the border
+    return (source.abs() <= 1 + 1e-5).all(-1)[:, None]  # rounding must not lose the border

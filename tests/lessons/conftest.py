@@ -33,7 +33,12 @@ def execute(tmp_path, monkeypatch):
     def run_it(notebook, *, strict):
         path, output = tmp_path / "lesson.ipynb", tmp_path / "run" / "lesson.ipynb"
         nbformat.write(notebook, path)
-        run.execute(path, output, "smoke", {"COURSE_STRICT": str(int(strict)), "COURSE_DEVICE": "cpu",
-                                            "COURSE_RESULTS": str(tmp_path / "results")})
+        run.execute(
+            path,
+            output,
+            "smoke",
+            {"COURSE_STRICT": str(int(strict)), "COURSE_DEVICE": "cpu", "COURSE_RESULTS": str(tmp_path / "results")},
+        )
         return nbformat.read(output, 4)
+
     return run_it

@@ -23,7 +23,7 @@ TOKEN = "course"
 SHOTS = ROOT / "build" / "shots"
 WITH_WIDGETS = [(source, name) for source, name in zip(SOURCES, NAMES) if "widgets.live(" in source.read_text()]
 LESSONS = pytest.mark.parametrize("source_of, name", WITH_WIDGETS, ids=[name for _, name in WITH_WIDGETS])
-pytestmark = pytest.mark.xdist_group("browser")                           # one worker, one JupyterLab
+pytestmark = pytest.mark.xdist_group("browser")  # one worker, one JupyterLab
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,7 +40,9 @@ def browser(chromium):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"])
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+        )
         yield started
         started.close()
 
@@ -52,21 +54,57 @@ def lab(tmp_path_factory, chromium):
     build.build_solved(ROOT / "tests" / "lessons" / "miniature", work / "miniature")
     build.build_solved(ROOT / "notebooks" / "src", work / "notebooks")
     (work / "config" / "labconfig").mkdir(parents=True)
-    (work / "config" / "labconfig" / "default_setting_overrides.json").write_text(json.dumps({
-        "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
-        "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}))         # every cell is part of the page
-    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
-               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "COURSE_RESULTS": "results"}
-    environment = {**os.environ, **{name: str(work / folder) for name, folder in folders.items()}, "OMP_NUM_THREADS": "1",
-                   "COURSE_PROFILE": "smoke", "COURSE_DEVICE": "cpu", "COURSE_STRICT": "1", "COURSE_DATA": str(paths.data_root())}
+    (work / "config" / "labconfig" / "default_setting_overrides.json").write_text(
+        json.dumps(
+            {
+                "@jupyterlab/apputils-extension:notification": {
+                    "fetchNews": "false",
+                    "checkForUpdates": False,
+                    "doNotDisturbMode": True,
+                },
+                "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+            }
+        )
+    )  # every cell is part of the page
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_DATA_DIR": "data",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "COURSE_RESULTS": "results",
+    }
+    environment = {
+        **os.environ,
+        **{name: str(work / folder) for name, folder in folders.items()},
+        "OMP_NUM_THREADS": "1",
+        "COURSE_PROFILE": "smoke",
+        "COURSE_DEVICE": "cpu",
+        "COURSE_STRICT": "1",
+        "COURSE_DATA": str(paths.data_root()),
+    }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with open(work / "lab.log", "w") as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
-             "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={work}",
-             "--LabApp.extension_manager=readonly"], env=environment, stdout=log, stderr=log)
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--allow-root",
+                "--no-browser",
+                "--ip=127.0.0.1",
+                f"--port={port}",
+                "--ServerApp.port_retries=0",
+                f"--IdentityProvider.token={TOKEN}",
+                f"--ServerApp.root_dir={work}",
+                "--LabApp.extension_manager=readonly",
+            ],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
     try:
         deadline = time.monotonic() + 120
         while not answers(f"http://127.0.0.1:{port}/api?token={TOKEN}"):
@@ -99,12 +137,15 @@ def test_a_lesson_runs_in_jupyterlab_and_its_sliders_redraw(lab, browser, source
     folder = "miniature" if source_of.parent.name == "miniature" else "notebooks"
     page.goto(f"{lab}/lab/tree/{folder}/{source_of.stem}.ipynb?token={TOKEN}&reset")
     page.wait_for_selector('.jp-NotebookPanel .jp-Toolbar-kernelName:has-text("Python 3")')
-    page.wait_for_selector("#jp-main-statusbar >> text=| Idle")           # before that, a busy machine loses the order to run
+    page.wait_for_selector("#jp-main-statusbar >> text=| Idle")  # before that, a busy machine loses the order to run
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    finished, stopped = '.jp-OutputArea-output:has-text("written to")', '[data-mime-type="application/vnd.jupyter.error"]'
+    finished, stopped = (
+        '.jp-OutputArea-output:has-text("written to")',
+        '[data-mime-type="application/vnd.jupyter.error"]',
+    )
     try:
-        page.wait_for_selector(f"{finished}, {stopped}", state="attached")                          # of lesson.finish, or an error
+        page.wait_for_selector(f"{finished}, {stopped}", state="attached")  # of lesson.finish, or an error
     finally:
         page.screenshot(path=SHOTS / f"{name}-ran.png")
     assert page.locator(stopped).all_inner_texts() == []
@@ -144,7 +185,9 @@ def executed(tmp_path_factory):
     """The miniature lesson with pictures, executed, and its result."""
     work = tmp_path_factory.mktemp("executed")
     notebook = build.build_solved(ROOT / "tests" / "lessons" / "miniature", work / "solved")[1]
-    run.execute(notebook, work / "run" / notebook.name, "smoke", {"COURSE_STRICT": "1", "COURSE_RESULTS": str(work / "results")})
+    run.execute(
+        notebook, work / "run" / notebook.name, "smoke", {"COURSE_STRICT": "1", "COURSE_RESULTS": str(work / "results")}
+    )
     return work
 
 
@@ -152,7 +195,7 @@ def test_a_web_page_of_a_lesson_turns_without_a_kernel(executed, browser):
     html, _ = nbconvert.HTMLExporter().from_notebook_node(nbformat.read(executed / "run" / "01_pictures.ipynb", 4))
     (executed / "page.html").write_text(html)
     page = browser.new_page()
-    page.route("http*://**", lambda route: route.abort())                 # no network: the flipbook needs none
+    page.route("http*://**", lambda route: route.abort())  # no network: the flipbook needs none
     page.goto((executed / "page.html").as_uri(), wait_until="domcontentloaded")
     turn_and_look(page, page.locator("figure.flipbook").first)
     page.close()

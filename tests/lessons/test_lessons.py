@@ -24,7 +24,7 @@ from .conftest import ROOT, SOURCES
 
 pytestmark = pytest.mark.timeout(900)
 
-SECONDS = 120                                                             # for a lesson in the smoke profile, on a busy machine
+SECONDS = 120  # for a lesson in the smoke profile, on a busy machine
 
 
 def text_of(notebook):
@@ -33,8 +33,11 @@ def text_of(notebook):
 
 def exercises(notebook):
     """Numbers of the exercises, such as 01.1, as they stand in the checks."""
-    return [re.search(r'check\("([\d.]+)"', cell.source)[1] for cell in notebook.cells
-            if cell.metadata.get("nbgrader", {}).get("grade")]
+    return [
+        re.search(r'check\("([\d.]+)"', cell.source)[1]
+        for cell in notebook.cells
+        if cell.metadata.get("nbgrader", {}).get("grade")
+    ]
 
 
 def code(notebook):
@@ -48,7 +51,7 @@ def test_student_version_runs_to_its_end_as_handed_out(source, notebook, execute
     said = text_of(executed)
     for number in exercises(notebook):
         assert f"[TODO] {number}:" in said
-    assert not re.search(r"\[(FAIL|PASS)\] \d", said)                     # a demonstration of a check has a name, not a number
+    assert not re.search(r"\[(FAIL|PASS)\] \d", said)  # a demonstration of a check has a name, not a number
     result = json.loads((tmp_path / "results" / f"{source.stem[:2]}.json").read_text())
     assert result["exercises"] == dict.fromkeys(exercises(notebook), "TODO")
 
@@ -63,7 +66,9 @@ def test_solution_passes_and_every_picture_has_a_description(source, notebook, e
     assert (result["lesson"], result["profile"]) == (source.stem[:2], "smoke")
     for cell in executed.cells:
         for output in cell.get("outputs", []):
-            assert "image/png" not in output.get("data", {}) or output.metadata["image/png"]["alt"], "plots.show gives pictures alt text"
+            assert "image/png" not in output.get("data", {}) or output.metadata["image/png"]["alt"], (
+                "plots.show gives pictures alt text"
+            )
     for html, _ in report.pictures(executed):
         alternatives = re.findall(r'<img\b[^>]*?alt="([^"]*)"', html)
         assert len(alternatives) == html.count("<img") and all(len(alt) >= 10 for alt in alternatives), alternatives
@@ -105,7 +110,9 @@ def test_a_check_uses_only_the_setup_cell_and_the_answer(notebook):
             known |= bound(cell.source)
         if graded:
             loaded = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
-            assert loaded <= known | bound(cell.source), f"{graded['grade_id']}: {sorted(loaded - known - bound(cell.source))}"
+            assert loaded <= known | bound(cell.source), (
+                f"{graded['grade_id']}: {sorted(loaded - known - bound(cell.source))}"
+            )
 
 
 def bound(source):
@@ -137,7 +144,10 @@ def test_parts_of_the_library_that_a_lesson_names_exist(notebook):
 
 
 def test_a_lesson_writes_under_its_own_number(source, notebook):
-    assert any(re.search(rf'start\("{source.stem[:2]}", PROFILE, DATA_ROOT, DEVICE, SEED\)', cell.source) for cell in code(notebook))
+    assert any(
+        re.search(rf'start\("{source.stem[:2]}", PROFILE, DATA_ROOT, DEVICE, SEED\)', cell.source)
+        for cell in code(notebook)
+    )
     names = re.findall(r"^(\w+) = ", code(notebook)[0].source, re.M)
     assert names == ["PROFILE", "DATA_ROOT", "DEVICE", "SEED"]
     assert "lesson.finish(" in "".join(cell.source for cell in code(notebook)) and hasattr(Lesson, "finish")
@@ -147,19 +157,45 @@ def test_student_notebooks_are_what_the_sources_give():
     changed = build.build_student(ROOT / "notebooks" / "src", ROOT / "notebooks", check=True)
     assert not changed, f"run `make notebooks`, and commit {', '.join(changed)}"
     kept = {path.stem for path in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
-    assert kept == {path.stem for path in build.sources(ROOT / "notebooks" / "src")}, "a notebook without a source is left over"
+    assert kept == {path.stem for path in build.sources(ROOT / "notebooks" / "src")}, (
+        "a notebook without a source is left over"
+    )
 
 
 def test_student_version_passes_nbval(source, tmp_path, monkeypatch):
     """Instructors check notebooks with nbval: no cell of a student notebook raises there either."""
-    for name, value in {"COURSE_PROFILE": "smoke", "COURSE_DEVICE": "cpu", "COURSE_STRICT": "0", "OMP_NUM_THREADS": "1",
-                        "COURSE_RESULTS": str(tmp_path / "results"), "COURSE_DATA": str(paths.data_root())}.items():
+    for name, value in {
+        "COURSE_PROFILE": "smoke",
+        "COURSE_DEVICE": "cpu",
+        "COURSE_STRICT": "0",
+        "OMP_NUM_THREADS": "1",
+        "COURSE_RESULTS": str(tmp_path / "results"),
+        "COURSE_DATA": str(paths.data_root()),
+    }.items():
         monkeypatch.setenv(name, value)
     build.build_student(source.parent, tmp_path)
     nbval = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--nbval-lax", "--nbval-current-env",
-         "--nbval-cell-timeout", str(SECONDS), "--nbval-sanitize-with", str(ROOT / "tests" / "sanitize.cfg"),
-         str(tmp_path / f"{source.stem}.ipynb")], capture_output=True, text=True, cwd=tmp_path)
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "--nbval-lax",
+            "--nbval-current-env",
+            "--nbval-cell-timeout",
+            str(SECONDS),
+            "--nbval-sanitize-with",
+            str(ROOT / "tests" / "sanitize.cfg"),
+            str(tmp_path / f"{source.stem}.ipynb"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert nbval.returncode == 0, nbval.stdout[-3000:]
 
 
@@ -168,14 +204,17 @@ def test_a_lesson_needs_no_network(tmp_path):
     alone = ["unshare", "--user", "--map-root-user", "--net"]
     if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("user namespaces are not permitted here (unshare --user --net)")
-    source = next((source for source in SOURCES if source.stem.startswith("01_") and source.parent.name != "miniature"), SOURCES[0])
+    source = next(
+        (source for source in SOURCES if source.stem.startswith("01_") and source.parent.name != "miniature"),
+        SOURCES[0],
+    )
     script = f"""
 import subprocess
 from pathlib import Path
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 from course_lib.course import build, run
 build.build_solved(Path({str(source.parent)!r}), Path("solved"))
-run.execute(Path("solved/{source.name.replace('.py', '.ipynb')}").absolute(), Path("run/lesson.ipynb").absolute(), "smoke",
+run.execute(Path("solved/{source.name.replace(".py", ".ipynb")}").absolute(), Path("run/lesson.ipynb").absolute(), "smoke",
             {{"COURSE_STRICT": "1", "COURSE_RESULTS": str(Path("results").absolute()), "COURSE_DATA": {str(paths.data_root())!r}}})
 """
     ran = subprocess.run([*alone, sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)

@@ -8,8 +8,8 @@ import linecache
 
 import pytest
 
-from course_lib.course import build
 from course_lib import checks
+from course_lib.course import build
 
 from .conftest import ROOT, SOURCES
 
@@ -27,8 +27,13 @@ def parts(source):
     setup = [cell.source for cell in code if {"parameters", "setup"} & set(cell.metadata.get("tags", []))]
     graded = {cell.metadata.nbgrader.grade_id: cell.source for cell in code if "nbgrader" in cell.metadata}
     numbers = [name.removeprefix("exercise-") for name in graded if name.startswith("exercise-")]
-    return setup, {number.replace("-", "."): (graded[f"exercise-{number}"], *graded[f"check-{number}"].partition("### BEGIN HIDDEN TESTS"))
-                   for number in numbers}
+    return setup, {
+        number.replace("-", "."): (
+            graded[f"exercise-{number}"],
+            *graded[f"check-{number}"].partition("### BEGIN HIDDEN TESTS"),
+        )
+        for number in numbers
+    }
 
 
 def execute(text, name, names):
@@ -52,6 +57,7 @@ def prepared():
                 execute(solution, f"/notebook/{number}/solution", names)
             done[source] = names, exercises
         return dict(done[source][0]), done[source][1]
+
     return prepare
 
 
@@ -63,9 +69,13 @@ def surroundings(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_RESULTS", str(tmp_path))
 
 
-CASES = [pytest.param(source, number, code, fragment, id=f"{source.stem}-{number}-{name}")
-         for source in SOURCES for number, misses in near_misses(source).items() if number.startswith(source.stem[:2])
-         for name, code, fragment in misses]
+CASES = [
+    pytest.param(source, number, code, fragment, id=f"{source.stem}-{number}-{name}")
+    for source in SOURCES
+    for number, misses in near_misses(source).items()
+    if number.startswith(source.stem[:2])
+    for name, code, fragment in misses
+]
 
 
 @pytest.mark.parametrize("source_of, number, answer, fragment", CASES)
@@ -78,7 +88,9 @@ def test_a_near_miss_gets_the_message_meant_for_it(source_of, number, answer, fr
     said = capsys.readouterr().out
     assert said.startswith(f"[FAIL] {number}: ") and fragment in said, said
     for _, other_answer, other in near_misses(source_of)[number]:
-        assert other == fragment or other not in said or other_answer == answer, f"this is the message of another: {other!r}"
+        assert other == fragment or other not in said or other_answer == answer, (
+            f"this is the message of another: {other!r}"
+        )
 
 
 def test_solutions_pass_their_checks_and_hidden_tests(source, prepared, capsys):
@@ -92,7 +104,9 @@ def test_solutions_pass_their_checks_and_hidden_tests(source, prepared, capsys):
 def test_every_exercise_has_three_near_misses(source):
     _, exercises = parts(source)
     for number in exercises:
-        assert len(near_misses(source).get(number, [])) >= 3, f"{number} has fewer than three in tests/lessons/near_misses"
+        assert len(near_misses(source).get(number, [])) >= 3, (
+            f"{number} has fewer than three in tests/lessons/near_misses"
+        )
     unknown = {number for number in near_misses(source) if number.startswith(source.stem[:2])} - set(exercises)
     assert not unknown, f"near misses of exercises that do not exist: {unknown}"
 

@@ -22,6 +22,7 @@ SEED = 0
 # %% tags=["setup"]
 # {{setup}}
 import torch
+
 from course_lib.checks import check, expect_error, same
 from course_lib.lesson import start
 
@@ -32,6 +33,7 @@ lesson = start("00", PROFILE, DATA_ROOT, DEVICE, SEED)
 #
 # <details><summary>Hint 1</summary>There is a method for it.</details>
 
+
 # %% exercise="00.1"
 def pooled(features):
     """features: "b k h w"; returns "b k"."""
@@ -39,13 +41,20 @@ def pooled(features):
     return features.mean((2, 3))
     ### END SOLUTION
 
+
 # %% check="00.1" points=2
 with check("00.1", hint="mean over the last two axes"):
     features = torch.arange(24.0).reshape(2, 3, 2, 2)
-    same(pooled(features), features.mean((-2, -1)), "pooled(features)", axes="b k", suspects={
-        "You summed over the positions: divide by their number.": lambda: features.sum((2, 3)),
-        "You averaged over the channels: the positions are the last two axes.": lambda: features.mean(1),
-    })
+    same(
+        pooled(features),
+        features.mean((-2, -1)),
+        "pooled(features)",
+        axes="b k",
+        suspects={
+            "You summed over the positions: divide by their number.": lambda: features.sum((2, 3)),
+            "You averaged over the channels: the positions are the last two axes.": lambda: features.mean(1),
+        },
+    )
 ### BEGIN HIDDEN TESTS
 assert pooled(torch.ones(1, 1, 3, 1)).shape == (1, 1)
 ### END HIDDEN TESTS

@@ -22,10 +22,12 @@ SEED = 0
 import ipywidgets
 import torch
 from matplotlib.figure import Figure
-from course_lib.show import plots, widgets
+
 from course_lib.lesson import start
+from course_lib.show import plots, widgets
 
 lesson = start("01", PROFILE, DATA_ROOT, DEVICE, SEED)
+
 
 # %%
 def spot(place=0):
@@ -35,14 +37,22 @@ def spot(place=0):
     axes.set(title="A diagonal", xlabel="x / px", ylabel="y / px")
     return figure
 
+
 plots.show(spot(), alt="A bright diagonal on a dark square")
 
 # %%
-display(widgets.live(lambda place: spot(place), alt=lambda place: f"A diagonal moved by {place} pixels",
-                     place=ipywidgets.IntSlider(0, 0, 4)))
+display(
+    widgets.live(
+        lambda place: spot(place),
+        alt=lambda place: f"A diagonal moved by {place} pixels",
+        place=ipywidgets.IntSlider(0, 0, 4),
+    )
+)
 
 # %%
-widgets.flipbook(spot, range(5), label="moved by / px", alt=lambda place: f"Frame with a diagonal moved by {place} pixels")
+widgets.flipbook(
+    spot, range(5), label="moved by / px", alt=lambda place: f"Frame with a diagonal moved by {place} pixels"
+)
 
 # %%
 lesson.record("diagonal", 5)

@@ -30,7 +30,8 @@ def triplet_loss(features, labels, margin=0.3):
 
 
 def triplet(
-    distance="torch.cdist(features, features)", farthest="torch.where(positive, distance, -torch.inf).amax(1)",
+    distance="torch.cdist(features, features)",
+    farthest="torch.where(positive, distance, -torch.inf).amax(1)",
     nearest="torch.where(same_class, torch.inf, distance).amin(1)",
     loss="F.relu(margin + farthest - nearest)[positive.any(1)].mean()",
 ):
@@ -50,8 +51,12 @@ FROZEN = "model.train(); [part.eval() for part in model.modules() if isinstance(
 FORWARD = "value = loss(model(inputs), labels)"
 
 
-def epoch(mode=FROZEN, step=f"{FORWARD}; optimizer.zero_grad(); value.backward(); optimizer.step()", value="value.item()",
-          result="total / len(loader)"):
+def epoch(
+    mode=FROZEN,
+    step=f"{FORWARD}; optimizer.zero_grad(); value.backward(); optimizer.step()",
+    value="value.item()",
+    result="total / len(loader)",
+):
     return EPOCH.format(mode=mode, step=step, value=value, result=result)
 
 
@@ -59,32 +64,72 @@ NEAR_MISSES = {
     "03.1": [
         ("no minus", prototype(loss="F.cross_entropy(scale * distance, labels)"), "A sign is missing"),
         ("no scale", prototype(loss="F.cross_entropy(-distance, labels)"), "The scale is missing"),
-        ("divided by the scale", prototype(loss="F.cross_entropy(-distance / scale, labels)"), "You divided by the scale"),
+        (
+            "divided by the scale",
+            prototype(loss="F.cross_entropy(-distance / scale, labels)"),
+            "You divided by the scale",
+        ),
         ("mean over the channels", prototype(l1="mean"), "You averaged over the channels"),
         ("not squared", prototype(l2="square().sum(-1).sqrt()"), "This is the Euclidean distance"),
         ("dot product", prototype(cosine="-features @ prototypes.T"), "This is the dot product"),
-        ("softmax twice", prototype(loss="F.cross_entropy((-scale * distance).softmax(1), labels)"), "softmax before cross_entropy"),
-        ("sum over the batch", prototype(loss='F.cross_entropy(-scale * distance, labels, reduction="sum")'), "summed over the batch"),
-        ("one loss each", prototype(loss='F.cross_entropy(-scale * distance, labels, reduction="none")'), "has the shape (6,)"),
+        (
+            "softmax twice",
+            prototype(loss="F.cross_entropy((-scale * distance).softmax(1), labels)"),
+            "softmax before cross_entropy",
+        ),
+        (
+            "sum over the batch",
+            prototype(loss='F.cross_entropy(-scale * distance, labels, reduction="sum")'),
+            "summed over the batch",
+        ),
+        (
+            "one loss each",
+            prototype(loss='F.cross_entropy(-scale * distance, labels, reduction="none")'),
+            "has the shape (6,)",
+        ),
     ],
     "03.2": [
-        ("mean over all", triplet(farthest="(distance * same_class).amax(1)",
-                                  loss="F.relu(margin + farthest - nearest).mean()"), "You averaged over all images"),
+        (
+            "mean over all",
+            triplet(farthest="(distance * same_class).amax(1)", loss="F.relu(margin + farthest - nearest).mean()"),
+            "You averaged over all images",
+        ),
         ("sum", triplet(loss="F.relu(margin + farthest - nearest)[positive.any(1)].sum()"), "You summed"),
         ("squared", triplet(distance="torch.cdist(features, features).square()"), "You squared the distances"),
-        ("nearest positive", triplet(farthest="torch.where(positive, distance, torch.inf).amin(1)"), "You took the nearest positive"),
-        ("farthest negative", triplet(nearest="torch.where(same_class, -torch.inf, distance).amax(1)"),
-         "You took the farthest negative"),
+        (
+            "nearest positive",
+            triplet(farthest="torch.where(positive, distance, torch.inf).amin(1)"),
+            "You took the nearest positive",
+        ),
+        (
+            "farthest negative",
+            triplet(nearest="torch.where(same_class, -torch.inf, distance).amax(1)"),
+            "You took the farthest negative",
+        ),
         ("no relu", triplet(loss="(margin + farthest - nearest)[positive.any(1)].mean()"), "pull the mean down"),
-        ("wrong way round", triplet(loss="F.relu(margin + nearest - farthest)[positive.any(1)].mean()"), "wrong way round"),
-        ("root of zero", triplet(distance="(features[:, None] - features).square().sum(-1).sqrt()"), "the gradient is NaN"),
+        (
+            "wrong way round",
+            triplet(loss="F.relu(margin + nearest - farthest)[positive.any(1)].mean()"),
+            "wrong way round",
+        ),
+        (
+            "root of zero",
+            triplet(distance="(features[:, None] - features).square().sum(-1).sqrt()"),
+            "the gradient is NaN",
+        ),
     ],
     "03.3": [
         ("gradients add up", epoch(step=f"{FORWARD}; value.backward(); optimizer.step()"), "have added up"),
-        ("cleared too late", epoch(step=f"{FORWARD}; value.backward(); optimizer.zero_grad(); optimizer.step()"),
-         "The weights have not moved"),
-        ("step before backward", epoch(step=f"{FORWARD}; optimizer.step(); optimizer.zero_grad(); value.backward()"),
-         "modified by an inplace operation"),
+        (
+            "cleared too late",
+            epoch(step=f"{FORWARD}; value.backward(); optimizer.zero_grad(); optimizer.step()"),
+            "The weights have not moved",
+        ),
+        (
+            "step before backward",
+            epoch(step=f"{FORWARD}; optimizer.step(); optimizer.zero_grad(); value.backward()"),
+            "modified by an inplace operation",
+        ),
         ("statistics move", epoch(mode="model.train()"), "statistics of BatchNorm have moved"),
         ("all in eval", epoch(mode="model.eval()"), "not in training mode"),
         ("sum", epoch(result="total"), "You returned the sum"),

@@ -23,55 +23,97 @@ def map_at_r(distance, labels):
 
 NEAR_MISSES = {
     "05.1": [
-        ("itself", """
+        (
+            "itself",
+            """
 def recall_at_k(distance, labels, k):
     nearest = distance.topk(k, largest=False).indices
     return (labels[nearest] == labels[:, None]).any(1)[(labels[:, None] == labels).sum(1) > 1].float().mean()
-""", "Every image found itself"),
-        ("the first one dropped", """
+""",
+            "Every image found itself",
+        ),
+        (
+            "the first one dropped",
+            """
 def recall_at_k(distance, labels, k):
     nearest = distance.argsort(dim=1, stable=True)[:, 1:k + 1]
     return (labels[nearest] == labels[:, None]).any(1)[(labels[:, None] == labels).sum(1) > 1].float().mean()
-""", "You dropped the first"),
+""",
+            "You dropped the first",
+        ),
         ("all images", RECALL.format("hit.any(1).float().mean()"), "You averaged over all images"),
         ("share of the first K", RECALL.format("hit[valid].float().mean()"), "share of right ones among the first K"),
-        ("share of the matches", RECALL.format(
-            "(hit.sum(1) / ((labels[:, None] == labels).sum(1) - 1))[valid].mean()"), "share of the matches"),
-        ("farthest", """
+        (
+            "share of the matches",
+            RECALL.format("(hit.sum(1) / ((labels[:, None] == labels).sum(1) - 1))[valid].mean()"),
+            "share of the matches",
+        ),
+        (
+            "farthest",
+            """
 def recall_at_k(distance, labels, k):
     nearest = distance.topk(k).indices
     return (labels[nearest] == labels[:, None]).any(1)[(labels[:, None] == labels).sum(1) > 1].float().mean()
-""", "the farthest images"),
+""",
+            "the farthest images",
+        ),
         ("the K-th only", RECALL.format("hit[valid, -1].float().mean()"), "Only the K-th neighbour"),
         ("percent", RECALL.format("100 * hit.any(1)[valid].float().mean()"), "in percent"),
-        ("in place", """
+        (
+            "in place",
+            """
 def recall_at_k(distance, labels, k):
     nearest = distance.fill_diagonal_(torch.inf).topk(k, largest=False).indices
     return (labels[nearest] == labels[:, None]).any(1)[(labels[:, None] == labels).sum(1) > 1].float().mean()
-""", "changed the distances"),
+""",
+            "changed the distances",
+        ),
     ],
     "05.2": [
         ("R-precision", PRECISION.format("(among.sum(1, keepdim=True) / R)[R > 0].mean()"), "This is R-precision"),
-        ("divided by the hits", PRECISION.format(
-            "((among * precision).sum(1, keepdim=True) / among.sum(1, keepdim=True).clamp_min(1))[R > 0].mean()"),
-         "the number of right ones among the first R"),
-        ("the whole list", PRECISION.format("((right * precision).sum(1, keepdim=True) / R)[R > 0].mean()"),
-         "went through the whole list"),
-        ("precision everywhere", PRECISION.format(
-            "(((rank <= R) * precision).sum(1, keepdim=True) / R)[R > 0].mean()"), "precision over all R places: it"),
-        ("itself", """
+        (
+            "divided by the hits",
+            PRECISION.format(
+                "((among * precision).sum(1, keepdim=True) / among.sum(1, keepdim=True).clamp_min(1))[R > 0].mean()"
+            ),
+            "the number of right ones among the first R",
+        ),
+        (
+            "the whole list",
+            PRECISION.format("((right * precision).sum(1, keepdim=True) / R)[R > 0].mean()"),
+            "went through the whole list",
+        ),
+        (
+            "precision everywhere",
+            PRECISION.format("(((rank <= R) * precision).sum(1, keepdim=True) / R)[R > 0].mean()"),
+            "precision over all R places: it",
+        ),
+        (
+            "itself",
+            """
 def map_at_r(distance, labels):
     right = labels[distance.argsort(1)] == labels[:, None]
     R = (labels[:, None] == labels).sum(1, keepdim=True) - 1
     rank = torch.arange(1, len(labels) + 1)
     return ((right & (rank <= R)) * right.cumsum(1) / rank).sum(1, keepdim=True).div(R)[R > 0].mean()
-""", "Every image found itself"),
-        ("one R for all", PRECISION.format(
-            "((right & (rank <= R.max())) * precision)[R[:, 0] > 0].sum(1).mean() / R.max()"), "the same R for all"),
-        ("R with itself", PRECISION.format(
-            "(((right & (rank <= R + 1)) * precision).sum(1, keepdim=True) / (R + 1))[R > 0].mean()"), "R counts the image itself"),
-        ("all images", PRECISION.format("((among * precision).sum(1) / R[:, 0].clamp_min(1)).mean()"),
-         "You averaged over all images"),
+""",
+            "Every image found itself",
+        ),
+        (
+            "one R for all",
+            PRECISION.format("((right & (rank <= R.max())) * precision)[R[:, 0] > 0].sum(1).mean() / R.max()"),
+            "the same R for all",
+        ),
+        (
+            "R with itself",
+            PRECISION.format("(((right & (rank <= R + 1)) * precision).sum(1, keepdim=True) / (R + 1))[R > 0].mean()"),
+            "R counts the image itself",
+        ),
+        (
+            "all images",
+            PRECISION.format("((among * precision).sum(1) / R[:, 0].clamp_min(1)).mean()"),
+            "You averaged over all images",
+        ),
         ("a NaN", PRECISION.format("((among * precision).sum(1) / R[:, 0]).mean()"), "something divided by 0"),
     ],
 }

@@ -18,8 +18,13 @@ def confusions(best, score, truth, thresholds, classes):
     rest = counts.sum((1, 2)) - above.sum(2)
     return {result}
 """
-RIGHT = {"counted": "truth != 255", "truth": "truth", "right": "", "above": "", "result":
-         "torch.cat((above[..., :1] + rest[..., None], above[..., 1:]), 2)"}
+RIGHT = {
+    "counted": "truth != 255",
+    "truth": "truth",
+    "right": "",
+    "above": "",
+    "result": "torch.cat((above[..., :1] + rest[..., None], above[..., 1:]), 2)",
+}
 
 CORRELATED = """
 def correlated(maps, features):
@@ -32,68 +37,112 @@ SPREAD = {"over": 1, "affinity": "(f.mT @ f).relu()", "weights": "affinity / (af
 
 NEAR_MISSES = {
     "07.1": [
-        ("softmax", """
+        (
+            "softmax",
+            """
 def tag_loss(logits, tags):
     return -(tags * logits.log_softmax(1)).sum(1).mean()
-""", "two tags of one image compete"),
+""",
+            "two tags of one image compete",
+        ),
         ("sum", TAGS.format("each.sum()"), "You summed: the mean over images and classes"),
         ("sum over the classes", TAGS.format("each.sum(1).mean()"), "You summed over the classes"),
         ("only the tags that are there", TAGS.format("(tags * each).mean()"), "Only the tags that are 1 count"),
-        ("sign", """
+        (
+            "sign",
+            """
 def tag_loss(logits, tags):
     return (tags * F.softplus(logits) + (1 - tags) * F.softplus(-logits)).mean()
-""", "turned round"),
-        ("squared error", """
+""",
+            "turned round",
+        ),
+        (
+            "squared error",
+            """
 def tag_loss(logits, tags):
     return (logits.sigmoid() - tags).square().mean()
-""", "squared error"),
-        ("sigmoid twice", """
+""",
+            "squared error",
+        ),
+        (
+            "sigmoid twice",
+            """
 def tag_loss(logits, tags):
     return F.binary_cross_entropy_with_logits(logits.sigmoid(), tags)
-""", "sigmoid twice"),
-        ("unstable", """
+""",
+            "sigmoid twice",
+        ),
+        (
+            "unstable",
+            """
 def tag_loss(logits, tags):
     p = logits.sigmoid()
     return -(tags * p.log() + (1 - tags) * (1 - p).log()).mean()
-""", "not finite"),
-        ("clamped", """
+""",
+            "not finite",
+        ),
+        (
+            "clamped",
+            """
 def tag_loss(logits, tags):
     p = logits.sigmoid().clamp(1e-6, 1 - 1e-6)
     return -(tags * p.log() + (1 - tags) * (1 - p).log()).mean()
-""", "clamp"),
+""",
+            "clamp",
+        ),
         ("one for each image", TAGS.format("each.mean(1)"), "tag_loss(...) has the shape (5,)"),
     ],
     "07.2": [
         ("not strictly above", SWEEP.format(**RIGHT | {"right": ", right=True"}), "A score equal to the threshold"),
         ("no background", SWEEP.format(**RIGHT | {"result": "above"}), "Column 0 is empty"),
-        ("the earlier bins", SWEEP.format(**RIGHT | {"above": "above = counts.cumsum(-1)[..., :-1].permute(2, 0, 1)"}),
-         "not the earlier ones"),
-        ("void as background", SWEEP.format(**RIGHT | {"counted": "truth > -1", "truth": "torch.where(truth == 255, 0, truth)"}),
-         "Void pixels"),
+        (
+            "the earlier bins",
+            SWEEP.format(**RIGHT | {"above": "above = counts.cumsum(-1)[..., :-1].permute(2, 0, 1)"}),
+            "not the earlier ones",
+        ),
+        (
+            "void as background",
+            SWEEP.format(**RIGHT | {"counted": "truth > -1", "truth": "torch.where(truth == 255, 0, truth)"}),
+            "Void pixels",
+        ),
         ("exchanged", SWEEP.format(**RIGHT | {"result": RIGHT["result"] + ".mT"}), "Rows are the truth"),
         ("thresholds last", SWEEP.format(**RIGHT | {"result": RIGHT["result"] + ".permute(1, 2, 0)"}), "first axis"),
         ("not summed", SWEEP.format(**RIGHT | {"above": "above = counts[..., 1:].permute(2, 0, 1)"}), "one bin only"),
     ],
     "07.3": [
         ("not divided", CORRELATED.format(**SPREAD | {"weights": "affinity"}), "The sum is not divided"),
-        ("divided over j", CORRELATED.format(**SPREAD | {"weights": "affinity / (affinity.sum(2, keepdim=True) + 1e-5)"}),
-         "You divided by the sum over j"),
+        (
+            "divided over j",
+            CORRELATED.format(**SPREAD | {"weights": "affinity / (affinity.sum(2, keepdim=True) + 1e-5)"}),
+            "You divided by the sum over j",
+        ),
         ("no ReLU", CORRELATED.format(**SPREAD | {"affinity": "f.mT @ f"}), "Negative cosines took part"),
-        ("no lengths", CORRELATED.format(**SPREAD | {"affinity": "(features.flatten(2).mT @ features.flatten(2)).relu()"}),
-         "inner products"),
+        (
+            "no lengths",
+            CORRELATED.format(**SPREAD | {"affinity": "(features.flatten(2).mT @ features.flatten(2)).relu()"}),
+            "inner products",
+        ),
         ("softmax", CORRELATED.format(**SPREAD | {"weights": "(f.mT @ f).softmax(1)"}), "This is a softmax"),
         ("lengths over the pixels", CORRELATED.format(**SPREAD | {"over": 2}), "over the channels"),
-        ("no floor", """
+        (
+            "no floor",
+            """
 def correlated(maps, features):
     f = F.normalize(features.flatten(2), dim=1)
     affinity = (f.mT @ f).relu()
     return (maps.flatten(2) @ affinity / affinity.sum(1, keepdim=True)).view(maps.shape)
-""", "Features of zero gave NaN"),
-        ("flat", """
+""",
+            "Features of zero gave NaN",
+        ),
+        (
+            "flat",
+            """
 def correlated(maps, features):
     f = F.normalize(features.flatten(2), dim=1)
     affinity = (f.mT @ f).relu()
     return maps.flatten(2) @ affinity / (affinity.sum(1, keepdim=True) + 1e-5)
-""", "correlated(...) has the shape (2, 3, 12)"),
+""",
+            "correlated(...) has the shape (2, 3, 12)",
+        ),
     ],
 }

@@ -37,49 +37,91 @@ def mine(cosine, labels, noise):
 
 NEAR_MISSES = {
     "08.1": [
-        ("not of length 1", PROTOTYPES.format("(weight * pixels[:, where]).sum(2).T / weight.sum(1, keepdim=True)"),
-         "normalise after averaging"),
+        (
+            "not of length 1",
+            PROTOTYPES.format("(weight * pixels[:, where]).sum(2).T / weight.sum(1, keepdim=True)"),
+            "normalise after averaging",
+        ),
         ("plain sums", PROTOTYPES.format("(weight * pixels[:, where]).sum(2).T"), "normalise the sums"),
         ("unweighted", PROTOTYPES.format("F.normalize(pixels[:, where].mean(2), dim=0).T"), "without weights"),
-        ("K of every image", """
+        (
+            "K of every image",
+            """
 def prototypes_of(confidence, embeddings, top_k):
     weight, where = confidence.detach().flatten(2).topk(top_k, 2)
     pixels = embeddings.detach().flatten(2)
     chosen = torch.stack([v[:, w] for v, w in zip(pixels, where)])
     return F.normalize((weight[:, None] * chosen).sum((0, 3)), dim=0).T
-""", "of every image"),
+""",
+            "of every image",
+        ),
         ("all pixels", PROTOTYPES.format("F.normalize(confidence @ pixels.T, dim=1)"), "All pixels count"),
-        ("least confident", PROTOTYPES.replace("topk(top_k, 1)", "topk(top_k, 1, largest=False)").format(
-            "F.normalize((weight * pixels[:, where]).sum(2), dim=0).T"), "least confident"),
-        ("channels first", PROTOTYPES.format("F.normalize((weight * pixels[:, where]).sum(2), dim=0)"), "Classes belong along"),
-        ("with gradient", PROTOTYPES.replace("embeddings.detach()", "embeddings").format(
-            "F.normalize((weight * pixels[:, where]).sum(2), dim=0).T"), "gradient passes"),
-        ("divided by nothing", PROTOTYPES.format(
-            "F.normalize((weight * pixels[:, where]).sum(2).T / weight.sum(1, keepdim=True), dim=1)"), "without candidates is NaN"),
+        (
+            "least confident",
+            PROTOTYPES.replace("topk(top_k, 1)", "topk(top_k, 1, largest=False)").format(
+                "F.normalize((weight * pixels[:, where]).sum(2), dim=0).T"
+            ),
+            "least confident",
+        ),
+        (
+            "channels first",
+            PROTOTYPES.format("F.normalize((weight * pixels[:, where]).sum(2), dim=0)"),
+            "Classes belong along",
+        ),
+        (
+            "with gradient",
+            PROTOTYPES.replace("embeddings.detach()", "embeddings").format(
+                "F.normalize((weight * pixels[:, where]).sum(2), dim=0).T"
+            ),
+            "gradient passes",
+        ),
+        (
+            "divided by nothing",
+            PROTOTYPES.format("F.normalize((weight * pixels[:, where]).sum(2).T / weight.sum(1, keepdim=True), dim=1)"),
+            "without candidates is NaN",
+        ),
     ],
     "08.2": [
         ("mean", CONTRAST.format("F.cross_entropy(cosine / temperature, labels)"), "returned the mean"),
         ("no minus", CONTRAST.format("-F.cross_entropy(cosine / temperature, labels, reduction='none')"), "minus sign"),
-        ("probability", CONTRAST.format("(cosine / temperature).softmax(1).gather(1, labels[:, None])[:, 0]"),
-         "returned the probability"),
+        (
+            "probability",
+            CONTRAST.format("(cosine / temperature).softmax(1).gather(1, labels[:, None])[:, 0]"),
+            "returned the probability",
+        ),
         ("no temperature", CONTRAST.format("F.cross_entropy(cosine, labels, reduction='none')"), "not used"),
-        ("times the temperature", CONTRAST.format("F.cross_entropy(cosine * temperature, labels, reduction='none')"),
-         "You multiplied"),
-        ("any length", """
+        (
+            "times the temperature",
+            CONTRAST.format("F.cross_entropy(cosine * temperature, labels, reduction='none')"),
+            "You multiplied",
+        ),
+        (
+            "any length",
+            """
 def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
     return F.cross_entropy(pixels @ prototypes.T / temperature, labels, reduction="none")
-""", "not scaled to length 1"),
-        ("negatives only below", """
+""",
+            "not scaled to length 1",
+        ),
+        (
+            "negatives only below",
+            """
 def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
     logits = F.normalize(pixels, dim=1) @ prototypes.T / temperature
     own = logits.gather(1, labels[:, None])[:, 0]
     return logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1) - own
-""", "missing in the denominator"),
-        ("exp by hand", """
+""",
+            "missing in the denominator",
+        ),
+        (
+            "exp by hand",
+            """
 def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
     power = (F.normalize(pixels, dim=1) @ prototypes.T / temperature).exp()
     return -(power.gather(1, labels[:, None])[:, 0] / power.sum(1)).log()
-""", "exp overflows"),
+""",
+            "exp overflows",
+        ),
     ],
     "08.3": [
         ("exchanged", CROSS.format(CC, CP), "is the other cross term"),
@@ -87,24 +129,47 @@ def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
         ("both borrowed", CROSS.format(CP, "loss(v[i], y[1 - i], P[1 - i]).mean()"), "borrows both"),
         ("views exchanged", CROSS.format("loss(v[1 - i], y[1 - i], P[i]).mean()", CC), "belongs to the second view"),
         ("sum over pixels", CROSS.format("loss(v[i], y[i], P[1 - i]).sum()", CC), "added the pixels up"),
-        ("sum over views", CROSS.replace("for i in (0, 1)]),\n", "for i in (0, 1)]).sum(),\n").format(CP, CC), "added the views up"),
-        ("a tuple", """
+        (
+            "sum over views",
+            CROSS.replace("for i in (0, 1)]),\n", "for i in (0, 1)]).sum(),\n").format(CP, CC),
+            "added the views up",
+        ),
+        (
+            "a tuple",
+            """
 def cross_terms(v, y, P, loss):
     return loss(v[0], y[0], P[1]).mean(), loss(v[0], y[1], P[0]).mean()
-""", "Return a dict"),
+""",
+            "Return a dict",
+        ),
     ],
     "08.4": [
-        ("positive among the candidates", MINE.format("negatives = (rank(cosine) >= start) & (rank(cosine) < stop)"),
-         "own prototype is among"),
+        (
+            "positive among the candidates",
+            MINE.format("negatives = (rank(cosine) >= start) & (rank(cosine) < stop)"),
+            "own prototype is among",
+        ),
         ("hardest half", MINE.format("negatives = rank(others) < n // 2"), "hardest negatives are in"),
         ("top 60 %", MINE.format("negatives = rank(others) < stop"), "all are kept"),
-        ("least similar first", MINE.format(
-            "order = rank((-cosine).scatter(1, labels[:, None], -torch.inf)); negatives = (order >= start) & (order < stop)"),
-         "least similar first"),
-        ("easy pixels", MINE.format("times = (place(noise) < half).int() + (place(-own) < half).int()"), "most similar ones"),
-        ("halves of the batch", MINE.format(
-            "every = lambda key: key.argsort().argsort() < len(key) // 2; times = every(noise).int() + every(own).int()"),
-         "of the whole batch"),
+        (
+            "least similar first",
+            MINE.format(
+                "order = rank((-cosine).scatter(1, labels[:, None], -torch.inf)); negatives = (order >= start) & (order < stop)"
+            ),
+            "least similar first",
+        ),
+        (
+            "easy pixels",
+            MINE.format("times = (place(noise) < half).int() + (place(-own) < half).int()"),
+            "most similar ones",
+        ),
+        (
+            "halves of the batch",
+            MINE.format(
+                "every = lambda key: key.argsort().argsort() < len(key) // 2; times = every(noise).int() + every(own).int()"
+            ),
+            "of the whole batch",
+        ),
         ("joined", MINE.format("times = ((place(noise) < half) | (place(own) < half)).int()"), "counts twice"),
         ("hard half only", MINE.format("times = (place(own) < half).int()"), "random half is missing"),
         ("random half only", MINE.format("times = (place(noise) < half).int()"), "hard half is missing"),
