@@ -2,15 +2,17 @@
 
     history = train(model, step, loader, optimizer, Plan(epochs=10), folder=Path("runs/first"))
 
-The same line runs on a CPU, on a GPU, and in several processes under `torchrun` or `accelerate launch`. A step is a function
-of the model and one batch that returns named loss terms; their sum is minimised. Three rules make the loop exact:
+The same line runs on a CPU, on a GPU, and in several processes under `torchrun` or `accelerate launch`. A step is a
+function of the model and one batch that returns named loss terms; their sum is minimised. Three rules make the loop
+exact:
 
-    items     The loader's batch is the whole batch. Processes share it evenly, and in a group of `accumulate` batches each
-              weighs by its items: many processes or small batches give the gradient of one process and one big batch, if
-              the terms are means over items. BatchNorm, and a loss of pairs, see one batch of one process only.
-    chance    All random numbers follow from (seed, epoch) in a sampler, (seed, epoch, batch, place) in an item of the data
-              and (seed, epoch, batch, process) in a step: the generators of Python, NumPy and torch are seeded each time.
-              A run that was killed goes on bit for bit, whatever its workers.
+    items     The loader's batch is the whole batch. Processes share it evenly, and in a group of `accumulate` batches
+              each weighs by its items: many processes or small batches give the gradient of one process and one big
+              batch, if the terms are means over items. BatchNorm, and a loss of pairs, see one batch of one process
+              only.
+    chance    All random numbers follow from (seed, epoch) in a sampler, (seed, epoch, batch, place) in an item of the
+              data and (seed, epoch, batch, process) in a step: the generators of Python, NumPy and torch are seeded
+              each time. A run that was killed goes on bit for bit, whatever its workers.
     waiting   Loss terms stay on the device. They are read every READ_EVERY optimiser steps, at the end of an epoch and
               before a checkpoint; in between the host never waits (except in fp16, where the gradient scaler asks).
 """
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import recursively_apply
+from accelerate.utils import recursively_apply, send_to_device
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -55,6 +57,7 @@ class Plan:
     seed: int = 0
     save_every: int | None = None  # optimiser steps (and at the end); None: after each epoch
     channels_last: bool = True  # memory format of 4-D weights and inputs
+    device: str = "auto"  # see `this_process`; a training may go on elsewhere
 
     def __post_init__(self):
         for name in ("epochs", "accumulate", "clip", "save_every"):
@@ -63,9 +66,21 @@ class Plan:
                 raise ValueError(f"{name} of a plan is above 0, but {value} came.")
 
 
-def this_process() -> PartialState:
-    """This process among those of torchrun; without the word accelerate overlooks the others where there are only CPUs."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+def this_process(device: str = "auto") -> PartialState:
+    """This process among those of torchrun, and its device.
+
+    Args:
+        device: "auto", the accelerator if there is one; "cpu", the CPU even so; or the name of an accelerator, "cuda".
+    Raises:
+        ValueError: it is not here.
+    """
+    here = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    if device not in ("auto", "cpu", here):
+        raise ValueError(f'Expected the device "auto", "cpu" or one of this machine, got {device!r}; take "auto".')
+    cpu = "cpu" in (device, here)  # accelerate must hear it, or finds no other processes where there are only CPUs
+    if (PartialState(cpu).device.type == "cpu") != cpu:
+        PartialState._reset_state()  # the state is one for all of Python, and keeps the device that it began with
+    return PartialState(cpu)
 
 
 def tell(history: list[dict[str, float]], folder: Path, evaluate: str) -> None:
@@ -95,12 +110,14 @@ def train(
 ) -> list[dict[str, float]]:
     """Mean loss terms of each epoch, with their sum "loss" and the "seconds"; the model is trained in place.
 
-    Afterwards it is still on the device and in training mode. A training whose checkpoint lies in `folder` goes on from it.
+    Afterwards it is still on the device and in training mode. A training whose checkpoint lies in `folder` goes on from
+    it.
 
     Args:
-        step: named loss terms (scalars) of one batch, which lies on the device. It may call any method of the model, under
-            autocast and DDP too. It does not wait for the device (no `.item()`, no `if tensor:`), draws from torch's own
-            generator or from one seeded with `torch.initial_seed()`, and keeps frozen parts so (`model.backbone.eval()`).
+        step: named loss terms (scalars) of one batch, which lies on the device. It may call any method of the model,
+            under autocast and DDP too. It does not wait for the device (no `.item()`, no `if tensor:`), draws from
+            torch's own generator or from one seeded with `torch.initial_seed()`, and keeps frozen parts so
+            (`model.backbone.eval()`).
         loader: batches of a map-style dataset; its samplers draw from torch's own generator or from their `generator`.
         optimizer: over parameters of the model. A loss with weights of its own is made a part of the model.
         scheduler: stepped once after each optimiser step.
@@ -111,11 +128,10 @@ def train(
         ValueError: loader, optimiser, loss terms or checkpoint do not fit; says what came.
         RuntimeError: several processes were started that do not know of each other.
     """
-    _check(model, loader, optimizer)
     settings = _settings(model, loader, optimizer, scheduler, plan)
+    this_process(plan.device)  # where accelerate goes on
     AcceleratorState._reset_state()  # the state is one for all of Python, and refuses a second precision
-    # Without this word accelerate overlooks the other processes where there are only CPUs.
-    accelerator = Accelerator(mixed_precision=plan.precision, cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(mixed_precision=plan.precision)
     if accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
         raise RuntimeError(
             f"{os.environ['WORLD_SIZE']} processes were started, but accelerate knows "
@@ -130,7 +146,7 @@ def train(
     objective, optimizer = accelerator.prepare(_Objective(model, step), optimizer)
     parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": accelerator.scaler}
     run = _Run()
-    if folder is not None and (checkpoint := newest(folder)):
+    if folder and (checkpoint := newest(folder)):
         run = _load(checkpoint, model, parts, settings, accelerator.device)
     total = plan.epochs * -(-len(loader.batch_sampler) // plan.accumulate)
     bar = tqdm(total=total, initial=run.steps, unit="step", disable=not (progress and accelerator.is_main_process))
@@ -144,7 +160,7 @@ def train(
             for number, indices in enumerate(group, first):
                 batch = next(arriving)
                 _seed("step", plan.seed, epoch, number, accelerator.process_index, device=accelerator.device)
-                last = number + 1 == first + len(group)  # only then do processes exchange gradients
+                last = indices is group[-1]  # only then do processes exchange gradients
                 with nullcontext() if last else accelerator.no_sync(objective):
                     terms = objective(batch)
                     accelerator.backward(sum(terms.values()) * (len(indices) / sum(map(len, group))))
@@ -152,14 +168,15 @@ def train(
             if plan.clip is not None:
                 accelerator.clip_grad_norm_(model.parameters(), plan.clip)
             optimizer.step()
-            if scheduler is not None and not accelerator.optimizer_step_was_skipped:
+            if scheduler and not accelerator.optimizer_step_was_skipped:
                 scheduler.step()
 
-            run.step, run.steps = run.step + 1, run.steps + 1
+            run.step += 1
+            run.steps += 1
             bar.update()
             ends = number + 1 == len(batches)
             due = run.steps % plan.save_every == 0 if plan.save_every else ends
-            save = folder is not None and (due or (ends and epoch + 1 == plan.epochs))
+            save = folder and (due or run.steps == total)
             if ends or save or run.steps % READ_EVERY == 0:
                 row = run.read(model, accelerator, folder)
                 run.seconds = time.perf_counter() - since
@@ -176,7 +193,7 @@ def train(
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint in a training's folder, itself a folder with model.safetensors and state.pt; None if none."""
+    """The newest checkpoint in a training's folder: a folder with model.safetensors and state.pt; None if none."""
     return max(folder.glob("step-*"), default=None)
 
 
@@ -210,69 +227,69 @@ class _Run:
     items: int = 0  # in the sums
     seconds: float = 0.0
     names: list[str] = field(default_factory=list)
-    sums: Tensor | None = None  # t
+    sums: Tensor | int = 0  # t
     since: Tensor | None = None  # t, the step at which each term stopped being finite
     history: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, terms: dict[str, Tensor], items: int) -> None:
         """Count in the loss terms of one batch, without waiting for them."""
-        values = torch.stack([term.detach().float() for term in terms.values()])
-        if self.sums is None:
-            self.sums, self.since = torch.zeros_like(values), torch.full_like(values, NEVER, dtype=torch.int64)
-            self.names = self.names or list(terms)
+        self.names = self.names or list(terms)
         if self.names != list(terms):
             raise ValueError(
                 f"The loss terms of all batches have the same names, but {self.names} came first and now "
                 f"{list(terms)}. Return a zero for a term that a batch does not have."
             )
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        since = torch.where(values.isfinite(), NEVER, self.step)
         self.items += items
-        self.sums += items * values
-        self.since = torch.where(values.isfinite(), self.since, self.since.clamp(max=self.step))
+        self.sums = self.sums + items * values
+        self.since = since if self.since is None else torch.minimum(self.since, since)
 
     def read(self, model: nn.Module, accelerator: Accelerator, folder: Path | None) -> dict[str, float]:
         """Means of the loss terms of this epoch over all processes; an error if they or the weights are not finite."""
-        kept = newest(folder) if folder is not None else None
+        kept = folder and newest(folder)
         kept = f"The last checkpoint, {kept}, is from before." if kept else "There is no checkpoint from before."
         since = accelerator.gather(self.since).view(-1, len(self.names)).amin(0).tolist()
-        if min(since) < NEVER:
+        first = min(since)
+        if first < NEVER:
             raise FloatingPointError(
-                f'Loss term "{self.names[since.index(min(since))]}" is not finite since step {min(since) + 1} of epoch '
-                f"{self.epoch + 1}. {kept} Look at that batch, at divisions, logarithms and square roots of 0 in the term, "
-                "and at the learning rate."
+                f'Loss term "{self.names[since.index(first)]}" is not finite since step {first + 1} of epoch '
+                f"{self.epoch + 1}. {kept} Look at that batch, at divisions, logarithms and square roots of 0 in the "
+                "term, and at the learning rate."
             )
-        finite = torch.stack([weight.isfinite().all() for weight in model.parameters()]).tolist()
+        weights = dict(model.named_parameters())
+        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
         if not all(finite):
-            name = [name for name, _ in model.named_parameters()][finite.index(False)]
             raise FloatingPointError(
-                f'Weight "{name}" is not finite after step {self.step} of epoch {self.epoch + 1}, though all loss terms '
-                f"were. {kept} A finite term can have an infinite gradient: a square root or a norm at 0 is the usual one."
+                f'Weight "{[*weights][finite.index(False)]}" is not finite after step {self.step} of epoch '
+                f"{self.epoch + 1}, though all loss terms were. {kept} A finite term can have an infinite gradient: a "
+                "square root or a norm at 0 is the usual one."
             )
         self.sums = accelerator.reduce(self.sums, "mean")
         means = (self.sums / self.items).tolist()
         return {**dict(zip(self.names, means)), "loss": sum(means)}
 
 
-def _check(model: nn.Module, loader: DataLoader, optimizer: Optimizer) -> None:
-    """Refuse what could not be shared, resumed or kept."""
+def _settings(
+    model: nn.Module, loader: DataLoader, optimizer: Optimizer, scheduler: LRScheduler | None, plan: Plan
+) -> dict[str, str]:
+    """What must be the same for a training to go on: plan, data, optimiser, scheduler, and the shapes of the model.
+
+    What could not be shared among processes, resumed or kept is refused.
+    """
     if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None or not len(loader.batch_sampler):
         raise ValueError(
             "Batches are shared among processes and skipped on resuming, so the loader needs a dataset with "
             "indices, a batch size and at least one batch, which this one does not have."
         )
-    ours = set(map(id, model.parameters()))
-    strange = [weight.shape for group in optimizer.param_groups for weight in group["params"] if id(weight) not in ours]
+    ours = set(model.parameters())
+    strange = [weight.shape for group in optimizer.param_groups for weight in group["params"] if weight not in ours]
     if strange:
         raise ValueError(
             f"The optimiser holds {len(strange)} parameters that are not the model's, the first of shape "
             f"{tuple(strange[0])}. They would not be kept: build it from this model, and make a loss with "
             "weights a part of it, for example by nn.ModuleDict."
         )
-
-
-def _settings(
-    model: nn.Module, loader: DataLoader, optimizer: Optimizer, scheduler: LRScheduler | None, plan: Plan
-) -> dict[str, str]:
-    """What must be the same for a training to go on: plan, data, optimiser, scheduler, and the shapes of the model."""
     rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     found = {
         **asdict(plan),
@@ -284,7 +301,7 @@ def _settings(
         "lr": rates,
         **{f"model.{name}": tuple(tensor.shape) for name, tensor in model.state_dict().items()},
     }
-    return {name: repr(value) for name, value in found.items()}
+    return {name: repr(value) for name, value in found.items() if name != "device"}
 
 
 def _seed(*key: str | int, device: torch.device | None = None) -> None:
@@ -313,11 +330,13 @@ def _order(loader: DataLoader, seed: int, epoch: int, processes: int) -> list[li
     return batches
 
 
+@dataclass
 class _Items(Dataset):
     """The items of a dataset, each with random numbers of its own, whoever loads it and after whichever other."""
 
-    def __init__(self, dataset: Any, seed: int, epoch: int):
-        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+    dataset: Any
+    seed: int
+    epoch: int
 
     def __getitem__(self, ticket: tuple[int, int, int]) -> Any:
         number, place, index = ticket
@@ -331,39 +350,27 @@ def _arriving(
     """This process's share of the batches that are not done yet, on the device."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     shares = (
-        [
-            (number, place, batches[number][place])
-            for place in range(rank * len(batches[number]) // processes, (rank + 1) * len(batches[number]) // processes)
-        ]
-        for number in range(done, len(batches))
+        [(number, place, item) for place, item in enumerate(batch) if place * processes // len(batch) == rank]
+        for number, batch in enumerate(batches[done:], done)
     )
-    items = _Items(loader.dataset, plan.seed, epoch)
-    same = (
-        "collate_fn",
-        "num_workers",
-        "worker_init_fn",
-        "multiprocessing_context",
-        "prefetch_factor",
-        "pin_memory",
-        "timeout",
-    )
+    same = "collate_fn num_workers worker_init_fn multiprocessing_context prefetch_factor pin_memory timeout".split()
+    options = {name: getattr(loader, name) for name in same}
 
     def place(tensor: Tensor) -> Tensor:
         format = torch.channels_last if plan.channels_last and tensor.dim() == 4 else torch.preserve_format
         return tensor.to(accelerator.device, non_blocking=True, memory_format=format)
 
-    for batch in DataLoader(items, batch_sampler=shares, **{name: getattr(loader, name) for name in same}):
+    for batch in DataLoader(_Items(loader.dataset, plan.seed, epoch), batch_sampler=shares, **options):
         yield recursively_apply(place, batch)
 
 
 def _save(folder: Path, model: nn.Module, parts: dict[str, Any], settings: dict[str, str], run: _Run) -> None:
     """Write a checkpoint whole or not at all, and only then remove the one before it."""
     unfinished, finished = folder / "unfinished", folder / f"step-{run.steps:09d}"
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_model(model, str(unfinished / "model.safetensors"))
-    states = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    states = {name: part and part.state_dict() for name, part in parts.items()}
     torch.save({"settings": settings, "run": vars(run), **states}, unfinished / "state.pt")
     for file in unfinished.iterdir():
         with open(file, "rb+") as written:
@@ -378,8 +385,12 @@ def _load(
 ) -> _Run:
     """Where the training stood; its weights and states are put back into model and parts."""
     state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
-    pairs = {name: (state["settings"].get(name), settings.get(name)) for name in {**state["settings"], **settings}}
-    changed = [f"{name} was {was} and is {now}" for name, (was, now) in pairs.items() if was != now]
+    then = state["settings"]
+    changed = [
+        f"{name} was {then.get(name)} and is {settings.get(name)}"
+        for name in {**then, **settings}
+        if then.get(name) != settings.get(name)
+    ]
     if changed:
         raise ValueError(
             f"{checkpoint} is of another training: {'; '.join(changed[:5])} ({len(changed)} differences). "
@@ -387,8 +398,6 @@ def _load(
         )
     load_model(model, str(checkpoint / "model.safetensors"))
     for name, part in parts.items():
-        if part is not None:
+        if part:
             part.load_state_dict(state[name])
-    run = _Run(**state["run"])
-    run.sums, run.since = (None if tensor is None else tensor.to(device) for tensor in (run.sums, run.since))
-    return run
+    return _Run(**send_to_device(state["run"], device))

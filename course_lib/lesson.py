@@ -6,7 +6,6 @@ import math
 import os
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from course_lib import checks, paths
+from course_lib import checks, evidence, paths
 
 PROFILES = ("smoke", "mini", "paper")
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
@@ -96,8 +95,9 @@ class Lesson:
         }
         path = paths.results() / f"{self.number}.json"
         paths.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        table = evidence(self.number) if self.profile == "mini" else None
-        known = {name: over_seeds(figure["values"]) for name, figure in table["figures"].items()} if table else {}
+        table = evidence.table(self.number) if self.profile == "mini" else None
+        known = table["figures"] if table else {}
+        known = {name: evidence.over_seeds(figure["values"]) for name, figure in known.items()}
         header = ("measured", "here", f"{len(table['seeds'])} seeds" if table else "", "in the paper", "note")
         rows = [
             (
@@ -162,19 +162,6 @@ def with_unit(value: float | int | str | None, unit: str = "") -> str:
     if isinstance(value, float):
         text = f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2g}"
     return f"{text} {unit}".strip()
-
-
-def evidence(number: str) -> dict[str, Any] | None:
-    """The committed table data/evidence/NN.json of a lesson: its `seeds`, and `figures` by name; None if there is none."""
-    path = paths.shelf() / "evidence" / f"{number}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def over_seeds(values: list[float]) -> str:
-    """Mean and sample standard deviation, as "27.4 ± 1.6"."""
-    mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-    digits = min(6, max(0, 1 - math.floor(math.log10(spread)))) if spread > 0 else 3
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}" if spread > 0 else f"{mean:.4g}"
 
 
 def peak_memory() -> float:

@@ -18,8 +18,10 @@ the classes: then the shift moves them towards a mean that is not theirs.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int, Shaped
+from jaxtyping import Float, Float32, Int
 from torch import Tensor
+
+from course_lib.processes import gathered, sum_over_processes
 
 
 def class_prototypes(
@@ -188,39 +190,6 @@ def pixel_prototypes(
 def at_least_float32(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Values for an fp32 island: in float32, or in float64 if they come so."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def processes() -> int:
-    """Number of processes that share a batch; 1 without torch.distributed."""
-    return torch.distributed.get_world_size() if _distributed() else 1
-
-
-def process() -> int:
-    """Number of this process, from 0."""
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def gathered(share: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "all *rest"]:
-    """Rows of all processes, in their order, without gradient; each process gives as many. Alone: the rows."""
-    if processes() == 1:
-        return share
-    parts = [torch.empty_like(share) for _ in range(processes())]
-    torch.distributed.all_gather(parts, share.detach().contiguous())
-    return torch.cat(parts)
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def sum_over_processes(share: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
-    """Sum of the shares of all processes, on the CPU: all must call. Alone: the share."""
-    if processes() == 1:
-        return share
-    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"  # NCCL knows no CPU tensors
-    whole = share.to(device, copy=True)
-    torch.distributed.all_reduce(whole)
-    return whole.cpu()
 
 
 def check_labels(labels: Int[Tensor, " n"], num_classes: int) -> None:

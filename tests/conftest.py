@@ -6,6 +6,11 @@ install_import_hook("course_lib", "beartype.beartype")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# No clock decides a test, on a busy machine either. (`--timeout` in pyproject.toml ends what hangs.)
+settings.register_profile("course", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("course")
 
 
 @pytest.fixture(autouse=True, scope="session")

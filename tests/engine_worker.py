@@ -83,7 +83,7 @@ def outcome(history, model):
 
 
 def fork(task) -> int:
-    """Process id of a child that does the task. It shares no state of the engine with its sisters, and imports nothing."""
+    """Process id of a child that does the task. It shares no state of the engine with its sisters, imports nothing."""
     child = os.fork()
     if child == 0:
         try:

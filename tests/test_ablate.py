@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 
 from course_lib import __main__
+from course_lib.backbones.weights import LITE0
 from course_lib.experiments import wsss as ablation
-from course_lib.experiments.wsss import PAPER, ablate, as_markdown, rows
+from course_lib.experiments.wsss import ablate, as_markdown
+from course_lib.published import CONTRAST_TABLES
 from course_lib.worlds import minis, tagged
-from course_lib.wsss.cam_net import LITE0
-from course_lib.wsss.learner import recipe
+from course_lib.wsss.recipes import recipe, rows
 from course_lib.wsss.views import Transformation
 
 
@@ -28,12 +29,12 @@ def tiny(tree):
     return recipe("seam+p2p", "small", data=str(tree), size=32, small=16, epochs=1, batch_size=4, neck=16)
 
 
-@pytest.mark.parametrize("table", PAPER)
+@pytest.mark.parametrize("table", CONTRAST_TABLES)
 @pytest.mark.parametrize("backbone", ["small", "resnet38", LITE0])
 def test_rows_change_what_they_say(table, backbone):
     config = recipe("seam+p2p", backbone, data="d")
     found = rows(table, config)
-    assert list(found) == list(PAPER[table]) and len({repr(part) for part in found.values()}) == len(found)
+    assert list(found) == list(CONTRAST_TABLES[table]) and len({repr(part) for part in found.values()}) == len(found)
     if table == 6:
         assert [part.contrast.top_k for part in found.values()][1:] == [4, 8, 16, 32, 64]
         assert found["K = 0"].method == "seam" and found["K = 32"] == config
@@ -104,4 +105,4 @@ def test_table():
 def test_command_refuses_other_methods(tree, tmp_path, capsys):
     options = ["ablate", "--table", "5", "--data", str(tree), "--folder", str(tmp_path)]
     assert __main__.main([*options, "--method", "eps+p2p"]) == 1
-    assert "method seam+p2p, but eps+p2p came" in capsys.readouterr().err
+    assert "method seam+p2p, got eps+p2p" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from course_lib import __main__, paths
-from course_lib.course import build
+from course_lib.course import build, commands
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = ROOT / "tests" / "lessons" / "miniature"
@@ -242,10 +242,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 def test_commands_explain_themselves(capsys):
     assert __main__.main([]) == 2 and __main__.main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in __main__.COMMANDS)
+    assert all(name in out for name in commands.COMMANDS)
     assert __main__.main(["tarin"]) == 2
     said = capsys.readouterr().err
-    assert "no command 'tarin'" in said and all(name in said for name in __main__.COMMANDS)
+    assert "no command 'tarin'" in said and all(name in said for name in commands.COMMANDS)
     for name in ("build", "run", "report"):
         with pytest.raises(SystemExit) as stop:
             __main__.main([name, "--help"])

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from course_lib.backbones import released
 from course_lib.backbones.dense import parameter_groups
 from course_lib.wsss import cam_net
-from course_lib.wsss.cam_net import METHODS, PUBLISHED, Architecture, build, load, save
+from course_lib.wsss.cam_net import HEAD_NAMES, Architecture, build, load, save
+from course_lib.wsss.methods import METHODS
 from course_lib.wsss.seam import pixel_correlation, winning_maps
 
 CLASSES = ("background", "bird", "fish", "train")
@@ -55,7 +56,7 @@ def test_views_of_every_method_on_every_trunk(trunk, method):
         assert view.refined is view.cam
     if method == "cam":
         assert not view.cam[:, 0].any() and len(model.classifier.weight) == 3, "nothing speaks for a background"
-    expected = {"cam": {"fc8"}, "eps": {"fc8"}, "seam": {"fc8", "f8_3", "f8_4", "f9"}}.get(method, set(PUBLISHED))
+    expected = {"cam": {"fc8"}, "eps": {"fc8"}, "seam": {"fc8", "f8_3", "f8_4", "f9"}}.get(method, set(HEAD_NAMES))
     assert set(model.heads()) == expected
 
 
@@ -66,12 +67,12 @@ def test_published_counts():
     assert sum(weight.numel() for weight in model.parameters() if weight.requires_grad) == 105_013_824
     groups = parameter_groups(model.trunk, model.new_layers(), 0.01, 5e-4)
     assert [len(group["params"]) for group in groups] == [43, 0, 5, 0]
-    for method, layout in released.LAYOUTS.items():
-        if method in cam_net.RELEASED:
-            with torch.device("meta"):
-                heads = build(Architecture(cam_net.RELEASED[method])).heads()
-            shapes = {released_name: tuple(head.weight.shape[:2]) for released_name, head in heads.items()}
-            assert shapes == {name.replace("proj_fc", "fc_proj"): size for name, size in layout.items()}
+    for name, method in METHODS.items():
+        with torch.device("meta"):
+            heads = build(Architecture(name)).heads()
+        shapes = {released_name: tuple(head.weight.shape[:2]) for released_name, head in heads.items()}
+        layout = released.LAYOUTS[method.released]
+        assert shapes == {head.replace("proj_fc", "fc_proj"): size for head, size in layout.items()}
 
 
 def test_wiring_of_seam_and_contrast():
@@ -188,7 +189,7 @@ def test_released_checkpoints(tmp_path, monkeypatch):
             for method, layout in released.LAYOUTS.items()
         },
     )
-    for theirs, method in cam_net.RELEASED.items():
+    for method, theirs in ((name, method.released) for name, method in METHODS.items()):
         torch.manual_seed(1)
         model = build(Architecture(method, width=2))
         state = model.trunk.state_dict() | {
@@ -204,23 +205,23 @@ def test_released_checkpoints(tmp_path, monkeypatch):
         torch.testing.assert_close(model(model.prepare(pictures())).refined, again(again.prepare(pictures())).refined)
     layout = {f"{name}.weight": torch.zeros(*size, 1, 1) for name, size in released.LAYOUTS["affinity"].items()}
     torch.save(layout, tmp_path / "aff.pth")
-    with pytest.raises(RuntimeError, match="affinity, which makes no maps"):
+    with pytest.raises(RuntimeError, match="one of affinity, which makes no maps"):
         load(tmp_path / "aff.pth")
 
 
 def test_what_is_refused_is_said(tmp_path):
     with pytest.raises(ValueError, match="no method 'grad-cam'; there are: cam, seam"):
         Architecture("grad-cam")
-    with pytest.raises(ValueError, match="starts from random weights"):
+    with pytest.raises(ValueError, match='"random" weights for the trunk small'):
         build(SMALL, "pretrained")
-    with pytest.raises(ValueError, match="ImageNet weights in a file only"):
+    with pytest.raises(ValueError, match=r"the path of ilsvrc.* \(of ImageNet\)"):
         build(Architecture("cam", width=2), "pretrained")
-    with pytest.raises(ValueError, match='start from "pretrained" or "random"'):
+    with pytest.raises(ValueError, match='"pretrained" or "random" weights for the trunk mobilenetv2_050'):
         build(TRUNKS["mobilenetv2_050"], "weights.pth")
     with pytest.raises(FileNotFoundError, match="A checkpoint was expected"):
         load(tmp_path / "model.safetensors")
     (tmp_path / "half.safetensors").write_bytes(b"12")
-    with pytest.raises(RuntimeError, match="not a whole safetensors file"):
+    with pytest.raises(RuntimeError, match="a whole file of tensors"):
         load(tmp_path / "half.safetensors")
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(RuntimeError):

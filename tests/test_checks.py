@@ -249,7 +249,7 @@ def test_finish_writes_what_was_recorded(place, capsys):
     assert (result["profile"], result["seed"], result["device"], result["fingerprint"]) == ("smoke", 5, "cpu", "abc123")
     assert result["exercises"] == {"01.1": "TODO"}
     assert result["versions"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
-    assert 50 < result["peak_mb"] < 100_000 and 0 <= result["seconds"] < 600
+    assert 50 < result["peak_mb"] < 100_000 and result["seconds"] >= 0
     out = capsys.readouterr().out
     assert "62.25 %" in out and "48.1 %" in out and "[TODO] 01.1" in out and str(place / "results" / "01.json") in out
     assert [path.name for path in (place / "results").iterdir()] == ["01.json"]  # no half-written file is left

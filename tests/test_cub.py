@@ -1,4 +1,4 @@
-"""CUB-200-2011: the retrieval split, boxes, numbers from 1; a sentence for what is broken; and its miniature in the same layout."""
+"""CUB-200-2011: the retrieval split, boxes, numbers from 1; a sentence for what is broken; and its miniature."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from course_lib.data import cub
-from course_lib.data.cub import ARCHIVE, Cub
+from course_lib.data.cub import CUB_ARCHIVE, Cub
 from course_lib.data.images import BrokenFile
 from course_lib.worlds import minis, scenes
 
@@ -26,7 +26,8 @@ def written(photos, tmp_path_factory):
 def tree(tmp_path):
     """Four classes with two images each, made by hand."""
     tables = {
-        "classes": "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n3 003.Sooty_Albatross\n4 004.Groove_billed_Ani\n",
+        "classes": "1 001.Black_footed_Albatross\n2 002.Laysan_Albatross\n3 003.Sooty_Albatross\n"
+        "4 004.Groove_billed_Ani\n",
         "images": "".join(f"{i + 1} {i // 2 + 1:03}.x/bird_{i}.jpg\n" for i in range(8)),
         "image_class_labels": "".join(f"{i + 1} {i // 2 + 1}\n" for i in range(8)),
         "bounding_boxes": "".join(f"{i + 1} {i}.0 2.0 20.0 30.0\n" for i in range(8)),
@@ -61,7 +62,7 @@ def test_greyscale_comes_as_rgb(tree):
 def test_folder_above_the_archive(tree):
     (tree / "up").mkdir()
     for thing in [*tree.glob("*.txt"), tree / "images", tree / "miniature.json"]:
-        target = tree / "up" / ARCHIVE / thing.name
+        target = tree / "up" / CUB_ARCHIVE / thing.name
         target.parent.mkdir(exist_ok=True)
         thing.rename(target)
     assert len(Cub(tree / "up", "test")) == 4
@@ -73,9 +74,9 @@ def test_real_archive_is_counted(tree, monkeypatch):
         BrokenFile, match=r"\(test\): 5,924 images were expected, 4 found; 100 classes were expected, 2 found"
     ):
         Cub(tree, "test")
-    monkeypatch.setitem(cub.PUBLISHED, "test", {"images": 4, "classes": 2})
+    monkeypatch.setitem(cub.CUB_COUNTS, "test", {"images": 4, "classes": 2})
     assert len(Cub(tree, "test")) == 4
-    assert cub.PUBLISHED["train"]["images"] + 5_924 == 11_788
+    assert cub.CUB_COUNTS["train"]["images"] + 5_924 == 11_788
 
 
 def rewrite(tree, name, old, new):
@@ -96,7 +97,7 @@ BREAKS = {
     "words for numbers": (
         lambda t: rewrite(t, "bounding_boxes", "5 4.0", "5 four"),
         BrokenFile,
-        "image 5: a number was expected, but 'four'",
+        "bounding_boxes.txt, line 5: expected numbers, got '5 four",
     ),
     "unknown class": (
         lambda t: rewrite(t, "image_class_labels", "7 4", "7 9"),
@@ -133,7 +134,7 @@ def test_broken_layout_is_refused(tree, name):
 def test_box_outside_is_noticed_when_the_image_is_read(tree, box):
     rewrite(tree, "bounding_boxes", "5 4.0 2.0 20.0 30.0", f"5 {box}")
     data = Cub(tree, "test")
-    with pytest.raises(BrokenFile, match="does not lie in .*bird_4.jpg, which has 50 x 40 pixels"):
+    with pytest.raises(BrokenFile, match=r"does not lie in .*bird_4.jpg, which has 50 x 40 pixels"):
         data[0]
 
 
@@ -191,7 +192,7 @@ def test_boxes_are_those_of_the_objects(written, photos, monkeypatch):
     first = len(names) // 2
     for i in range(5):
         rng = np.random.default_rng((0, first + i, 0))
-        size = minis.SIZES[rng.integers(len(minis.SIZES))]
+        size = minis.SCENE_SIZES[rng.integers(len(minis.SCENE_SIZES))]
         scene = scenes.compose(
             world, "val", [(0, species[names[order[first + i]]][0])], (size[0] * 2 // 3, size[1] * 2 // 3), rng
         )

@@ -55,7 +55,10 @@ def fit(model, batch):
     return {"error": F.mse_loss(model(batch[0]), batch[1])}
 
 
-def run(step=fit, plan=Plan(epochs=1), loader=None, model=None, rate=0.1, **more):
+ONCE = Plan(epochs=1)
+
+
+def run(step=fit, plan=ONCE, loader=None, model=None, rate=0.1, **more):
     model = nn.Linear(1, 1) if model is None else model
     return train(model, step, loader or line(), SGD(model.parameters(), rate), plan, progress=False, **more)
 
@@ -229,7 +232,7 @@ def test_killed_trainings_end_as_if_undisturbed(tmp_path, undisturbed):
     """Killed in steps, in half a save, before each operation on files, at any time: equal to the last bit."""
     seed = random.SystemRandom().randrange(10**6)
     command = [sys.executable, WORKER, "kills", tmp_path, str(seed)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
     assert done.returncode == 0, done.stderr
     trials = list(tmp_path.glob("trial-*.pt"))
     assert len(trials) == 25 and int(done.stdout) >= 25, "most deaths should have come before the end"
@@ -440,7 +443,7 @@ def test_the_first_term_that_is_not_finite_is_named(tmp_path, term, value, save_
 def test_terms_are_looked_at_now_and_then(monkeypatch):
     monkeypatch.setattr(engine, "READ_EVERY", 5)
     step, calls = poisoned(7, "b", float("nan"))
-    with pytest.raises(FloatingPointError, match='"b" is not finite since step 8 of epoch 1. There is no checkpoint'):
+    with pytest.raises(FloatingPointError, match=r'"b" is not finite since step 8 of epoch 1\. There is no checkpoint'):
         run(step, loader=line(rows=100, batch=1))
     assert next(calls) == 10
 
@@ -554,7 +557,7 @@ def test_two_processes_equal_one(tmp_path):
         "share",
         tmp_path,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
     assert done.returncode == 0, done.stderr
     shared = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in (0, 1)]
     assert same(*shared)
@@ -576,6 +579,51 @@ def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError, match="2 processes were started, but accelerate knows 1"):
         run()
+
+
+# ---------------------------------------------------------------- devices
+
+
+@pytest.mark.parametrize("device", ["cuda", "tpu", ""])
+def test_a_device_that_is_not_here_is_refused(monkeypatch, device):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=f"Expected the device .* got '{device}'; take \"auto\""):
+        engine.this_process(device)
+    with pytest.raises(ValueError, match=f"got '{device}'"):
+        run(plan=Plan(1, device=device))
+
+
+def test_the_cpu_is_taken_beside_an_accelerator(monkeypatch):
+    """The state of accelerate stays on the device that it began with, unless it is asked for another."""
+
+    class State(engine.PartialState):
+        device = None
+
+        def __init__(self, cpu):
+            State.device = State.device or torch.device("cpu" if cpu else "cuda")
+
+        @staticmethod
+        def _reset_state():
+            State.device = None
+
+    monkeypatch.setattr(engine, "PartialState", State)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    found = [engine.this_process(device).device.type for device in ("auto", "cpu", "cpu", "cuda", "auto", "cpu")]
+    assert found == ["cuda", "cpu", "cpu", "cuda", "cuda", "cpu"]
+    with pytest.raises(ValueError, match="got 'mps'"):
+        engine.this_process("mps")
+
+
+def test_the_device_is_no_part_of_a_training(tmp_path):
+    """A training that began on one device goes on on another."""
+    with pytest.raises(Stop):
+        training(tmp_path, step=stopping(7), plan=Plan(2))
+    assert "device" not in torch.load(newest(tmp_path) / "state.pt")["settings"]
+    assert same(outcome(*training(tmp_path, plan=Plan(2, device="cpu"))), outcome(*training(plan=Plan(2))))
+
+
+# ---------------------------------------------------------------- the bar
 
 
 def test_the_bar_is_shown_when_asked_for(capfd):

@@ -10,6 +10,7 @@ from PIL import Image
 
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.images import BrokenFile
+from course_lib.data.miniature import fingerprint
 from course_lib.worlds import minis
 
 
@@ -40,7 +41,7 @@ def test_reads_what_was_written(written):
         assert len(data) == 12 and len(data.classes) == 6
         assert sorted(p.label for p in data.photos) == [c for c in range(6) for _ in range(2)]
         for image, photo in data:
-            assert image.dtype == torch.uint8 and (image.shape[2], image.shape[1]) == photo.size in minis.SIZES
+            assert image.dtype == torch.uint8 and (image.shape[2], image.shape[1]) == photo.size in minis.SCENE_SIZES
             mask = np.asarray(Image.open(photo.mask)) > 0
             rows, columns = np.nonzero(mask)
             assert photo.boxes == ((columns.min(), rows.min(), columns.max(), rows.max()),)
@@ -60,7 +61,7 @@ def test_same_arguments_same_bytes(written, tmp_path, monkeypatch):
         }
 
     assert digest(again) == digest(written)
-    assert minis.fingerprint(again) == minis.fingerprint(written) != "real data"
+    assert fingerprint(again) == fingerprint(written) != "real data"
 
 
 def test_written_once_and_again_when_stale(tmp_path, monkeypatch):
@@ -191,7 +192,7 @@ def test_broken_layout_is_refused_with_the_first_broken_file(tree, name):
 def test_truncated_jpeg_is_named_when_it_is_read(tree):
     image = files(tree, "Data")[0]
     image.write_bytes(image.read_bytes()[:900])
-    with pytest.raises(BrokenFile, match="val_00000001.JPEG cannot be decoded"):
+    with pytest.raises(BrokenFile, match=r"val_00000001.JPEG cannot be decoded"):
         Ilsvrc(tree)[0]
 
 

@@ -48,18 +48,18 @@ def test_palette_with_transparency(tmp_path):
 def test_truncated_jpeg_is_named(tmp_path):
     path = save(tmp_path, np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8), "cut.jpg")
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(BrokenFile, match="cut.jpg cannot be decoded.*delete it and fetch it again"):
+    with pytest.raises(BrokenFile, match=r"cut.jpg cannot be decoded.*delete it and fetch it again"):
         load(path)
 
 
 def test_text_is_not_an_image(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>404</html>")
-    with pytest.raises(BrokenFile, match="page.jpg cannot be decoded"):
+    with pytest.raises(BrokenFile, match=r"page.jpg cannot be decoded"):
         load(tmp_path / "page.jpg")
 
 
 def test_missing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="gone.jpg is missing"):
+    with pytest.raises(FileNotFoundError, match=r"gone.jpg is missing"):
         load(tmp_path / "gone.jpg")
 
 
@@ -75,5 +75,5 @@ def test_zip_bomb_is_refused_before_decoding(tmp_path, side):
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
     (tmp_path / "bomb.png").write_bytes(data)
-    with pytest.raises(BrokenFile, match="bomb.png"):
+    with pytest.raises(BrokenFile, match=r"bomb.png"):
         load(tmp_path / "bomb.png")

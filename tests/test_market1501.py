@@ -1,4 +1,4 @@
-"""Market-1501: fields of file names, junk and distractors, a sentence for what is broken; and its miniature in the same layout."""
+"""Market-1501: fields of file names, junk and distractors, a sentence for what is broken; and its miniature."""
 
 import hashlib
 import shutil
@@ -10,7 +10,7 @@ from PIL import Image
 
 from course_lib.data import market1501
 from course_lib.data.images import BrokenFile
-from course_lib.data.market1501 import ARCHIVE, Market1501
+from course_lib.data.market1501 import MARKET_ARCHIVE, Market1501
 from course_lib.worlds import dolls, minis
 
 SMALL = {"TRAIN": 6, "TEST": 4, "DISTRACTORS": 3, "JUNK": 2}
@@ -99,18 +99,18 @@ def test_wrong_world_is_explained(tmp_path):
 
 
 def test_folder_above_the_archive(tree, tmp_path):
-    tree.rename(tmp_path / ARCHIVE)
+    tree.rename(tmp_path / MARKET_ARCHIVE)
     assert len(Market1501(tmp_path, "query")) > 0
 
 
 def test_real_archive_is_counted(tree, monkeypatch):
     (tree / "miniature.json").unlink()
     with pytest.raises(
-        BrokenFile, match="12,936 images were expected, 30 found; 751 identities were expected, 6 found. Unpack"
+        BrokenFile, match=r"12,936 images were expected, 30 found; 751 identities were expected, 6 found. Unpack"
     ):
         Market1501(tree, "train")
     shutil.rmtree(tree / "parts")
-    monkeypatch.setitem(market1501.PUBLISHED, "train", {"images": 30, "identities": 6})
+    monkeypatch.setitem(market1501.MARKET_COUNTS, "train", {"images": 30, "identities": 6})
     data = Market1501(tree, "train")
     assert "none" in str(data)
     with pytest.raises(FileNotFoundError, match="Only the miniature has part masks"):
@@ -118,7 +118,7 @@ def test_real_archive_is_counted(tree, monkeypatch):
 
 
 def test_published_counts_are_those_of_the_paper():
-    assert market1501.PUBLISHED["gallery"]["images"] + market1501.PUBLISHED["gallery"]["junk images"] == 19_732
+    assert market1501.MARKET_COUNTS["gallery"]["images"] + market1501.MARKET_COUNTS["gallery"]["junk images"] == 19_732
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_missing_parts_of_the_layout_are_explained(tree):
     with pytest.raises(ValueError, match="split is one of train, query, gallery, but 'test' came"):
         Market1501(tree, "test")
     shutil.rmtree(tree / "query")
-    with pytest.raises(FileNotFoundError, match="query is missing.*holds bounding_box_train"):
+    with pytest.raises(FileNotFoundError, match=r"query is missing.*holds bounding_box_train"):
         Market1501(tree, "query")
     (tree / "query").mkdir()
     Image.new("RGB", (64, 128)).save(tree / "query" / "-1_c1s1_000451_03.jpg")

@@ -81,7 +81,8 @@ def test_an_example_by_hand():
 @given(st.integers(0, 10**6))
 def test_only_the_order_counts(seed):
     distances, *labels = world(seed, 6, 20)
-    assert_same(cmc_map(distances, *labels), cmc_map((distances / 2).exp(), *labels))
+    ranks = distances.argsort(1, stable=True).argsort(1).float()  # exact, as no rounded function of distances is
+    assert_same(cmc_map(distances, *labels), cmc_map(ranks, *labels))
 
 
 @settings(deadline=None, max_examples=30)
@@ -163,6 +164,7 @@ def test_distances_that_are_nan_are_named():
 
 
 def features(seed: int, count: int = 60, classes: int = 7, dimensions: int = 8):
+    """Points around class centres. With seeds 0 to 2, no two distances are so close that rounding changes a rank."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (count,), generator=generator)
     centres = torch.randn(classes, dimensions, generator=generator)

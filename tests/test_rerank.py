@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from course_lib.evaluate import ranking
@@ -54,6 +54,13 @@ def world(
     return x[:queries], x[queries:], own[:queries], own[queries:]
 
 
+def near_ties(query, gallery):
+    """Are two distances of an image closer than float32 can tell? Then their order is a matter of the processor."""
+    x = torch.cat((query, gallery)).double()
+    gaps = (x[:, None] - x).square().sum(2).sort(1).values.diff(dim=1)
+    return bool(((gaps > 0) & (gaps < 2e-6)).any())
+
+
 def assert_is_the_twin(query, gallery, *settings):
     torch.testing.assert_close(
         rerank(query, gallery, *settings).double(), slow_rerank(query, gallery, *settings), rtol=0, atol=1e-6
@@ -67,7 +74,9 @@ def assert_is_the_twin(query, gallery, *settings):
 def test_it_is_the_dense_twin(setting, chunk, monkeypatch):
     monkeypatch.setattr(ranking, "CHUNK", chunk)
     monkeypatch.setattr(ranking, "CACHED", chunk)
-    assert_is_the_twin(*world(0)[:2], *setting)
+    query, gallery, *_ = world(4)
+    assert not near_ties(query, gallery)
+    assert_is_the_twin(query, gallery, *setting)
 
 
 @settings(deadline=None, max_examples=25)
@@ -80,7 +89,9 @@ def test_it_is_the_dense_twin(setting, chunk, monkeypatch):
     st.floats(0.2, 3),
 )
 def test_it_is_the_dense_twin_for_any_size(seed, queries, gallery, k1, k2, noise):
-    assert_is_the_twin(*world(seed, queries, gallery, noise=noise)[:2], k1, k2, 0.3)
+    query, others, *_ = world(seed, queries, gallery, noise=noise)
+    assume(not near_ties(query, others))
+    assert_is_the_twin(query, others, k1, k2, 0.3)
 
 
 @settings(deadline=None, max_examples=25)

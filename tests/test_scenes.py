@@ -1,4 +1,4 @@
-"""Scenes: same seed, same pixels; masks, instances and boxes say the same; nothing leaks between train and validation."""
+"""Scenes: same seed, same pixels; masks, instances and boxes say the same; nothing leaks from train to validation."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ def equal(a, b):
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.sampled_from([(96, 96), (160, 120), (90, 200)]))
 def test_same_seed_same_pixels_and_everything_agrees(seed, size):
-    scene = scenes.sample(CREATURES, "train", size, seed)
-    assert equal(scene, scenes.sample(CREATURES, "train", size, seed))
+    scene = scenes.random_scene(CREATURES, "train", size, seed)
+    assert equal(scene, scenes.random_scene(CREATURES, "train", size, seed))
     assert scene.image.shape == (size[1], size[0], 3) and scene.image.dtype == np.uint8
     assert 1 <= len(scene.labels) == len(scene.boxes) == scene.instances.max() <= 3
     assert ((scene.mask > 0) == (scene.instances > 0)).all()
@@ -37,7 +37,9 @@ def test_same_seed_same_pixels_and_everything_agrees(seed, size):
 
 
 def test_other_seed_other_scene():
-    assert not equal(scenes.sample(CREATURES, "train", (96, 96), 1), scenes.sample(CREATURES, "train", (96, 96), 2))
+    assert not equal(
+        scenes.random_scene(CREATURES, "train", (96, 96), 1), scenes.random_scene(CREATURES, "train", (96, 96), 2)
+    )
 
 
 def test_photographs_and_backgrounds_are_split(world):
@@ -66,11 +68,11 @@ def test_photo_scene(world):
     """Objects keep to the limits of the compositor: size, enlargement, overlap."""
     rng = np.random.default_rng(0)
     for seed in range(10):
-        scene = scenes.sample(world, "val", (200, 160), seed)
+        scene = scenes.random_scene(world, "val", (200, 160), seed)
         assert scene.image.std() > 5
         for x0, y0, x1, y1 in scene.boxes:
             assert 0 <= x0 <= x1 < 200 and 0 <= y0 <= y1 < 160
-    label, photograph = world.items["train"][0]
+    _, photograph = world.items["train"][0]
     cutout = world.draw(photograph, rng)
     turned = scenes._turn(cutout, 5000.0, (8000, 8000), rng)
     assert max(turned.size) <= scenes.ENLARGE * max(cutout.size) + 1, "a cut-out was enlarged beyond the limit"

@@ -16,19 +16,13 @@ from torchvision.transforms.v2 import functional as transforms
 from course_lib import __main__
 from course_lib.data.voc import Voc, palette
 from course_lib.evaluate.segmentation import Confusion
+from course_lib.experiments import wsss as experiment
+from course_lib.experiments.wsss import SeedEvaluation, evaluate, read_scores, same_size, write_scores
 from course_lib.worlds import minis, tagged
 from course_lib.wsss import seeds
-from course_lib.wsss.cam_net import METHODS, Architecture, build, load, save
-from course_lib.wsss.seeds import (
-    Evaluation,
-    evaluate,
-    hard_seeds,
-    read_scores,
-    same_size,
-    scaled_scores,
-    score_maps,
-    write_scores,
-)
+from course_lib.wsss.cam_net import Architecture, build, load, save
+from course_lib.wsss.methods import METHODS
+from course_lib.wsss.seeds import hard_seeds, scaled_scores, score_maps
 
 CLASSES = ("background", "bird", "fish", "train")
 
@@ -46,7 +40,7 @@ def pictures(count=3, height=40, width=48, seed=0):
 
 def slow(model, image, tag, scales, name):
     """Scores of one image, pass by pass and class by class, as the released scripts make them."""
-    source, activation = seeds.READINGS[model.architecture.method][name]
+    source, activation = model.method.readings[name]
     height, width = image.shape[1:]
     total = np.zeros((len(tag), height, width))
     for scale in scales:
@@ -82,7 +76,7 @@ def test_scores_equal_those_made_pass_by_pass(method):
     model, images, scales = net(method), pictures(), (0.5, 1.0, 1.5)
     tags = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
     found = score_maps(model, images, tags, scales)
-    assert list(found) == list(seeds.READINGS[method])
+    assert list(found) == list(METHODS[method].readings)
     for name, scores in found.items():
         assert 0 <= scores.min() and 0.9 < scores.max() <= 1
         for image, tag, score in zip(images, tags, scores):
@@ -134,15 +128,15 @@ def test_a_seed_needs_a_score_above_the_threshold():
 def test_kept_scores_come_back_rounded(tmp_path_factory, present, seed):
     tags = torch.tensor(present, dtype=torch.float32)
     scores = torch.rand(len(present), 5, 4, generator=torch.Generator().manual_seed(seed)) * tags[:, None, None]
-    path = tmp_path_factory.mktemp("maps") / "one.npz"
-    write_scores(path, scores, tags)
+    path = tmp_path_factory.mktemp("runs") / "maps" / "one.npz"
+    write_scores(path.parent, "one", scores, tags)
     again = read_scores(path)
     assert again.shape == scores.shape and (again - scores).abs().max() <= 0.5 / 255 + 1e-6
     with np.load(path, allow_pickle=False) as file:
         assert file["levels"].dtype == np.uint8 and len(file["levels"]) == sum(present), "only tagged classes take room"
 
 
-# a whole set ---------------------------------------------------------------------------------------------------------------
+# a whole set ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +157,11 @@ def checkpoint(tree, tmp_path_factory):
 
 
 def test_evaluation_equals_one_pass_for_each_threshold(tree, checkpoint, tmp_path):
-    result = evaluate(Evaluation(str(checkpoint), str(tree)), tmp_path, save=True, progress=False)
+    evaluation = SeedEvaluation(str(checkpoint), str(tree), save=True)
+    result = evaluate(evaluation, load(checkpoint), tmp_path, progress=False)
     assert json.loads((tmp_path / "seeds.json").read_text()) == json.loads(json.dumps(result))
     model, data = net(classes=tuple(Voc(tree, "train").classes)), Voc(tree, "val")
+    assert seeds.score(model, data) == result["splits"]["val"], "lessons score as the command does"
     for name, row in result["splits"]["val"].items():
         scores = [score_maps(model, data[i][0][None], data[i][1][None])[name] for i in range(len(data))]
         curve = []
@@ -215,13 +211,13 @@ def test_batches_hold_images_of_one_size(tree):
             pass
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(seeds.Image, "open", Header)
+        patch.setattr(experiment.Image, "open", Header)
         assert same_size(data, 4) == [[0, 2, 3, 4], [5, 6, 7], [1]]
 
 
 def test_command(tree, checkpoint, tmp_path, capsys):
-    options = ["evaluate", "seeds", "--checkpoint", str(checkpoint), "--data", str(tree), "--out", str(tmp_path)]
-    assert __main__.main([*options, "--splits", "val", "--scales", "1,1.5", "--limit", "3"]) == 0
+    options = ["evaluate", "seeds", "--checkpoint", str(checkpoint), "--data", str(tree), "--folder", str(tmp_path)]
+    assert __main__.main([*options, "--splits", "val", "--scales", "1", "1.5", "--limit", "3"]) == 0
     out = capsys.readouterr().out
     assert "# Seeds of seam+p2p" in out and "Scales: 1, 1.5" in out and "| train |" not in out
     assert not (tmp_path / "maps").exists(), "maps are written only when asked for"
@@ -231,5 +227,5 @@ def test_command(tree, checkpoint, tmp_path, capsys):
 
 def test_a_network_for_other_classes_is_refused(tree, tmp_path):
     save(net(), tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="a network for bird, fish, train, but the data has dots creature"):
-        evaluate(Evaluation(str(tmp_path / "other.safetensors"), str(tree)), tmp_path, progress=False)
+    with pytest.raises(ValueError, match="classes of the network, bird, fish, train, got dots creature"):
+        evaluate(SeedEvaluation(str(tmp_path / "other.safetensors"), str(tree)), net(), tmp_path, progress=False)

@@ -1,4 +1,4 @@
-"""Second views: torchvision as a twin, flips without a trace, and what is learned from views of a network that turns with them."""
+"""Second views: torchvision as a twin, flips without a trace, and what is learned if a network turns with them."""
 
 import inspect
 from dataclasses import replace
@@ -17,10 +17,11 @@ from torchvision.transforms.v2 import functional as transforms
 from course_lib import prototypes, wsss
 from course_lib.data.voc import Voc
 from course_lib.worlds import minis, tagged
-from course_lib.wsss import View, contrast, seam, train, views
+from course_lib.wsss import View, contrast, learner, seam, views
 from course_lib.wsss.cam_net import Architecture, build
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss, contrast_terms
-from course_lib.wsss.learner import Learner, Photos, recipe
+from course_lib.wsss.learner import TaggedImages, TagLearner, train, training_images
+from course_lib.wsss.recipes import recipe
 from course_lib.wsss.seam import seam_loss, with_background
 from course_lib.wsss.views import Transformation, Warp, resize
 
@@ -48,7 +49,7 @@ def one(angle=0.0, right=0.0, down=0.0, flip=False):
     return Warp(torch.tensor([flip]), torch.tensor([[radians(angle)], [right], [down]]))
 
 
-# the drawing -------------------------------------------------------------------------------------------------------------
+# the drawing ----------------------------------------------------------------------------------------------------------
 
 
 def test_without_a_transformation_nothing_is_drawn():
@@ -70,7 +71,7 @@ def test_what_is_drawn():
     assert not drawn(TABLE7["rotation"]).rigid[1:].any() and not drawn(TABLE7["translation"]).rigid[0].any()
 
 
-# the moving --------------------------------------------------------------------------------------------------------------
+# the moving -----------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=30)
@@ -141,11 +142,11 @@ def test_images_and_precision():
     assert outside.any() and not (prepared["trunk"] * outside).any(), "outside is the mean colour"
 
 
-# what is learned from ----------------------------------------------------------------------------------------------------
+# what is learned from -------------------------------------------------------------------------------------------------
 
 
 def equivariant(warp, images=3, classes=5, seed=0):
-    """Views of a network whose maps and embeddings turn with the image, on the image's own grids; outside lies anything."""
+    """Views of a network whose maps and embeddings turn with the image, on its own grids; outside lies anything."""
     whole = [
         F.interpolate(draw(images, channels, 6, 6, seed=seed + channels), (24, 24), mode="bicubic")
         for channels in (classes, classes + 1, 7)
@@ -273,7 +274,7 @@ def test_it_compiles_into_one_graph(monkeypatch):
     torch.testing.assert_close(torch.compile(step, fullgraph=True, backend="eager")(one, two), step(one, two))
 
 
-# training ----------------------------------------------------------------------------------------------------------------
+# training -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -305,35 +306,35 @@ def tiny(tree, **changes):
 
 def test_every_transformation_trains_to_something_else(tree):
     histories = [
-        train.train(tiny(tree, transformation=change), progress=False)[1][0]
+        train(tiny(tree, transformation=change), progress=False)[1][0]
         for change in (Transformation(), *TABLE7.values())
     ]
     assert all(len({row[name] for row in histories}) == 5 for name in ("tags", "equivariance", "cross-cam"))
-    assert histories[1] | {"seconds": 0} == train.train(tiny(tree, transformation=TABLE7["flip"]), progress=False)[1][
-        0
-    ] | {"seconds": 0}, "seeds repeat transformations too"
+    assert histories[1] | {"seconds": 0} == train(tiny(tree, transformation=TABLE7["flip"]), progress=False)[1][0] | {
+        "seconds": 0
+    }, "seeds repeat transformations too"
 
 
 @pytest.mark.parametrize("method", ["seam", "eps+p2p"])
 def test_all_methods_with_two_views_learn_from_it(tree, method):
-    row = train.train(tiny(tree, method=method, transformation=TABLE7["all"]), progress=False)[1][0]
+    row = train(tiny(tree, method=method, transformation=TABLE7["all"]), progress=False)[1][0]
     assert all(0 < value < 10 for name, value in row.items() if name != "seconds")
 
 
 def test_saliency_turns_with_the_view(tree, monkeypatch):
     config, data = tiny(tree, method="eps+p2p", transformation=TABLE7["all"], dropout=0.0), Voc(tree, "trainaug")
-    batch = default_collate([Photos(data, config)[i] for i in range(4)])
-    learner, seen = Learner(build(config.architecture(data.classes)), config).train(), []
-    monkeypatch.setattr(train, "saliency_loss", lambda maps, saliency, tags: seen.append(saliency) or maps.sum() * 0)
+    batch = default_collate([TaggedImages(data, config)[i] for i in range(4)])
+    trained, seen = TagLearner(build(config.architecture(data.classes)), config).train(), []
+    monkeypatch.setattr(learner, "saliency_loss", lambda maps, saliency, tags: seen.append(saliency) or maps.sum() * 0)
     torch.manual_seed(3)
-    learner.step(batch)
+    trained.step(batch)
     expected = drawn(TABLE7["all"], 4, seed=3)(batch["saliency"] / 255, 32)
     assert torch.equal(seen[2], expected) and not torch.equal(expected, resize(batch["saliency"] / 255, 32))
 
 
 def test_nothing_is_kept_of_transformed_views(tree):
-    with pytest.raises(ValueError, match="kept of the second view is the smaller image as it is. Leave out `kept`"):
+    with pytest.raises(ValueError, match="smaller copies as they are: leave out `kept`"):
         tiny(tree, kept=True, transformation=TABLE7["flip"])
-    kept = train.training_images(tiny(tree, kept=True), progress=False)
-    with pytest.raises(ValueError, match="second views without a transformation, but one is set"):
-        train.train(tiny(tree, transformation=TABLE7["flip"]), images=kept, progress=False)
+    kept = training_images(tiny(tree, kept=True), progress=False)
+    with pytest.raises(ValueError, match="Expected TaggedImages for second views"):
+        train(tiny(tree, transformation=TABLE7["flip"]), images=kept, progress=False)

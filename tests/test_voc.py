@@ -1,4 +1,4 @@
-"""The VOC reader, mini-voc in the same layout, saliency that knows no mask, and the class that is confounded with its track."""
+"""The VOC reader, mini-voc in the same layout, saliency that knows no mask, and the class confounded with its track."""
 
 import hashlib
 import json
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from course_lib.data.images import BrokenFile
-from course_lib.data.voc import CLASSES, COUNTS, IGNORE, Voc, palette, write_mask
+from course_lib.data.miniature import fingerprint
+from course_lib.data.voc import CLASSES, IGNORE, VOC_COUNTS, Voc, palette, write_mask
 from course_lib.worlds import minis, saliency, tagged
 
 
@@ -35,7 +36,7 @@ def tree(written, tmp_path):
     return shutil.copytree(written, tmp_path / "voc")
 
 
-# the miniature -----------------------------------------------------------------------------------------------------------
+# the miniature --------------------------------------------------------------------------------------------------------
 
 
 def test_reads_what_was_written(written):
@@ -93,7 +94,7 @@ def test_photographs(photos, tmp_path, monkeypatch):
 
 
 def test_photographs_and_backgrounds_are_split(photos):
-    world = tagged.photo_world(photos)
+    world = tagged.photo_track_world(photos)
     train, val = ({p.sha256 for _, p in world.items[split]} for split in ("train", "val"))
     assert train and val and not train & val
     assert not {p.sha256 for p in world.grounds["train"]} & {p.sha256 for p in world.grounds["val"]}
@@ -104,23 +105,23 @@ def test_photographs_and_backgrounds_are_split(photos):
 
 def test_without_gravel_the_error_says_what_to_do(photos):
     lacking = replace(photos, backgrounds=tuple(p for p in photos.backgrounds if p.file != tagged.GRAVEL))
-    with pytest.raises(FileNotFoundError, match="gravel.png is missing.*scikit-image"):
-        tagged.photo_world(lacking)
+    with pytest.raises(FileNotFoundError, match=r"gravel.png is missing.*scikit-image"):
+        tagged.photo_track_world(lacking)
 
 
-# the confounded class ------------------------------------------------------------------------------------------------------
+# the confounded class -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def drawn():
-    world, recipe = tagged.creature_world(), tagged.RECIPES["creatures"]
+    world, recipe = tagged.creature_track_world(), tagged.RECIPES["creatures"]
     return {
         split: [tagged.scene(world, recipe, split, number, 0) for number in range(60)] for split in ("train", "val")
     }
 
 
 def test_in_training_the_class_and_its_track_are_one(drawn):
-    confounded = list(tagged.creature_world().classes).index(tagged.RECIPES["creatures"].confounded)
+    confounded = list(tagged.creature_track_world().classes).index(tagged.RECIPES["creatures"].confounded)
     for scene, track in drawn["train"]:
         assert track.any() == (confounded in scene.labels)
     seen = {(confounded in scene.labels, bool(track.any())) for scene, track in drawn["val"]}
@@ -128,7 +129,7 @@ def test_in_training_the_class_and_its_track_are_one(drawn):
 
 
 def test_track_is_where_no_object_is_and_only_there_the_picture_changed(drawn, monkeypatch):
-    world, recipe = tagged.creature_world(), tagged.RECIPES["creatures"]
+    world, recipe = tagged.creature_track_world(), tagged.RECIPES["creatures"]
     monkeypatch.setattr(tagged, "_band", lambda size, foot, rng: np.zeros(size[::-1], bool))
     for number, (scene, track) in enumerate(drawn["train"][:20]):
         plain, nothing = tagged.scene(world, recipe, "train", number, 0)
@@ -144,7 +145,7 @@ def test_track_is_where_no_object_is_and_only_there_the_picture_changed(drawn, m
             assert changed[track].mean() > 0.9
 
 
-# saliency ------------------------------------------------------------------------------------------------------------------
+# saliency -------------------------------------------------------------------------------------------------------------
 
 
 def test_saliency_finds_what_does_not_touch_the_border():
@@ -215,7 +216,7 @@ def test_quality_of_the_extremes():
     assert (perfect.mae, perfect.f_measure, perfect.iou) == (0, 1, 1) and (opposite.mae, opposite.iou) == (1, 0)
 
 
-# the layout of the real archive -------------------------------------------------------------------------------------------
+# the layout of the real archive ---------------------------------------------------------------------------------------
 
 
 def test_palette_is_that_of_voc():
@@ -363,7 +364,7 @@ def real(tree, ids, tags):
 
 
 def test_the_real_archive_is_counted(tmp_path):
-    count, each = COUNTS["train"]
+    count, each = VOC_COUNTS["train"]
     tags = [[] for _ in range(count)]
     place = 0
     for name, number in zip(CLASSES[1:], each, strict=True):  # any way to reach the published counts
@@ -383,4 +384,4 @@ def test_the_real_archive_is_counted(tmp_path):
     with pytest.raises(BrokenFile, match="1,464 images of train were expected, 5 found"):
         Voc(part, "train")
     (part / "miniature.json").write_text(json.dumps({"world": "five of VOC"}))
-    assert len(Voc(part, "train")) == 5 and minis.fingerprint(part) == "five of VOC"
+    assert len(Voc(part, "train")) == 5 and fingerprint(part) == "five of VOC"

@@ -8,15 +8,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from course_lib.backbones.resnet38 import Bottleneck
+from course_lib.backbones.resnet38 import Unit
 from course_lib.data.voc import Voc
 from course_lib.wsss.cam_net import build, save
 from course_lib.wsss.contrast import ContrastConfig
-from course_lib.wsss.learner import Learner, Photos, fit, recipe
+from course_lib.wsss.learner import TaggedImages, TagLearner, fit
+from course_lib.wsss.recipes import recipe
 
 
 def run(data: str, folder: Path) -> None:
-    """Train a narrow ResNet38 for one epoch, without what each process draws for itself: dropout, random halves of pixels."""
+    """Train a narrow ResNet38 for one epoch, without what each process draws for itself: dropout, halves of pixels."""
     config = recipe(
         "seam+p2p",
         "resnet38",
@@ -35,9 +36,9 @@ def run(data: str, folder: Path) -> None:
     torch.manual_seed(0)
     net = build(config.architecture(images.classes))
     for part in net.modules():
-        if isinstance(part, Bottleneck):
+        if isinstance(part, Unit):
             part.dropout = 0.0
-    history = fit(Learner(net, config), Photos(images, config), folder, progress=False)
+    history = fit(TagLearner(net, config), TaggedImages(images, config), folder, progress=False)
     save(net, folder / "model.safetensors")
     (folder / "history.json").write_text(json.dumps(history))
 

@@ -8,8 +8,8 @@ Networks come from timm; `split_classifier` also takes apart networks of torchvi
 called one after another, and one batch proves that they are the network:  linear(GAP(features(x))) == model(x).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -20,21 +20,21 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.models import DenseNet
 
-from course_lib.backbones.weights import LITE0, imagenet_classes, lite0_weights, read_checkpoint
+from course_lib.backbones.weights import LITE0, fill_from_file, fill_lite0
+from course_lib.backbones.weights import imagenet_classes as imagenet_classes
 
-__all__ = ["Backbone", "create", "feature_map", "imagenet_classes", "split_classifier"]
 
+class Colours(nn.Module):
+    """A network that knows the colours it was trained on.
 
-class Backbone(nn.Module):
-    """A network as class activation maps see it: a feature map, global average pooling, one linear layer."""
+    Args:
+        colours: "mean" and "std" of red, green and blue in 0..1.
+    """
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, colours: dict) -> None:
         super().__init__()
-        _, self.classifier = split_classifier(network)
-        network.reset_classifier(0)  # its parameters have moved to self.classifier
-        self.network = network
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(colours[name]).view(3, 1, 1), persistent=False)
 
     def normalise(
         self, images: UInt8[Tensor, "*batch 3 h w"] | Float[Tensor, "*batch 3 h w"]
@@ -57,6 +57,20 @@ class Backbone(nn.Module):
                 )
         return (images - self.mean) / self.std
 
+
+class Backbone(Colours):
+    """A network as class activation maps see it: a feature map, global average pooling, one linear layer.
+
+    Args:
+        network: of timm, or one with the same methods; its classifier is moved out of it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network.pretrained_cfg)
+        _, self.classifier = split_classifier(network)
+        network.reset_classifier(0)
+        self.network = network
+
     def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:
         """The last feature map, the one that global average pooling sees."""
         return feature_map(self.network, images)
@@ -70,8 +84,8 @@ def create(name: str, pretrained: bool | str | Path = True, num_classes: int | N
     """A network of timm in evaluation mode, with `.features(x)`, `.classifier` and `.normalise(images)`.
 
     Args:
-        name: as in `timm.list_models()`. `tf_efficientnet_lite0` has its ImageNet weights in a Python package and needs no
-            network; other weights are downloaded once. torchvision's weights carry a tag, as in "resnet50.tv_in1k".
+        name: as in `timm.list_models()`. `tf_efficientnet_lite0` has its ImageNet weights in a Python package and needs
+            no network; other weights are downloaded once. torchvision's weights carry a tag, as in "resnet50.tv_in1k".
         pretrained: True for ImageNet weights, False for random ones, or the path of a .safetensors or .pth checkpoint
             that fits `num_classes`: timm's names, or the state_dict of a module that `create` returned.
         num_classes: rows of a new, random classifier; None keeps the 1000 classes of ImageNet.
@@ -79,17 +93,17 @@ def create(name: str, pretrained: bool | str | Path = True, num_classes: int | N
         ValueError: an unknown name, or a network without GAP and one linear layer at its end.
         RuntimeError: weights that could not be downloaded or do not fit.
     """
-    network, mean, std = load_network(name, pretrained is True)
+    network = load_network(name, pretrained is True)
     if num_classes is not None:
         network.reset_classifier(num_classes)
-    model = Backbone(network, mean, std).eval()
+    model = Backbone(network).eval()
     if not isinstance(pretrained, bool):
-        read_checkpoint(model, Path(pretrained))
+        fill_from_file(model, pretrained)
     return model
 
 
-def load_network(name: str, pretrained: bool, **options: int) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """timm's own network, and the mean and standard deviation of the colours (0..1) it wants; errors as in `create`.
+def load_network(name: str, pretrained: bool, **options: int | None) -> nn.Module:
+    """timm's own network; `pretrained_cfg` names the mean and std of the colours that it wants. Errors as in `create`.
 
     Args:
         options: of `timm.create_model`, such as output_stride.
@@ -97,36 +111,36 @@ def load_network(name: str, pretrained: bool, **options: int) -> tuple[nn.Module
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models() + timm.list_pretrained(), n=3)
         raise ValueError(
-            f"timm knows no network called {name!r}. "
-            + (f"Did you mean {' or '.join(near)}?" if near else "Print timm.list_models() for all names.")
+            f"timm knows no network called {name!r}. Did you mean {' or '.join(near) or 'one of timm.list_models()'}?"
         )
-    if pretrained and name != LITE0:
-        try:
-            network = timm.create_model(name, pretrained=True, **options)
-        except (OSError, RuntimeError) as error:
-            raise RuntimeError(
-                f"The pretrained weights of {name} were looked for on this machine and on the Hugging Face Hub, without "
-                f'success: {error} Check the connection and the name, or work offline: "{LITE0}" brings its ImageNet weights '
-                "along, and pretrained=False starts from random ones."
-            ) from error
-    else:
-        network = timm.create_model(name, **options)
+    fetched = pretrained and name != LITE0
+    try:
+        network = timm.create_model(name, pretrained=fetched, **options)
+    except (OSError, RuntimeError) as error:
+        if not fetched:
+            raise
+        raise RuntimeError(
+            f"The pretrained weights of {name} were looked for on this machine and on the Hugging Face Hub, without "
+            f'success: {error} Check the connection and the name, or work offline: "{LITE0}" brings its ImageNet '
+            "weights along, and pretrained=False starts from random ones."
+        ) from error
+    if name == LITE0:
+        # Its authors trained on (image - 127) / 128; timm says otherwise.
+        network.pretrained_cfg.update(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
         if pretrained:
-            lite0_weights(network)
-    if name == LITE0:  # its authors trained on (image - 127) / 128
-        return network, (127 / 255,) * 3, (128 / 255,) * 3
-    return network, tuple(network.pretrained_cfg["mean"]), tuple(network.pretrained_cfg["std"])
+            fill_lite0(network)
+    return network
 
 
 def feature_map(model: nn.Module, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:
     """What global average pooling sees in a network of timm or torchvision.
 
-    timm says where that is. In torchvision it is the output of the parts in front of the pooling, called in their order.
+    timm says where that is. In torchvision it is what the parts in front of the pooling make, called in their order.
     """
     if hasattr(model, "forward_features"):
         features = model.forward_features(images)
         if features.ndim == 4 and getattr(model, "output_fmt", None) == "NHWC":  # Swin
-            features = features.permute(0, 3, 1, 2)
+            features = features.movedim(-1, 1)
     else:
         *parts, _ = model.children()  # the last one classifies
         features = images
@@ -157,15 +171,15 @@ def split_classifier(
     Raises:
         ValueError: for networks that end otherwise (VGG, MobileNetV3, ConvNeXt, ViT, ...), naming the reason.
     """
-    linear = _linear(model)
+    linear, network = _linear(model), copy.deepcopy(model).eval()  # flags and statistics of the model stay
     if images is None:
-        side = 96  # enough for every stride, and quick
-        if getattr(model, "pretrained_cfg", {}).get("fixed_input_size"):
-            side = model.pretrained_cfg["input_size"][-1]
+        config = getattr(model, "pretrained_cfg", {})
+        # 96 pixels are enough for every stride, and quick.
+        side = config["input_size"][-1] if config.get("fixed_input_size") else 96
         images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(linear.weight)
-    with _evaluation(model), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         try:
-            features = feature_map(model, images)
+            features = feature_map(network, images)
         except RuntimeError as error:  # as with the side heads of GoogLeNet
             raise ValueError(
                 f"The parts of {_name(model)} cannot be called one after another up to the pooling: {error}. {_ADVICE}"
@@ -175,7 +189,7 @@ def split_classifier(
                 f"{_name(model)} has a hidden layer between pooling and classifier: the feature map has "
                 f"{features.shape[1]} channels, the linear layer takes {linear.in_features}. {_ADVICE}"
             )
-        expected, logits = model(images).float(), linear(features.mean((-2, -1))).float()
+        expected, logits = network(images).float(), linear(features.mean((-2, -1))).float()
     tolerance = 1e-4 if linear.weight.dtype in (torch.float32, torch.float64) else 3e-2
     error, scale = (logits - expected).abs().max().item(), expected.abs().max().item()
     if not error <= tolerance * scale:
@@ -200,8 +214,8 @@ def _linear(model: nn.Module) -> nn.Linear:
     """The one linear layer at the end of the network."""
     if hasattr(model, "class_token"):  # torchvision's ViT
         raise ValueError(f"{_name(model)} has no feature map: its features are tokens. {_ADVICE}")
-    head = [model.get_classifier()] if hasattr(model, "get_classifier") else list(model.children())[-1:]
-    linears = [layer for part in head for layer in part.modules() if isinstance(layer, nn.Linear)]
+    head = [model.get_classifier()] if hasattr(model, "get_classifier") else [*model.children()][-1:]
+    linears = [layer for layer in nn.ModuleList(head).modules() if isinstance(layer, nn.Linear)]
     if len(linears) != 1:
         raise ValueError(
             f"One linear layer was expected at the end of {_name(model)}, but its head holds {len(linears)}: "
@@ -217,16 +231,3 @@ def _between(model: nn.Module, linear: nn.Linear) -> str:
     if norms and head is not model:
         return f"Its head has a normalisation ({norms[0]}) after the pooling."
     return "Something lies between: an activation, a normalisation, or a pooling that is not the mean."
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every submodule gets its own flag back, also after an error."""
-    flags = [(part, part.training) for part in model.modules()]
-    for part, _ in flags:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, flag in flags:
-            part.training = flag

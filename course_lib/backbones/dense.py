@@ -1,64 +1,56 @@
-"""What the networks of weakly supervised segmentation stand on: a trunk that gives feature maps of three depths on one grid.
+"""What the networks of weakly supervised segmentation stand on: a trunk with feature maps of three depths on one grid.
 
     trunk = resnet38.create("ilsvrc-cls_rna-a1_cls1000_ep-0001.params")   # as published: stride 8, 4096 channels
-    trunk = Timm("tf_efficientnet_lite0")                                 # or any network of timm that is a chain of parts
-    taps = trunk.taps(trunk.normalise(photographs))                       # {"conv4": b 512 h w, "conv5": ..., "conv6": ...}
+    trunk = Timm("tf_efficientnet_lite0")                                 # or one of timm that is a chain of parts
+    taps = trunk.taps(trunk.normalise(photographs))                       # {"conv4": b 512 h w, "conv5", "conv6"}
     head = nn.Conv2d(trunk.channels["conv6"], 21, 1, bias=False)
     optimiser = torch.optim.SGD(parameter_groups(trunk, [head], lr=0.01, weight_decay=5e-4), lr=0.01, momentum=5e-4)
 
-Batch normalisation is frozen everywhere (batches are small, and the weights are used to their statistics), and so are the
-first parts of a trunk: `taps(x)` is `trained(frozen(x))`. What `frozen` returns depends on the image alone, not on what was
-learned, so it may be computed once for a whole data set and kept.
+Batch normalisation is frozen everywhere (batches are small, and the weights are used to their statistics), and so are
+the first parts of a trunk: `taps(x)` is `trained(frozen(x))`. What `frozen` returns depends on the image alone, not on
+what was learned, so it may be computed once for a whole data set and kept.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from course_lib.backbones import Backbone, load_network
+from course_lib.backbones import Colours, load_network
 
 TAPS = ("conv4", "conv5", "conv6")  # the published names of the three depths
 Maps = dict[str, Float[Tensor, "b _ _ _"]]
 
 
-class Dense(nn.Module):
-    """A trunk with frozen batch normalisation and frozen first parts; ResNet38 and Timm fill in `frozen` and `trained`.
+class Dense(Colours):
+    """A trunk with frozen batch normalisation and frozen first parts. ResNet38 and Timm are such. They add two methods:
+
+    frozen(images)       what the frozen parts make of normalised images, without gradient: "trunk", where `trained`
+                         goes on, and the taps among them
+    trained(features)    the taps, from what `frozen` returned
 
     Attributes:
         channels: of each tap.
-        stride: how many pixels of the image lie on one pixel of the taps' grid, which is rounded up: 448 -> 56 at stride 8.
+        stride: how many pixels of the image lie on one pixel of the taps' grid, which is rounded up: 448 -> 56 at
+            stride 8.
+        still: modules that neither learn nor leave evaluation mode.
     """
 
     channels: dict[str, int]
     stride: int
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.still: list[nn.Module] = []
-
-    normalise = Backbone.normalise
-
-    def frozen(self, images: Float[Tensor, "b 3 H W"]) -> Maps:
-        """What the frozen parts make of normalised images, without gradient: "trunk", where `trained` goes on, and taps."""
-        raise NotImplementedError
-
-    def trained(self, features: Maps) -> Maps:
-        """The taps, from what `frozen` returned."""
-        raise NotImplementedError
-
     def taps(self, images: Float[Tensor, "b 3 H W"]) -> Maps:
-        """Feature maps "conv4", "conv5", "conv6" of normalised images, from shallow to deep, all on the grid of the last."""
+        """Feature maps conv4, conv5 and conv6 of normalised images, from shallow to deep, all on the grid of conv6."""
         return self.trained(self.frozen(images))
 
     def freeze(self, parts: Iterable[nn.Module]) -> None:
-        """From now on these parts and all batch normalisation neither learn nor leave evaluation mode."""
-        self.still = [*parts, *(layer for layer in self.modules() if isinstance(layer, _BatchNorm))]
+        """From now on these parts and all batch normalisation are still."""
+        self.still = [
+            *parts,
+            *(layer for layer in self.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)),
+        ]
         for part in self.still:
             part.requires_grad_(False).eval()
 
@@ -73,14 +65,14 @@ class Dense(nn.Module):
 class Timm(Dense):
     """A trunk of timm: any convolutional network that is one part after another (EfficientNet, ResNet, DenseNet, ...).
 
-    The parts are called in their order, up to the deepest tap; what comes after it is left out. One batch proves that the
-    parts are the network. Taps of a finer grid than the last are averaged down to it.
+    The parts are called in their order, up to the deepest tap; what comes after it is left out. One batch proves that
+    the parts are the network. Taps of a finer grid than the last are averaged down to it.
 
     Args:
         name: as in `timm.list_models()`.
         pretrained: ImageNet weights, as in `backbones.create`, or random ones.
-        taps: names of the parts whose outputs are conv4, conv5 and conv6, such as ("blocks.2", "blocks.4", "blocks.5.0");
-            None for the last map that timm's `forward_features` gives, and two of its levels before it.
+        taps: names of the parts whose outputs are conv4, conv5 and conv6, such as ("blocks.2", "blocks.4",
+            "blocks.5.0"); None for the last map that timm's `forward_features` gives, and two of its levels before it.
         frozen: the last frozen part, such as "blocks.4"; "" for none.
         output_stride: 32, or 16 or 8 for networks that timm can dilate.
     Raises:
@@ -96,25 +88,21 @@ class Timm(Dense):
         output_stride: int = 16,
     ) -> None:
         try:
-            network, mean, std = load_network(
-                name, pretrained, **({} if output_stride == 32 else {"output_stride": output_stride})
-            )
+            # Networks that timm cannot dilate do not know the option; None is not passed on.
+            network = load_network(name, pretrained, output_stride=output_stride if output_stride != 32 else None)
         except (TypeError, NotImplementedError) as error:
             raise ValueError(
                 f"timm cannot dilate {name} to an output stride of {output_stride}: {error}. Take 32, or another "
                 "network."
             ) from error
-        super().__init__(mean, std)
+        super().__init__(network.pretrained_cfg)
         parts = _chain(name, network.eval())
-        names = [*parts]
-        if taps is None:
-            levels = [level["module"] for level in network.feature_info]
-            taps = (levels[-3], levels[-2], names[-1])
-        ends = [_last(names, tap) for tap in taps]
+        taps = taps or (*(level["module"] for level in network.feature_info[-3:-1]), [*parts][-1])
+        ends = [_last(parts, tap) for tap in taps]
         if ends != sorted(set(ends)):
             raise ValueError(f"Taps are named from shallow to deep, but {', '.join(taps)} came.")
         self.tapped = dict(zip(ends, TAPS))
-        self.first = _last(names, frozen) + 1 if frozen else 0  # the first part that is trained
+        self.first = _last(parts, frozen) + 1 if frozen else 0  # the first part that is trained
         self.parts = nn.ModuleList([*parts.values()][: ends[-1] + 1])
         self.freeze(self.parts[: self.first])
         with torch.no_grad():
@@ -141,70 +129,61 @@ class Timm(Dense):
                 maps[self.tapped[number]] = maps["trunk"]
         grid = maps["trunk"].shape[2:]
         return {
-            name: features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, grid)
+            name: features if features.shape[2:] == grid else nn.functional.adaptive_avg_pool2d(features, grid)
             for name, features in maps.items()
         }
 
 
 def parameter_groups(
     trunk: nn.Module, new: Iterable[nn.Module], lr: float, weight_decay: float
-) -> list[dict[str, list[nn.Parameter] | float]]:
-    """The four groups of published training: weights of the trunk (learning rate x 1), its biases (x 2), new weights (x 10), new
-    biases (x 20); biases do not decay.
+) -> list[dict[str, Any]]:
+    """The four groups of published training: weights of the trunk, its biases, new weights, new biases.
 
-    They hold convolutions, linear layers and group normalisation only: scales of batch normalisation are in none. Frozen
-    parameters are in theirs, without consequence: they have no gradient.
+    Their learning rates are 1, 2, 10 and 20 times `lr`; biases do not decay. The groups hold convolutions, linear
+    layers and group normalisation only: scales of batch normalisation are in none. Frozen parameters are in theirs,
+    without consequence: they have no gradient.
 
     Args:
         new: layers that start from random weights.
     """
     groups = []
-    for modules, rate in (([trunk], lr), ([*new], 10 * lr)):
-        layers = [
-            layer
-            for module in modules
-            for layer in module.modules()
-            if isinstance(layer, (nn.Conv2d, nn.Linear, nn.GroupNorm))
-        ]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
+    for modules, rate in (([trunk], lr), (new, 10 * lr)):
+        layers = nn.ModuleList(modules).modules()
+        layers = [layer for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear, nn.GroupNorm))]
         groups += [
             {"params": [layer.weight for layer in layers], "lr": rate, "weight_decay": weight_decay},
-            {"params": biases, "lr": 2 * rate, "weight_decay": 0.0},
+            {"params": [layer.bias for layer in layers if layer.bias is not None], "lr": 2 * rate, "weight_decay": 0.0},
         ]
     return groups
 
 
 def _chain(name: str, network: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a network of timm in their order, Sequentials taken apart, up to the map of its `forward_features`."""
+    """The parts of a network of timm in their order, Sequentials taken apart, up to its `forward_features`."""
     if network.pretrained_cfg.get("fixed_input_size"):
         raise ValueError(
             f"{name} takes images of one size only, while the views of an image have several. Take a network of "
             "convolutions, such as tf_efficientnet_lite0 or resnet50."
         )
-    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    parts, features = {}, images
+    features = images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    parts, reason = {}, "what comes out is not what its forward_features returns"
     with torch.no_grad():
         expected = network.forward_features(images)
         for part, module in _leaves("", network):
             try:
                 features = module(features)
-            except (RuntimeError, TypeError, NotImplementedError) as error:
-                raise ValueError(_NO_CHAIN.format(name=name, part=part, error=error)) from error
+            except (RuntimeError, TypeError) as error:
+                reason = error
+                break
             parts[part] = module
             if features.shape == expected.shape and torch.allclose(features, expected, rtol=1e-4, atol=1e-4):
                 return parts
     raise ValueError(
-        _NO_CHAIN.format(name=name, part=part, error="what comes out is not what its forward_features returns")
+        f"The parts of {name} cannot be called one after another ({part}: {reason}). Take a network that is a chain of "
+        "parts, such as tf_efficientnet_lite0, resnet50 or densenet121."
     )
 
 
-_NO_CHAIN = (
-    "The parts of {name} cannot be called one after another ({part}: {error}). Take a network that is a chain of parts, "
-    "such as tf_efficientnet_lite0, resnet50 or densenet121."
-)
-
-
-def _leaves(prefix: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
+def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         if isinstance(child, nn.Sequential):
             yield from _leaves(f"{prefix}{name}.", child)
@@ -212,9 +191,9 @@ def _leaves(prefix: str, module: nn.Module) -> Iterable[tuple[str, nn.Module]]:
             yield f"{prefix}{name}", child
 
 
-def _last(names: list[str], wanted: str) -> int:
+def _last(parts: dict, wanted: str) -> int:
     """Position of the last part that is `wanted` or lies in it."""
-    found = [number for number, name in enumerate(names) if f"{name}.".startswith(f"{wanted}.")]
+    found = [number for number, name in enumerate(parts) if f"{name}.".startswith(f"{wanted}.")]
     if not found:
-        raise ValueError(f"The network has no part {wanted!r}; its parts are: {', '.join(names)}.")
+        raise ValueError(f"The network has no part {wanted!r}; its parts are: {', '.join(parts)}.")
     return found[-1]

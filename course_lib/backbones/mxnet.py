@@ -5,10 +5,11 @@ A .params file is a list of arrays and their names, little endian, without paddi
     file      uint64 0x112, uint64 0;  uint64 n, n arrays;  uint64 n, n names (uint64 length, bytes)
     array     V2, V3    uint32 0xF993FAC9 or ...CA, int32 storage (0 = dense), uint32 ndim, int64 shape[ndim]
               V1        uint32 0xF993FAC8, uint32 ndim, int64 shape[ndim]
-              legacy    uint32 ndim, uint32 shape[ndim]                       (before MXNet 1.0; the released file is of 2016)
+              legacy    uint32 ndim, uint32 shape[ndim]                       (before MXNet 1.0; the released file is of
+                        2016)
               all       and, unless ndim is 0: int32 device, int32 its number, int32 type, data
 
-Sizes are compared with what is left of the file before anything is read: a broken file costs no memory.
+Sizes are compared with what is left of the file before an array is made: a broken file costs no memory but its own.
 """
 
 import hashlib
@@ -16,13 +17,14 @@ import math
 import re
 import struct
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
 from torch import Tensor
+
+from course_lib.checkpoints import State
 
 MAGIC, V1, V2, V3 = 0x112, 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 TYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")
@@ -37,7 +39,7 @@ PARTS = {
 }
 
 
-def read_params(path: str | Path) -> dict[str, Shaped[Tensor, "..."]]:
+def read_params(path: str | Path) -> State:
     """All arrays of a .params file by name, such as "arg:conv1a_weight".
 
     Raises:
@@ -47,24 +49,28 @@ def read_params(path: str | Path) -> dict[str, Shaped[Tensor, "..."]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"Weights of MXNet were expected at {path}, but there is no such file.")
-    with open(path, "rb") as file:
-        reader = _Reader(file, path)
-        magic, reserved = reader.numbers("<QQ", "the header")
-        if (magic, reserved) != (MAGIC, 0):
-            raise reader.error(
-                f"it begins with {magic:#x}, {reserved:#x} instead of {MAGIC:#x}, 0x0; is it a .params file?"
+    reader = _Reader(memoryview(path.read_bytes()))
+    try:
+        header = reader.numbers("<QQ", "the header")
+        if header != (MAGIC, 0):
+            raise ValueError(
+                f"it begins with {header[0]:#x}, {header[1]:#x} instead of {MAGIC:#x}, 0x0; is it a .params file?"
             )
-        arrays = [reader.array(number) for number in range(reader.count("arrays", 4))]
-        names = [reader.name(number) for number in range(reader.count("names", 8))]
-        if len(names) != len(arrays) or len(set(names)) != len(names):
-            raise reader.error(f"{len(arrays)} arrays have {len(set(names))} different names")
-        if reader.left():
-            raise reader.error(f"{reader.left():,} bytes follow after its end")
+        arrays = [reader.array(f"array {number}") for number in range(reader.count("arrays"))]
+        names = [reader.name(f"name {number}") for number in range(reader.count("names"))]
+        if not len(arrays) == len(names) == len(set(names)):
+            raise ValueError(f"{len(arrays)} arrays have {len(set(names))} different names")
+        if reader.left:
+            raise ValueError(f"{len(reader.left):,} bytes follow after its end")
+    except ValueError as error:
+        raise RuntimeError(
+            f"{path} cannot be read as weights of MXNet: {error}. Fetch it again, or check its name."
+        ) from error
     return dict(zip(names, arrays))
 
 
-def resnet38_state(path: str | Path) -> dict[str, Shaped[Tensor, "..."]]:
-    """The state_dict of a ResNet38 trunk from the released ImageNet weights; the classifier of 1000 classes is left out.
+def resnet38_state(path: str | Path) -> State:
+    """The state_dict of a ResNet38 trunk from the released ImageNet weights, without the classifier of 1000 classes.
 
     A file that is not the published one, byte for byte, is used with a warning.
 
@@ -72,18 +78,17 @@ def resnet38_state(path: str | Path) -> dict[str, Shaped[Tensor, "..."]]:
         RuntimeError: a name that no tensor of ResNet38 has in that file, and the errors of `read_params`.
     """
     arrays = read_params(path)
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "md5").hexdigest() != IMAGENET_MD5:
-            warnings.warn(
-                f"{path} is not the published file ilsvrc-cls_rna-a1_cls1000_ep-0001.params (md5 {IMAGENET_MD5}): "
-                "figures made with it do not compare.",
-                stacklevel=2,
-            )
+    if hashlib.md5(Path(path).read_bytes()).hexdigest() != IMAGENET_MD5:
+        warnings.warn(
+            f"{path} is not the published file ilsvrc-cls_rna-a1_cls1000_ep-0001.params (md5 {IMAGENET_MD5}): "
+            "figures made with it do not compare.",
+            stacklevel=2,
+        )
     return {_renamed(name): array for name, array in arrays.items() if not name.startswith("arg:linear1000_")}
 
 
 def _renamed(name: str) -> str:
-    """arg:res4b3_branch2b1_weight -> b4_3.conv_branch2b1.weight, aux:bn5a_branch2a_moving_var -> b5.bn_branch2a.running_var"""
+    """Our name: arg:res4b3_branch2b1_weight is b4_3.conv_branch2b1.weight, aux:bn7_moving_var is bn7.running_var."""
     found = re.fullmatch(
         r"(?:arg|aux):(?:(conv1a|bn7)|(res|bn)([2-7])(?:a|b([1-5]))_(branch(?:1|2a|2b1|2b2)))"
         r"_(weight|gamma|beta|moving_mean|moving_var)",
@@ -97,61 +102,49 @@ def _renamed(name: str) -> str:
     return f"b{level}{f'_{unit}' if unit else ''}.{'conv' if kind == 'res' else 'bn'}_{branch}.{PARTS[part]}"
 
 
+@dataclass
 class _Reader:
-    """A file that knows how much of it is left."""
+    """What is left of a file."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.file, self.path, self.size = file, path, path.stat().st_size
-
-    def error(self, what: str) -> RuntimeError:
-        return RuntimeError(
-            f"{self.path} cannot be read as weights of MXNet: {what}. Fetch it again, or check its name."
-        )
-
-    def left(self) -> int:
-        return self.size - self.file.tell()
+    left: memoryview
 
     def check(self, size: int, what: str) -> None:
-        if size > self.left():
-            raise self.error(f"{what} would take {size:,} bytes, where {self.left():,} are left")
+        if size > len(self.left):
+            raise ValueError(f"{what} would take {size:,} bytes, where {len(self.left):,} are left")
+
+    def take(self, size: int, what: str) -> memoryview:
+        self.check(size, what)
+        taken, self.left = self.left[:size], self.left[size:]
+        return taken
 
     def numbers(self, form: str, what: str) -> tuple[int, ...]:
-        self.check(struct.calcsize(form), what)
-        return struct.unpack(form, self.file.read(struct.calcsize(form)))
+        return struct.unpack(form, self.take(struct.calcsize(form), what))
 
-    def count(self, what: str, least: int) -> int:
+    def count(self, what: str) -> int:
         (count,) = self.numbers("<Q", f"the number of {what}")
-        self.check(count * least, f"{count:,} {what}")
+        self.check(4 * count, f"{count:,} {what}")  # each takes 4 bytes or more
         return count
 
-    def name(self, number: int) -> str:
-        (length,) = self.numbers("<Q", f"name {number}")
-        self.check(length, f"name {number}")
-        try:
-            return self.file.read(length).decode()
-        except UnicodeDecodeError as error:
-            raise self.error(f"name {number} is not text") from error
+    def name(self, what: str) -> str:
+        (length,) = self.numbers("<Q", what)
+        return str(self.take(length, what), "utf-8")
 
-    def array(self, number: int) -> Tensor:
-        what = f"array {number}"
+    def array(self, what: str) -> Tensor:
         (kind,) = self.numbers("<I", what)
-        if kind in (V2, V3):
-            (storage,) = self.numbers("<i", what)
-            if storage:
-                raise self.error(f"{what} is sparse (storage type {storage})")
-        (dimensions,) = self.numbers("<I", what) if kind in (V1, V2, V3) else (kind,)
+        legacy = kind not in (V1, V2, V3)
+        if kind in (V2, V3) and self.numbers("<i", what) != (0,):
+            raise ValueError(f"{what} is sparse")
+        (dimensions,) = (kind,) if legacy else self.numbers("<I", what)
         if dimensions > MAX_DIMENSIONS:
-            raise self.error(f"{what} claims {dimensions:,} dimensions")
-        shape = self.numbers(f"<{dimensions}{'q' if kind in (V1, V2, V3) else 'I'}", what)
+            raise ValueError(f"{what} claims {dimensions:,} dimensions")
+        shape = self.numbers(f"<{dimensions}{'I' if legacy else 'q'}", what)
         if not shape:
             return torch.empty(0)
-        _, _, flag = self.numbers("<iii", what)
+        flag = self.numbers("<iii", what)[2]
         if not 0 <= flag < len(TYPES):
-            raise self.error(f"{what} is of type {flag}; 0 to {len(TYPES) - 1} are known")
+            raise ValueError(f"{what} is of type {flag}; 0 to {len(TYPES) - 1} are known")
         if min(shape) < 0:
-            raise self.error(f"{what} claims the shape {shape}")
-        dtype, count = np.dtype(TYPES[flag]), math.prod(shape)
-        self.check(count * dtype.itemsize, f"{what} of shape {shape}")
-        return torch.from_numpy(
-            np.fromfile(self.file, dtype, count).astype(dtype.newbyteorder("="), copy=False)
-        ).reshape(shape)
+            raise ValueError(f"{what} claims the shape {shape}")
+        dtype = np.dtype(TYPES[flag])
+        data = self.take(math.prod(shape) * dtype.itemsize, f"{what} of shape {shape}")
+        return torch.from_numpy(np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))).reshape(shape)

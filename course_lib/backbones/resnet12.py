@@ -3,15 +3,16 @@
     model = resnet12.create(num_classes=64)
     features = model.features(model.normalise(photographs))               # b 640 5 5 for photographs of 84 x 84 pixels
 
-Lee et al., "Meta-Learning with Differentiable Convex Optimization" (MetaOptNet), CVPR 2019, section 4.1, after Oreshkin et al.
-(TADAM, NeurIPS 2018): four blocks of three 3 x 3 convolutions and a 1 x 1 shortcut, each halving the map, no stem, 64, 160,
-320 and 640 channels, LeakyReLU(0.1). Other networks of this name have other widths (64, 128, 256, 512), other blocks, or a
-stem: their figures do not compare. The last map is pooled, as maps need it; MetaOptNet itself flattens it to 16,000 numbers.
+Lee et al., "Meta-Learning with Differentiable Convex Optimization" (MetaOptNet), CVPR 2019, section 4.1, after Oreshkin
+et al. (TADAM, NeurIPS 2018): four blocks of three 3 x 3 convolutions and a 1 x 1 shortcut, each halving the map, no
+stem, 64, 160, 320 and 640 channels, LeakyReLU(0.1). Other networks of this name have other widths (64, 128, 256, 512),
+other blocks, or a stem: their figures do not compare. The last map is pooled, as maps need it; MetaOptNet itself
+flattens it to 16,000 numbers.
 
     DropBlock    gamma = (1 - keep) / s^2 * f^2 / (f - s + 1)^2           Ghiasi et al., NeurIPS 2018, Eq. 1
 
-The released DropBlock places its blocks by lists of indices, on one fixed GPU; here a block is a max-pooled point of the
-Bernoulli mask. Nothing waits for the device: the forward passes that anneal the keep rate are counted there.
+The released DropBlock places its blocks by lists of indices, on one fixed GPU; here a block is a max-pooled point of
+the Bernoulli mask. Nothing waits for the device: the forward passes that anneal the keep rate are counted there.
 """
 
 from pathlib import Path
@@ -22,19 +23,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from course_lib.backbones import Backbone
-from course_lib.backbones.weights import read_checkpoint
+from course_lib.backbones.weights import fill_from_file
 
 CHANNELS = (64, 160, 320, 640)
 SLOPE = 0.1  # of the LeakyReLU
 DROP = 0.1  # share that dropout (blocks 1, 2) and DropBlock (blocks 3, 4) take away in the end
 ANNEALED = 20 * 2000  # forward passes after which DropBlock takes all of its share
 BLOCK = 5  # side of what DropBlock takes away; on the last map of 5 x 5 that is a whole channel
-# Colours of miniImageNet's base classes, 0..255, as MetaOptNet has them.
-MEAN, STD = (120.39586422, 115.59361427, 104.54012653), (70.68188272, 68.27635443, 72.54505529)
+COLOURS = {  # of miniImageNet's base classes, as MetaOptNet has them
+    "mean": (120.39586422 / 255, 115.59361427 / 255, 104.54012653 / 255),
+    "std": (70.68188272 / 255, 68.27635443 / 255, 72.54505529 / 255),
+}
 
 
 def create(num_classes: int, weights: str | Path = "random", drop: float = DROP) -> Backbone:
-    """A wide ResNet-12 in evaluation mode, 12,424,320 parameters and a linear layer, with `.features` and `.classifier`.
+    """A wide ResNet-12 in evaluation mode: 12,424,320 parameters and a linear layer; `.features` and `.classifier`.
 
     Args:
         num_classes: rows of the classifier: 64 base classes in miniImageNet.
@@ -49,20 +52,21 @@ def create(num_classes: int, weights: str | Path = "random", drop: float = DROP)
             "There is no ResNet-12 with ImageNet weights, since the novel classes of miniImageNet are among "
             'ImageNet\'s. Take "random" or the path of a checkpoint: python -m course_lib train fewshot makes one.'
         )
-    mean, std = (tuple(value / 255 for value in colours) for colours in (MEAN, STD))
-    model = Backbone(ResNet12(num_classes, drop), mean, std).eval()
+    model = Backbone(ResNet12(num_classes, drop)).eval()
     if weights != "random":
-        read_checkpoint(model, Path(weights))
+        fill_from_file(model, weights)
     return model
 
 
-class ResNet12(nn.Module):
-    """The network, with the methods by which timm's are taken apart. `backbones.Backbone` makes maps of it."""
+class ResNet12(nn.Sequential):
+    """The network: four blocks, the mean of their map, one linear layer. `backbones.Backbone` makes maps of it.
 
-    pretrained_cfg = {"architecture": "resnet12", "classifier": "classifier"}
+    The last map is 640 x H / 16 x W / 16, rounded down. LeakyReLU leaves it values below zero.
+    """
 
     def __init__(self, num_classes: int, drop: float = DROP) -> None:
         super().__init__()
+        self.pretrained_cfg = {"architecture": "resnet12", "classifier": "classifier", **COLOURS}
         self.blocks = nn.Sequential(
             *[
                 Residual(inner, outer, nn.Dropout(drop) if number < 2 else DropBlock(drop))
@@ -72,19 +76,8 @@ class ResNet12(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, SLOPE, mode="fan_out", nonlinearity="leaky_relu")
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.classifier = nn.Linear(CHANNELS[-1], num_classes)
-
-    def forward_features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k h w"]:
-        """The last feature map, 640 x H / 16 x W / 16 rounded down. LeakyReLU leaves it values below zero."""
-        return self.blocks(images)
-
-    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c"]:
-        """Logits."""
-        return self.classifier(self.forward_features(images).mean((-2, -1)))
-
-    def get_classifier(self) -> nn.Module:
-        """The linear layer at the end."""
-        return self.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
         """Another linear layer, or none for 0 classes."""
@@ -112,15 +105,15 @@ class Residual(nn.Module):
 class DropBlock(nn.Module):
     """Zeroes squares of `block` x `block` in training, channel by channel, and scales the rest up  (Ghiasi et al.).
 
-    Squares lie inside the map and may overlap. Where the map is smaller than the block, the block is as large as the map. The
-    share grows from 0 to `drop` in the first ANNEALED forward passes; their count is saved with the weights, so that a
-    training that goes on drops as before.
+    Squares lie inside the map and may overlap. Where the map is smaller than the block, the block is as large as the
+    map. The share grows from 0 to `drop` in the first ANNEALED forward passes; their count is saved with the weights,
+    so that a training that goes on drops as before.
     """
 
     def __init__(self, drop: float, block: int = BLOCK) -> None:
         super().__init__()
         self.drop, self.block = drop, block
-        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.register_buffer("passes", torch.tensor(0))
 
     def forward(self, x: Float[Tensor, "b k h w"]) -> Float[Tensor, "b k h w"]:
         """The map, without what was dropped."""
@@ -129,9 +122,10 @@ class DropBlock(nn.Module):
         self.passes += 1
         b, k, h, w = x.shape
         side = min(self.block, h, w)
-        places = (h - side + 1) * (w - side + 1)
-        gamma = self.drop * (self.passes / ANNEALED).clamp(max=1) / side**2 * h * w / places
-        corners = torch.rand(b, k, h - side + 1, w - side + 1, device=x.device) < gamma
+        rows, columns = h - side + 1, w - side + 1
+        # Eq. 1 (Ghiasi et al.)
+        gamma = self.drop * (self.passes / ANNEALED).clamp(max=1) / side**2 * h * w / (rows * columns)
+        corners = torch.rand(b, k, rows, columns, device=x.device) < gamma
         dropped = F.max_pool2d(F.pad(corners.float(), (side - 1,) * 4), side, stride=1)  # b k h w, in 0, 1
         kept = 1 - dropped  # fp32 island: half precision cannot count so far
         return x * (kept * (kept.numel() / kept.sum().clamp_min(1))).to(x.dtype)

@@ -3,11 +3,10 @@
     python -m course_lib bench              every row
     python -m course_lib bench max_box_acc  chosen rows
 
-A row is a function that prepares one task, checks that every contestant computes the same thing (which warms them up), and
-returns them: callables without arguments, ours first. More rows: more functions in ROWS.
+A row is a function that prepares one task, checks that every contestant computes the same thing (which warms them up),
+and returns them: callables without arguments, ours first. More rows: more functions in ROWS.
 """
 
-import argparse
 import ctypes
 import gc
 import importlib
@@ -16,32 +15,30 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib.metadata import requires, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import tyro
+from torch import Tensor
 
 from course_lib import backbones, maps, paths
 from course_lib.data.ilsvrc import Batch, Ilsvrc
-from course_lib.evaluate import ranking
-from course_lib.evaluate.episodes import interval, recalls, sample
-from course_lib.evaluate.localization import DELTAS, THRESHOLDS, MaxBoxAcc
-from course_lib.evaluate.segmentation import IGNORE, sweep
-from course_lib.evaluate.segmentation import THRESHOLDS as SEED_THRESHOLDS
-from course_lib.lesson import commit
-from course_lib.wsss import View, seam
-from course_lib.wsss.contrast import ContrastConfig, contrast_loss
+from course_lib.evaluate import episodes, localization, ranking, segmentation
+from course_lib.lesson import commit, peak_memory
+from course_lib.wsss import View, contrast, seam
 
-Contestants = dict[str, Callable[[], object]]
+Contestants = dict[str, Callable[[], Any]]
 PEERS = {"grad-cam": "pytorch_grad_cam", "torchcam": "torchcam", "opencv-python-headless": "cv2", "easyfsl": "easyfsl"}
-IMAGES, CLASSES = 16, 20
+IMAGES, TARGETS = 16, 20  # photographs, and classes whose maps are asked for
 
 
-def cam() -> Contestants:
+def row_cam() -> Contestants:
     """maps of 20 classes for 16 photographs, EfficientNet-Lite0"""
     from torchcam.methods import CAM
 
@@ -49,28 +46,25 @@ def cam() -> Contestants:
     extractor = CAM(model, target_layer="network.bn2", fc_layer="classifier", enable_hooks=False)
 
     @torch.no_grad()
-    def torchcam(every_class: bool) -> torch.Tensor:
+    def torchcam(every_class: bool) -> Tensor:
         extractor.enable_hooks()
         found = []
-        for label in range(CLASSES):
+        for label in range(TARGETS):
             if label == 0 or every_class:
                 model(images)
             found += extractor([label] * IMAGES, normalized=False)
         extractor.disable_hooks()
         return torch.stack(found, 1)
 
-    def ours() -> torch.Tensor:
-        return _maps(model, images)
-
-    torch.testing.assert_close(ours(), torchcam(False), rtol=1e-3, atol=1e-4)
-    return {
-        "ours": ours,
-        "torchcam, each class with its forward pass": lambda: torchcam(True),
-        "torchcam, one forward pass": lambda: torchcam(False),
+    contestants = {
+        "ours": partial(_maps, model, images),
+        "torchcam, each class with its forward pass": partial(torchcam, True),
+        "torchcam, one forward pass": partial(torchcam, False),
     }
+    return _agreed(contestants, atol=1e-4, rtol=1e-3)
 
 
-def heatmaps() -> Contestants:
+def row_heatmaps() -> Contestants:
     """heatmaps (224 x 224) of 20 classes for 16 photographs, EfficientNet-Lite0"""
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -78,11 +72,8 @@ def heatmaps() -> Contestants:
     model, images, _ = _model_and_photographs()
     extractor = GradCAM(model, [model.network.bn2])
 
-    def grad_cam(classes: int = CLASSES) -> np.ndarray:
+    def grad_cam(classes: int = TARGETS) -> np.ndarray:
         return np.stack([extractor(images, [ClassifierOutputTarget(label)] * IMAGES) for label in range(classes)], 1)
-
-    def ours() -> torch.Tensor:
-        return maps.heatmap(_maps(model, images), 224)
 
     # Grad-CAM of such a network is CAM after a ReLU, and this package up-samples bilinearly, after the min-max.
     raw = _maps(model, images)[:, :2].relu()
@@ -90,64 +81,58 @@ def heatmaps() -> Contestants:
     expected = F.interpolate((raw - low) / (high - low), 224, mode="bilinear")
     clear = (high - low)[..., 0, 0] > 0.01  # there is no picture where the ReLU leaves nothing
     torch.testing.assert_close(torch.from_numpy(grad_cam(2))[clear], expected[clear], rtol=0, atol=0.05)
-    return {"ours": ours, "grad-cam, class by class": grad_cam}
+    return {"ours": lambda: maps.heatmap(_maps(model, images), 224), "grad-cam, class by class": grad_cam}
 
 
-def max_box_acc() -> Contestants:
+def row_max_box_acc() -> Contestants:
     """MaxBoxAcc and V2 curves of the CAM heatmaps (224 x 224) of 16 photographs, EfficientNet-Lite0"""
     model, images, batch = _model_and_photographs()
-    own = _maps(model, images, len(model.classifier.weight))[torch.arange(IMAGES), batch.labels]
+    weight = model.classifier.weight[batch.labels, None].detach()
+    own = maps.weighted_map(_features(model, images), weight)[:, 0]
     return _box_curves(maps.heatmap(own, 224), batch.boxes)
 
 
-def max_box_acc_random() -> Contestants:
+def row_max_box_acc_random() -> Contestants:
     """MaxBoxAcc and V2 curves of 16 random maps, 7 x 7 to 224 x 224"""
     generator = torch.Generator().manual_seed(0)
     corner = torch.randint(0, 112, (IMAGES, 1, 2), generator=generator)
-    return _box_curves(
-        maps.heatmap(torch.randn(IMAGES, 7, 7, generator=generator), 224), list(torch.cat((corner, corner + 111), 2))
-    )
+    raw = torch.randn(IMAGES, 7, 7, generator=generator)
+    return _box_curves(maps.heatmap(raw, 224), [*torch.cat((corner, corner + 111), 2)])
 
 
-def dist_cam() -> Contestants:
+def row_dist_cam() -> Contestants:
     """Dist-CAM of 1000 references for the last feature maps of 32 photographs, ResNet-50 (2048 x 7 x 7)"""
-    features, references = _resnet_features(32), 1000
+    model, images, _ = _model_and_photographs("resnet50", 32)
+    features = torch.cat([_features(model, part) for part in images.split(8)])
     generator = torch.Generator().manual_seed(0)
     pooled = features.mean((-2, -1))
-    prototypes = torch.rand(references, len(pooled), generator=generator).softmax(1) @ pooled
+    prototypes = torch.rand(1000, len(pooled), generator=generator).softmax(1) @ pooled
     prototypes = prototypes * (0.5 + torch.rand(prototypes.shape, generator=generator))
 
-    def loop(combine: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def loop(combine: Callable[[Tensor], Tensor]) -> Tensor:
         query, found = features.mean((-2, -1)), []
         for prototype in prototypes:
             distance = (query - prototype).abs()
-            weights = 1 / torch.maximum(
-                distance, 1e-6 * distance.mean(1, keepdim=True).clamp_min(prototype.abs().mean())
-            )
+            floor = 1e-6 * distance.mean(1, keepdim=True).clamp_min(prototype.abs().mean())
+            weights = 1 / torch.maximum(distance, floor)
             found.append(combine(weights / weights.sum(1, keepdim=True)))
         return torch.stack(found, 1)
 
-    def multiply_and_sum() -> torch.Tensor:
-        return loop(lambda weights: (weights[:, :, None, None] * features).sum(1))
+    def multiply_and_sum(weights: Tensor) -> Tensor:
+        return (weights[:, :, None, None] * features).sum(1)
 
-    def einsum() -> torch.Tensor:
-        return loop(lambda weights: torch.einsum("bk,bkhw->bhw", weights, features))
+    def einsum(weights: Tensor) -> Tensor:
+        return torch.einsum("bk,bkhw->bhw", weights, features)
 
-    def ours() -> torch.Tensor:
-        return maps.dist_cam(features, prototypes)
-
-    torch.testing.assert_close(
-        maps.heatmap(ours()[:2], 14), maps.heatmap(multiply_and_sum()[:2], 14), rtol=0, atol=1e-3
-    )
-    torch.testing.assert_close(maps.heatmap(ours()[:2], 14), maps.heatmap(einsum()[:2], 14), rtol=0, atol=1e-3)
-    return {
-        "ours": ours,
-        "loop over references, multiply and sum": multiply_and_sum,
-        "loop over references, einsum": einsum,
+    contestants = {
+        "ours": lambda: maps.dist_cam(features, prototypes),
+        "loop over references, multiply and sum": partial(loop, multiply_and_sum),
+        "loop over references, einsum": partial(loop, einsum),
     }
+    return _agreed(contestants, atol=1e-3, seen=lambda found: maps.heatmap(found[:2], 14))
 
 
-def dist_cam_cost() -> Contestants:
+def row_dist_cam_cost() -> Contestants:
     """Dist-CAM of one reference for each of 8 photographs, beside the forward pass that it explains, ResNet-50"""
     model, images, _ = _model_and_photographs("resnet50")
     images = images[:8]
@@ -156,115 +141,70 @@ def dist_cam_cost() -> Contestants:
     return {"ours": lambda: maps.dist_cam(features, reference), "forward pass": lambda: _features(model, images)}
 
 
-def contrast() -> Contestants:
-    """contrast loss and its gradients as in training: 8 images, 21 classes, 128 channels, views of 56 x 56 and 16 x 16"""
+def row_contrast() -> Contestants:
+    """contrast loss and gradients as in training: 8 images, 21 classes, 128 channels, views of 56 x 56 and 16 x 16"""
     return _contrast(56, 16)
 
 
-def contrast_coarse() -> Contestants:
-    """contrast loss and its gradients, 8 images, 21 classes, 128 channels, both views of 16 x 16"""
+def row_contrast_coarse() -> Contestants:
+    """contrast loss and gradients, 8 images, 21 classes, 128 channels, both views of 16 x 16"""
     return _contrast(16, 16)
 
 
-def contrast_fine() -> Contestants:
-    """contrast loss and its gradients, 8 images, 21 classes, 128 channels, both views of 56 x 56"""
+def row_contrast_fine() -> Contestants:
+    """contrast loss and gradients, 8 images, 21 classes, 128 channels, both views of 56 x 56"""
     return _contrast(56, 56)
 
 
-def threshold_sweep() -> Contestants:
+def row_threshold_sweep() -> Contestants:
     """confusion matrices of seeds of 21 classes at 60 thresholds, an image of 375 x 500"""
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(1, 20, 375, 500, generator=generator) ** 3
     truth = torch.randint(0, 21, (1, 375, 500), generator=generator)
-    truth[torch.rand(truth.shape, generator=generator) < 0.05] = IGNORE
-    classes = ["background", *map(str, range(1, 21))]
+    truth[torch.rand(truth.shape, generator=generator) < 0.05] = segmentation.IGNORE
+    classes, thresholds = [str(label) for label in range(21)], segmentation.THRESHOLDS
 
-    def ours() -> torch.Tensor:
-        return sweep(scores, truth, classes).confusion
-
-    def confusion(labels: torch.Tensor) -> torch.Tensor:
-        valid = truth != IGNORE
+    def confusion(labels: Tensor) -> Tensor:
+        valid = truth != segmentation.IGNORE
         return (truth[valid] * 21 + labels[valid]).bincount(minlength=441).view(21, 21)
 
-    def sixty_passes() -> torch.Tensor:
+    def sixty_passes() -> Tensor:
         background = torch.zeros_like(scores[:, :1])
-        return torch.stack([confusion(torch.cat((background + t, scores), 1).argmax(1)) for t in SEED_THRESHOLDS])
+        return torch.stack([confusion(torch.cat((background + t, scores), 1).argmax(1)) for t in thresholds])
 
-    def one_argmax() -> torch.Tensor:
+    def one_argmax() -> Tensor:
         best, label = scores.max(1)
-        return torch.stack([confusion(torch.where(best > t, label + 1, 0)) for t in torch.tensor(SEED_THRESHOLDS)])
+        return torch.stack([confusion(torch.where(best > t, label + 1, 0)) for t in torch.tensor(thresholds)])
 
-    assert torch.equal(ours(), sixty_passes()) and torch.equal(ours(), one_argmax())
-    return {"ours": ours, "60 passes, argmax in each": sixty_passes, "60 passes, argmax before them": one_argmax}
+    contestants = {
+        "ours": lambda: segmentation.sweep(scores, truth, classes).confusion,
+        "60 passes, argmax in each": sixty_passes,
+        "60 passes, argmax before them": one_argmax,
+    }
+    return _agreed(contestants, atol=0)
 
 
-def pixel_correlation() -> Contestants:
+def row_pixel_correlation() -> Contestants:
     """PCM of an image of 500 x 375 at scale 2 (94 x 125 features, 192 channels, 21 maps)"""
     generator = torch.Generator().manual_seed(0)
     maps, features = (torch.randn(1, channels, 94, 125, generator=generator) for channels in (21, 192))
     maps = maps.relu()
 
     @torch.no_grad()
-    def ours() -> torch.Tensor:
+    def ours() -> Tensor:
         return seam.pixel_correlation(maps, features)
 
-    @torch.no_grad()
-    def dense() -> torch.Tensor:
+    def dense() -> Tensor:
         flat = features.flatten(2)
         flat = flat / (flat.norm(dim=1, keepdim=True) + seam.EPS)
-        affinity = (flat.transpose(1, 2) @ flat).relu()
+        affinity = (flat.mT @ flat).relu()
         affinity = affinity / (affinity.sum(1, keepdim=True) + seam.EPS)
         return (maps.flatten(2) @ affinity).view_as(maps)
 
-    torch.testing.assert_close(ours(), dense(), rtol=1e-3, atol=1e-5)
-    return {"ours": ours, "all affinities at once": dense}
+    return _agreed({"ours": ours, "all affinities at once": dense}, atol=1e-5, rtol=1e-3)
 
 
-def cmc_map() -> Contestants:
-    """CMC, mAP and mINP of 500 queries in a gallery of 4000, six cameras"""
-    generator = torch.Generator().manual_seed(0)
-    distances = torch.rand(500, 4000, generator=generator)
-    query_ids, gallery_ids, query_cameras, gallery_cameras = (
-        torch.randint(high, (count,), generator=generator)
-        for high, count in ((200, 500), (200, 4000), (6, 500), (6, 4000))
-    )
-    labels = query_ids, gallery_ids, query_cameras, gallery_cameras
-
-    def loop(every_rank: bool) -> tuple[np.ndarray, float, float]:
-        return _ranks_by_loop(distances.numpy(), *(part.numpy() for part in labels), every_rank)
-
-    def ours() -> tuple[np.ndarray, float, float]:
-        found = ranking.cmc_map(distances, *labels)
-        return found.cmc.numpy(), found.map, found.minp
-
-    for every_rank in (True, False):
-        for figure, expected in zip(ours(), loop(every_rank)):  # the loop takes equal distances in any order
-            np.testing.assert_allclose(figure, expected, rtol=0, atol=1e-8)
-    return {
-        "ours": ours,
-        "loop over queries and ranks, as published": lambda: loop(True),
-        "loop over queries, numpy along the ranks": lambda: loop(False),
-    }
-
-
-def rerank() -> Contestants:
-    """k-reciprocal re-ranking of 1000 queries in a gallery of 4000, 512 dimensions"""
-    query, gallery = _clusters(1000, 4000)
-    few = query[:100], gallery[:300]
-    np.testing.assert_allclose(ranking.rerank(*few).numpy(), _rerank_dense(*few), rtol=0, atol=1e-5)
-    return {
-        "ours": lambda: ranking.rerank(query, gallery),
-        "dense matrices in numpy": lambda: _rerank_dense(query, gallery),
-    }
-
-
-def rerank_market() -> Contestants:
-    """k-reciprocal re-ranking at the size of Market-1501: 3368 queries in a gallery of 15913, 512 dimensions"""
-    query, gallery = _clusters(3368, 15913)
-    return {"ours": lambda: ranking.rerank(query, gallery)}
-
-
-def episodes() -> Contestants:
+def row_episodes() -> Contestants:
     """10,000 episodes, 5-way 1-shot with 75 queries, drawn from 12,000 features of 640 channels and answered"""
     from easyfsl.datasets import FeaturesDataset
     from easyfsl.methods import PrototypicalNetworks
@@ -282,14 +222,15 @@ def episodes() -> Contestants:
 
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(20).repeat_interleave(600)  # as many as the test images of miniImageNet
-    features = torch.randn(20, 640, generator=generator)[labels] + 6 * torch.randn(
-        len(labels), 640, generator=generator
-    )
-    own_labels, model = torch.arange(5), PrototypicalNetworks()
+    noise = 6 * torch.randn(len(labels), 640, generator=generator)
+    features = torch.randn(20, 640, generator=generator)[labels] + noise
+    model = PrototypicalNetworks()
 
-    def ours() -> torch.Tensor:
-        drawn = sample(labels, 5, 1, 15, 10_000, generator.manual_seed(1))
-        return recalls(features, drawn, "l2").mean(1)
+    def drawn() -> episodes.Episodes:
+        return episodes.sample(labels, 5, 1, 15, 10_000, generator.manual_seed(1))
+
+    def ours() -> Tensor:
+        return episodes.recalls(features, drawn(), "l2").mean(1)
 
     def easyfsl() -> float:
         random.seed(0)  # its tasks follow Python's own generator
@@ -298,18 +239,16 @@ def episodes() -> Contestants:
         loader = torch.utils.data.DataLoader(data, batch_sampler=tasks, collate_fn=tasks.episodic_collate_fn)
         return evaluate(model, loader, "cpu", use_tqdm=False)
 
-    @torch.no_grad()
-    def its_model() -> torch.Tensor:
-        drawn, right = sample(labels, 5, 1, 15, 10_000, generator.manual_seed(1)), []
-        for support, query in zip(drawn.support, drawn.query):
-            model.process_support_set(features[support.flatten()], own_labels)
-            right.append((model(features[query]).argmax(1) == drawn.labels).float().mean())
+    def its_model() -> Tensor:
+        asked, right = drawn(), []
+        for support, query in zip(asked.support, asked.query):
+            model.process_support_set(features[support.flatten()], torch.arange(5))
+            right.append((model(features[query]).argmax(1) == asked.labels).float().mean())
         return torch.stack(right)
 
-    accuracy, margin = interval(ours())
-    torch.testing.assert_close(
-        ours(), its_model(), rtol=0, atol=1.5 / 75
-    )  # a query at equal distances may go either way
+    # A query at equal distances may go either way.
+    torch.testing.assert_close(ours(), its_model(), rtol=0, atol=1.5 / 75)
+    accuracy, margin = episodes.interval(ours())
     assert abs(easyfsl() - accuracy) < 2 * margin  # its own episodes are others
     return {
         "ours": ours,
@@ -318,110 +257,139 @@ def episodes() -> Contestants:
     }
 
 
+def row_cmc_map() -> Contestants:
+    """CMC, mAP and mINP of 500 queries in a gallery of 4000, six cameras"""
+    generator = torch.Generator().manual_seed(0)
+    distances = torch.rand(500, 4000, generator=generator)
+    labels = [
+        torch.randint(high, (count,), generator=generator)
+        for high, count in ((200, 500), (200, 4000), (6, 500), (6, 4000))
+    ]
+
+    def ours() -> tuple[np.ndarray, float, float]:
+        found = ranking.cmc_map(distances, *labels)
+        return found.cmc.numpy(), found.map, found.minp
+
+    arrays = [part.numpy() for part in (distances, *labels)]
+    contestants = {
+        "ours": ours,
+        "loop over queries and ranks, as published": partial(_ranks_by_loop, True, *arrays),
+        "loop over queries, numpy along the ranks": partial(_ranks_by_loop, False, *arrays),
+    }
+    return _agreed(contestants, atol=1e-8)  # the loop takes equal distances in any order
+
+
+def row_rerank() -> Contestants:
+    """k-reciprocal re-ranking of 1000 queries in a gallery of 4000, 512 dimensions"""
+    query, gallery = _clusters(1000, 4000)
+
+    def contestants(*features: Tensor) -> Contestants:
+        ours, dense = partial(ranking.rerank, *features), partial(_rerank_dense, *features)
+        return {"ours": ours, "dense matrices in numpy": dense}
+
+    _agreed(contestants(query[:100], gallery[:300]), atol=1e-5)
+    return contestants(query, gallery)
+
+
+def row_rerank_market() -> Contestants:
+    """k-reciprocal re-ranking at the size of Market-1501: 3368 queries in a gallery of 15913, 512 dimensions"""
+    return {"ours": partial(ranking.rerank, *_clusters(3368, 15913))}
+
+
 ROWS = {
-    "cam": cam,
-    "heatmaps": heatmaps,
-    "max_box_acc": max_box_acc,
-    "max_box_acc_random": max_box_acc_random,
-    "dist_cam": dist_cam,
-    "dist_cam_cost": dist_cam_cost,
-    "contrast": contrast,
-    "contrast_coarse": contrast_coarse,
-    "contrast_fine": contrast_fine,
-    "threshold_sweep": threshold_sweep,
-    "pixel_correlation": pixel_correlation,
-    "episodes": episodes,
-    "cmc_map": cmc_map,
-    "rerank": rerank,
-    "rerank_market": rerank_market,
+    row.__name__.removeprefix("row_"): row
+    for row in (
+        row_cam,
+        row_heatmaps,
+        row_max_box_acc,
+        row_max_box_acc_random,
+        row_dist_cam,
+        row_dist_cam_cost,
+        row_contrast,
+        row_contrast_coarse,
+        row_contrast_fine,
+        row_threshold_sweep,
+        row_pixel_correlation,
+        row_episodes,
+        row_cmc_map,
+        row_rerank,
+        row_rerank_market,
+    )
 }
 MEMORY = {"pixel_correlation", "rerank", "rerank_market"}  # rows whose peak memory is measured too, in a run of its own
 
 
-def main(argv: list[str]) -> int:
-    """Runs the benchmark, prints a Markdown table and writes bench.json. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m course_lib bench", description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", metavar="row", help=f"rows to run, of {', '.join(ROWS)} (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each contestant (default: 3)")
-    arguments = parser.parse_args(argv)
-    if unknown := set(arguments.rows) - set(ROWS):
-        parser.error(f"there is no row {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
-    try:
-        for module in PEERS.values():
-            importlib.import_module(module)
-    except ImportError as error:
-        print(f'{error.name} is missing, so there is nothing to measure against. Install it: pip install -e ".[bench]"')
-        return 1
+def main(rows: tyro.conf.Positional[tuple[str, ...]] = (), repeats: int = 3) -> None:
+    """Measure our speed beside that of other packages: prints a Markdown table and writes bench.json.
 
+    Args:
+        rows: what to measure, such as cam; everything if nothing is named.
+        repeats: timed runs of each contestant.
+    """
+    if unknown := set(rows) - set(ROWS):
+        raise ValueError(f"there is no row {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
+    try:
+        peers = {name: importlib.import_module(name) for name in PEERS.values()}
+    except ImportError as error:
+        raise RuntimeError(
+            f'{error.name} is missing, so there is nothing to measure against. Install it: pip install -e ".[bench]"'
+        ) from error
     torch.set_num_threads(1)
-    importlib.import_module("cv2").setNumThreads(1)
+    peers["cv2"].setNumThreads(1)
     table = []
-    for name in arguments.rows or ROWS:
-        try:
-            contestants = ROWS[name]()
-            seconds = _measure(contestants, arguments.repeats)
-            memory = {contestant: peak_memory(run) for contestant, run in contestants.items() if name in MEMORY}
-        except FileNotFoundError as error:
-            print(f"The photographs to measure with are missing. Write them: python -m course_lib data\n({error})")
-            return 1
-        for contestant, spent in seconds.items():
-            table.append(
-                {
-                    "row": name,
-                    "task": ROWS[name].__doc__,
-                    "contestant": contestant,
-                    "seconds": spent,
-                    "ratio": spent / seconds["ours"],
-                    **({"peak_bytes": memory[contestant]} if name in MEMORY else {}),
-                }
-            )
+    for name in rows or ROWS:
+        contestants = ROWS[name]()
+        seconds = _measure(contestants, repeats)
+        for contestant, run in contestants.items():
+            spent = seconds[contestant]
+            entry = {"row": name, "task": ROWS[name].__doc__, "contestant": contestant}
+            entry |= {"seconds": spent, "ratio": spent / seconds["ours"]}
+            table.append(entry | ({"peak_bytes": memory_rise(run)} if name in MEMORY else {}))
     versions = {package: version(package) for package in ("torch", "timm", "numpy", *PEERS)}
     minimum = dict(re.findall(r"^([\w-]+)>=([\w.]+)", "\n".join(requires("course_lib") or []), re.MULTILINE))
     minimum = {package: minimum[package] for package in versions}
     print("| task | contestant | median | ratio | peak memory |\n|---|---|---:|---:|---:|")
     for entry in table:
-        peak = f" {entry['peak_bytes'] / 1e6:.0f} MB |" if "peak_bytes" in entry else " |"
-        print(
-            f"| {entry['task']} | {entry['contestant']} | {1000 * entry['seconds']:.1f} ms | {entry['ratio']:.1f} |{peak}"
-        )
-    print(
-        f"\nOne thread, median CPU time of {arguments.repeats} alternating repeats after a warm-up; "
-        + ", ".join(f"{package} {number} (at least {minimum[package]})" for package, number in versions.items())
-        + "."
-    )
-    result = {
-        "commit": commit(),
-        "repeats": arguments.repeats,
-        "threads": 1,
-        "versions": versions,
-        "minimum": minimum,
-        "rows": table,
-    }
-    paths.write_text(paths.results() / "bench.json", json.dumps(result, indent=1) + "\n")
-    return 0
+        peak = f"{entry['peak_bytes'] / 1e6:.0f} MB " if "peak_bytes" in entry else ""
+        took = f"{1000 * entry['seconds']:.1f} ms | {entry['ratio']:.1f}"
+        print(f"| {entry['task']} | {entry['contestant']} | {took} | {peak}|")
+    used = ", ".join(f"{package} {number} (at least {minimum[package]})" for package, number in versions.items())
+    print(f"\nOne thread, median CPU time of {repeats} alternating repeats after a warm-up; {used}.")
+    result = {"commit": commit(), "repeats": repeats, "threads": 1, "versions": versions, "minimum": minimum}
+    paths.write_text(paths.results() / "bench.json", json.dumps(result | {"rows": table}, indent=1) + "\n")
 
 
-def peak_memory(run: Callable[[], object]) -> int:
-    """Bytes by which the resident memory of this process rises at most while `run` runs, by the count of the Linux kernel.
+def memory_rise(run: Callable[[], Any]) -> int:
+    """Bytes by which the resident memory of this process rises at most while `run` runs, as the Linux kernel counts.
 
-    What it frees before it ends counts too. What the allocator of the C library still keeps of earlier runs is given back
-    first, so that it cannot be used again unseen.
+    What it frees before it ends counts too. What the allocator of the C library still keeps of earlier runs is given
+    back first, so that it cannot be used again unseen.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again at what is resident now
-
-    def resident(name: str) -> int:
-        return 1024 * int(re.search(rf"{name}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1])
-
-    before = resident("VmRSS")
+    before = peak_memory()
     run()
-    return resident("VmHWM") - before
+    return round((peak_memory() - before) * 2**20)
+
+
+def _agreed(
+    contestants: Contestants, atol: float, rtol: float = 0.0, seen: Callable[[Any], Any] = lambda found: found
+) -> Contestants:
+    """The contestants, once each of them has computed what the first one does.
+
+    Args:
+        seen: what is compared, of what they compute.
+    """
+    expected, *others = (seen(run()) for run in contestants.values())
+    for found in others:
+        torch.testing.assert_close(expected, found, rtol=rtol, atol=atol)
+    return contestants
 
 
 def _measure(contestants: Contestants, repeats: int) -> dict[str, float]:
     """Median CPU seconds of each contestant. They take turns, so that a machine that slows down slows all of them."""
-    spent: dict[str, list[float]] = {name: [] for name in contestants}
+    spent = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, run in contestants.items():
             start = time.process_time()
@@ -433,7 +401,7 @@ def _measure(contestants: Contestants, repeats: int) -> dict[str, float]:
 @cache
 def _model_and_photographs(
     name: str = "tf_efficientnet_lite0", images: int = IMAGES
-) -> tuple[backbones.Backbone, torch.Tensor, Batch]:
+) -> tuple[backbones.Backbone, Tensor, Batch]:
     """A network (of random weights, if its own are not in a package) and the first images of the miniature ILSVRC."""
     batch = next(iter(Ilsvrc(paths.data_root() / "mini-ilsvrc", "val").batches(batch_size=images)))
     torch.manual_seed(0)
@@ -441,47 +409,38 @@ def _model_and_photographs(
     return model, model.normalise(batch.images), batch
 
 
-@cache
-def _resnet_features(images: int) -> torch.Tensor:
-    model, photographs, _ = _model_and_photographs("resnet50", images)
-    return torch.cat([_features(model, part) for part in photographs.split(8)])
-
-
 @torch.no_grad()
-def _features(model: backbones.Backbone, images: torch.Tensor) -> torch.Tensor:
+def _features(model: backbones.Backbone, images: Tensor) -> Tensor:
     return model.features(images)
 
 
 @torch.no_grad()
-def _maps(model: backbones.Backbone, images: torch.Tensor, classes: int = CLASSES) -> torch.Tensor:
-    return maps.cam(model.features(images), model.classifier.weight[:classes])
+def _maps(model: backbones.Backbone, images: Tensor) -> Tensor:
+    return maps.cam(model.features(images), model.classifier.weight[:TARGETS])
 
 
-def _box_curves(heatmap: torch.Tensor, boxes: list[torch.Tensor]) -> Contestants:
+def _box_curves(heatmap: Tensor, boxes: list[Tensor]) -> Contestants:  # n H W
     levels = (heatmap * 255).to(torch.uint8).numpy()
+    thresholds = (localization.THRESHOLDS * 255).long()
 
-    def ours() -> torch.Tensor:
-        metric = MaxBoxAcc()
+    def ours() -> Tensor:
+        metric = localization.MaxBoxAcc()
         metric.accumulate(heatmap, boxes)
         result = metric.compute()
         return torch.stack((result.single, result.multi))
 
-    def every_threshold() -> torch.Tensor:
-        return _opencv_curves(levels, boxes, (THRESHOLDS * 255).int().tolist())
+    def distinct_masks() -> Tensor:
+        return _opencv_curves(levels, boxes, range(255))[..., thresholds]
 
-    def distinct_masks() -> torch.Tensor:
-        return _opencv_curves(levels, boxes, list(range(255)))[..., (THRESHOLDS * 255).long()]
-
-    torch.testing.assert_close(ours(), every_threshold(), rtol=0, atol=1e-12)
-    torch.testing.assert_close(ours(), distinct_masks(), rtol=0, atol=1e-12)
-    return {
+    contestants = {
         "ours": ours,
-        "OpenCV contours, 1000 thresholds": every_threshold,
+        "OpenCV contours, 1000 thresholds": lambda: _opencv_curves(levels, boxes, thresholds.tolist()),
         "OpenCV contours, the 255 distinct masks only": distinct_masks,
     }
+    return _agreed(contestants, atol=1e-12)
 
 
-def _opencv_curves(levels: np.ndarray, boxes: list[torch.Tensor], thresholds: list[int]) -> torch.Tensor:
+def _opencv_curves(levels: np.ndarray, boxes: list[Tensor], thresholds: Sequence[int]) -> Tensor:
     """BoxAcc of the largest and of all contours (2 3 thresholds), the usual way: contours of every thresholded copy.
 
     The thresholds are levels 0..254: heatmaps reach 255, so the levels are the same for all of them.
@@ -498,16 +457,15 @@ def _opencv_curves(levels: np.ndarray, boxes: list[torch.Tensor], thresholds: li
             if contours:
                 x, y, w, h = np.array([cv2.boundingRect(contour) for contour in contours]).T
                 found = np.stack((x, y, np.minimum(x + w, width - 1), np.minimum(y + h, height - 1)), 1)
-            overlap = _iou(found[:, None], truth.numpy())
-            areas = [cv2.contourArea(contour) for contour in contours]
-            best[:, i, j] = overlap[int(np.argmax(areas)) if contours else 0].max(), overlap.max()
-    return torch.from_numpy((best[:, None] >= np.array(DELTAS)[:, None, None]).mean(2))
+            overlap = _overlap(found[:, None], truth.numpy())
+            areas = [cv2.contourArea(contour) for contour in contours] or [0]
+            best[:, i, j] = overlap[np.argmax(areas)].max(), overlap.max()
+    return torch.from_numpy((best[:, None] >= np.array(localization.DELTAS)[:, None, None]).mean(2))
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
-    inner = np.maximum(high - low + 1, 0).prod(-1)
-    return inner / ((a[..., 2:] - a[..., :2] + 1).prod(-1) + (b[..., 2:] - b[..., :2] + 1).prod(-1) - inner)
+def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    inner = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + 1, 0).prod(-1)
+    return inner / (sum((box[..., 2:] - box[..., :2] + 1).prod(-1) for box in (a, b)) - inner)
 
 
 def _contrast(*sides: int) -> Contestants:
@@ -519,29 +477,24 @@ def _contrast(*sides: int) -> Contestants:
         views.append(View(cam, cam, embeddings.requires_grad_()))
     tags = (torch.rand(8, 20, generator=generator) < 0.08).float()
     noise = torch.rand(2, 8, side, side, generator=generator)
-    config = ContrastConfig.code()
+    config = contrast.ContrastConfig.code()
 
-    def gradients(terms: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    def gradients(terms: dict[str, Tensor]) -> list[Tensor]:
         loss = sum(terms.values())
         return [loss.detach(), *torch.autograd.grad(loss, [view.embeddings for view in views])]
 
-    def ours() -> list[torch.Tensor]:
-        return gradients(contrast_loss(*views, tags, config, noise))
-
-    def loops(draw: bool = False) -> list[torch.Tensor]:
+    def loops(draw: bool) -> list[Tensor]:
         return gradients(released_contrast(*views, tags, noise, draw))
 
-    torch.testing.assert_close(ours(), loops(), rtol=1e-3, atol=1e-6)
-    return {
-        "ours": ours,
-        "loops of the released arithmetic": lambda: loops(True),
-        "the same without a random draw that nothing uses": loops,
+    contestants = {
+        "ours": lambda: gradients(contrast.contrast_loss(*views, tags, config, noise)),
+        "loops of the released arithmetic": partial(loops, True),
+        "the same without a random draw that nothing uses": partial(loops, False),
     }
+    return _agreed(contestants, atol=1e-6, rtol=1e-3)
 
 
-def released_contrast(
-    view1: View, view2: View, tags: torch.Tensor, noise: torch.Tensor, draw: bool
-) -> dict[str, torch.Tensor]:
+def released_contrast(view1: View, view2: View, tags: Tensor, noise: Tensor, draw: bool) -> dict[str, Tensor]:
     """The terms of `ContrastConfig.code()` step by step as the released code goes: class by class, pixel by pixel.
 
     Args:
@@ -570,13 +523,11 @@ def released_contrast(
             prototypes = F.normalize(torch.stack(prototypes), dim=1)
         sides.append((F.normalize(rows, dim=1), labels, prototypes))
 
-    def contrast(directions: torch.Tensor, labels: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+    def cross(directions: Tensor, labels: Tensor, prototypes: Tensor) -> Tensor:
         positive = ((directions * prototypes[labels]).sum(1) / 0.1).exp()
         return -(positive / (directions @ prototypes.T / 0.1).exp().sum(1)).log().mean()
 
-    def intra(
-        directions: torch.Tensor, labels: torch.Tensor, prototypes: torch.Tensor, chance: torch.Tensor
-    ) -> torch.Tensor:
+    def intra(directions: Tensor, labels: Tensor, prototypes: Tensor, chance: Tensor) -> Tensor:
         everyone = prototypes.repeat(len(labels), 1, 1)  # m c d
         order = (directions.detach() @ prototypes.T).argsort(1, descending=True)
         hard = everyone.gather(1, order[:, 3:13, None].expand(-1, -1, everyone.shape[2]))
@@ -586,68 +537,63 @@ def released_contrast(
         positive = ((directions * prototypes[labels]).sum(1) / 0.1).exp()
         negative = ((directions[:, None] * hard).sum(2) / 0.1).exp().sum(1)
         losses = -(positive / (positive + negative)).log()
-        total, classes = losses.sum() * 0, np.unique(labels)
+        total, classes = losses.sum() * 0, labels.unique()
         for label in classes:
-            mask = labels == int(label)
+            mask = labels == label
             count, own = int(mask.sum()), losses[mask]
             if count < 2:
                 continue
-            similarity = ((directions[mask] @ prototypes[int(label)]).detach() + 1) / 2
+            similarity = ((directions[mask] @ prototypes[label]).detach() + 1) / 2
             end = int(0.6 * count)
             hardest = similarity.argsort()[end - count // 2 : end]
             random_half = chance[mask].argsort()[: count // 2]
             total = total + own[torch.cat((random_half, hardest))].mean()
         return total / len(classes)
 
-    one, two = sides
+    views = list(zip(sides, sides[::-1], noise.flatten(1)))
     return {
-        "cross-prototype": 0.1 * (contrast(*one[:2], two[2]) + contrast(*two[:2], one[2])) / 2,
-        "cross-cam": 0.1 * (contrast(one[0], two[1], one[2]) + contrast(two[0], one[1], two[2])) / 2,
-        "intra": 0.1 * (intra(*one, noise[0].flatten()) + intra(*two, noise[1].flatten())) / 2,
+        "cross-prototype": 0.1 * sum(cross(*own[:2], other[2]) for own, other, _ in views) / 2,
+        "cross-cam": 0.1 * sum(cross(own[0], other[1], own[2]) for own, other, _ in views) / 2,
+        "intra": 0.1 * sum(intra(*own, chance) for own, _, chance in views) / 2,
     }
 
 
-def _ranks_by_loop(
-    distances: np.ndarray,
-    query_ids: np.ndarray,
-    gallery_ids: np.ndarray,
-    query_cameras: np.ndarray,
-    gallery_cameras: np.ndarray,
-    every_rank: bool,
-) -> tuple[np.ndarray, float, float]:
-    """CMC (50 ranks), mAP and mINP the usual way, query by query; `every_rank` divides each rank by itself in Python."""
-    orders = np.argsort(distances, 1)
+def _ranks_by_loop(every_rank: bool, distances: np.ndarray, *labels: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """CMC (50 ranks), mAP and mINP the usual way, query by query.
+
+    Args:
+        every_rank: divide each rank by itself in Python.
+        labels: in the order of `ranking.cmc_map`.
+    """
+    query_ids, gallery_ids, query_cameras, gallery_cameras = labels
     curves, precisions, penalties = [], [], []
-    for query, order in enumerate(orders):
+    for query, order in enumerate(np.argsort(distances, 1)):
         same = gallery_ids[order] == query_ids[query]
         hit = same[~(same & (gallery_cameras[order] == query_cameras[query]))]
         if not hit.any():
             continue
         found = hit.cumsum()
-        precision = (
-            np.array([count / (rank + 1.0) for rank, count in enumerate(found)])
-            if every_rank
-            else found / np.arange(1, len(found) + 1)
-        )
+        precision = found / np.arange(1, len(found) + 1)
+        if every_rank:
+            precision = np.array([count / (rank + 1.0) for rank, count in enumerate(found)])
         curves.append(np.minimum(found[:50], 1))
         precisions.append((precision * hit).sum() / found[-1])
         penalties.append(found[-1] / (np.flatnonzero(hit)[-1] + 1))
     return np.mean(curves, 0), float(np.mean(precisions)), float(np.mean(penalties))
 
 
-def _clusters(queries: int, gallery: int, each: int = 25) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of length 1 around random centres, `each` images a centre on average."""
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn((queries + gallery) // each, 512, generator=generator)
-    own = torch.randint(len(centres), (queries + gallery,), generator=generator)
-    features = F.normalize(centres[own] + 1.5 * torch.randn(queries + gallery, 512, generator=generator), dim=1)
+def _clusters(queries: int, gallery: int) -> tuple[Tensor, Tensor]:
+    """Features of length 1 around random centres, 25 images a centre on average."""
+    generator, images = torch.Generator().manual_seed(0), queries + gallery
+    centres = torch.randn(images // 25, 512, generator=generator)
+    own = torch.randint(len(centres), (images,), generator=generator)
+    features = F.normalize(centres[own] + 1.5 * torch.randn(images, 512, generator=generator), dim=1)
     return features[:queries], features[queries:]
 
 
-def _rerank_dense(
-    query: torch.Tensor, gallery: torch.Tensor, k1: int = 20, k2: int = 6, lam: float = 0.3
-) -> np.ndarray:
+def _rerank_dense(query: Tensor, gallery: Tensor) -> Tensor:
     """Re-ranking the usual way: every matrix whole, every row sorted whole, every neighbourhood and query in a loop."""
+    k1, k2, lam = 20, 6, 0.3
     features = torch.cat((query, gallery)).numpy()
     lengths = np.square(features).sum(1)
     distance = np.maximum(lengths[:, None] + lengths - 2 * features @ features.T, 0)
@@ -677,4 +623,4 @@ def _rerank_dense(
             rows = holders[column]
             shared[rows] += np.minimum(encoding[image, column], encoding[rows, column])
         result[image] = (1 - shared / (2 - shared))[len(query) :]
-    return (1 - lam) * result + lam * distance[: len(query), len(query) :]
+    return torch.from_numpy((1 - lam) * result + lam * distance[: len(query), len(query) :])

@@ -12,42 +12,43 @@ Same source, same bytes. What a source may say in short:
     {{next}}                         links to the lessons before and after this one
 """
 
-import argparse
 import copy
 import hashlib
 import re
-import sys
 import tomllib
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jupytext
 import nbformat
 from nbformat import NotebookNode
-from nbgrader.preprocessors import (
-    CheckCellMetadata,
-    ClearHiddenTests,
-    ClearOutput,
-    ClearSolutions,
-    ComputeChecksums,
-    LockCells,
-)
+from nbgrader import preprocessors
 from traitlets.config import Config
 
 from course_lib.paths import checkout, write_text
 
 STUB = '# YOUR CODE HERE\nraise NotImplementedError("this exercise is not written yet")'
 MARKERS = re.compile(r"(BEGIN|END) +(SOLUTION|HIDDEN TESTS)|\{\{\w+\}\}", re.IGNORECASE)
+STEPS = (  # of nbgrader, from the solved notebook to the one that is handed out
+    preprocessors.LockCells,
+    preprocessors.ClearSolutions,
+    preprocessors.ClearOutput,
+    preprocessors.CheckCellMetadata,
+    preprocessors.ClearHiddenTests,
+    preprocessors.ComputeChecksums,
+)
 SETUP = """\
 # Set-up. On Colab it installs the course library and what that needs; torch stays Colab's own. Elsewhere it does nothing.
 import importlib.util, sys
 if "google.colab" in sys.modules and not importlib.util.find_spec("course_lib"):
-    get_ipython().run_line_magic("pip", "install -q --no-deps {library} "
+    get_ipython().run_line_magic("pip", "install -q --no-deps git+{where.repository}@{where.revision} "
                                  "{packages}")
     importlib.invalidate_caches()
 if not importlib.util.find_spec("course_lib"):
     raise ModuleNotFoundError("The course library is missing. Get the course from "
-                              "{repository}, run `make lab` there, and open this lesson.")"""
+                              "{where.repository}, run `make lab` there, and open this lesson.")"""  # noqa: E501 (its first line is as long in the notebooks)
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,15 @@ class Address:
         return f"https://colab.research.google.com/github/{path}/blob/{self.revision}/notebooks/{stem}.ipynb"
 
 
-def address(root: Path) -> Address:
-    """The public address of the course: [project.urls] Repository and [tool.course] of pyproject.toml."""
-    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+def address(folder: Path) -> Address:
+    """The public address of the course: [project.urls] Repository and [tool.course] of pyproject.toml.
+
+    Args:
+        folder: the one with pyproject.toml, or one below it.
+    """
+    name = "pyproject.toml"
+    home = next(parent for parent in (folder.absolute() / name).parents if (parent / name).is_file())
+    settings = tomllib.loads((home / name).read_text("utf-8"))
     course = settings["tool"]["course"]
     return Address(settings["project"]["urls"]["Repository"].rstrip("/"), course["revision"], tuple(course["colab"]))
 
@@ -76,20 +83,32 @@ def sources(folder: Path) -> list[Path]:
     return sorted(folder.glob("[0-9][0-9]_*.py"))
 
 
+def title(source: Path) -> str:
+    """The first heading of a source, without its mark-up."""
+    found = re.search(r"^# # (.+)$", source.read_text("utf-8"), re.MULTILINE)
+    if not found:
+        raise ValueError(f"{source.name} has no title: its first Markdown cell must hold a line `# # Title`.")
+    return found[1].strip()
+
+
+def badge(source: Path, where: Address) -> str:
+    """Markdown of the button that opens a lesson in Colab."""
+    return (
+        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where.in_colab(source.stem)})"
+    )
+
+
 def solved(source: Path, where: Address) -> NotebookNode:
     """The notebook with solutions and hidden tests, without outputs."""
     notebook = jupytext.read(source)
-    text = {"badge": badge(source, where), "next": _next(source, where)}
+    words = {
+        "setup": SETUP.format(where=where, packages=" ".join(where.colab)),
+        "badge": badge(source, where),
+        "next": _next(source, where),
+    }
     for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\{\{(badge|next)\}\}", lambda match: text[match[1]], cell.source)
-        elif cell.source.startswith("# {{setup}}"):
-            lines = SETUP.format(
-                library=f"git+{where.repository}@{where.revision}",
-                packages=" ".join(where.colab),
-                repository=where.repository,
-            )
-            cell.source = cell.source.replace("# {{setup}}", lines, 1)
+        pattern = r"\{\{(badge|next)\}\}" if cell.cell_type == "markdown" else r"\A# \{\{(setup)\}\}"
+        cell.source = re.sub(pattern, lambda match: words[match[1]], cell.source)
         _expand(cell)
     _refuse(notebook, source.name)
     return _tidy(notebook, source.stem)
@@ -102,14 +121,8 @@ def student(notebook: NotebookNode, name: str) -> NotebookNode:
         ValueError: if anything of a solution or a hidden test, or an unknown {{word}}, is still in it.
     """
     notebook = copy.deepcopy(notebook)
-    config = Config()
-    config.ClearSolutions.code_stub = {"python": STUB}
-    resources = {
-        "nbgrader": {"notebook": name, "assignment": "course", "student": "."},
-        "metadata": {},
-        "unique_key": name,
-    }
-    for step in (LockCells, ClearSolutions, ClearOutput, CheckCellMetadata, ClearHiddenTests, ComputeChecksums):
+    config, resources = Config(ClearSolutions={"code_stub": {"python": STUB}}), {}
+    for step in STEPS:
         notebook, resources = step(config=config).preprocess(notebook, resources)
     for cell in notebook.cells:
         if leak := MARKERS.search(cell.source):
@@ -121,12 +134,12 @@ def student(notebook: NotebookNode, name: str) -> NotebookNode:
 
 
 def build_solved(folder: Path, target: Path) -> list[Path]:
-    """Write the solved notebooks of all sources in `folder` to `target`; returns their paths. Nothing else is touched."""
-    where, written = address(_root(folder)), []
-    for source in sources(folder):
-        written.append(target / f"{source.stem}.ipynb")
-        write_text(written[-1], nbformat.writes(solved(source, where)) + "\n")
-    return written
+    """Write the solved notebooks of all sources in `folder` to `target`, and nothing else; returns their paths."""
+    where = address(folder)
+    notebooks = {target / f"{source.stem}.ipynb": solved(source, where) for source in sources(folder)}
+    for path, notebook in notebooks.items():
+        write_text(path, nbformat.writes(notebook) + "\n")
+    return list(notebooks)
 
 
 def build_student(folder: Path, target: Path, check: bool = False) -> list[str]:
@@ -137,43 +150,49 @@ def build_student(folder: Path, target: Path, check: bool = False) -> list[str]:
     Returns:
         names of the notebooks that were missing or different.
     """
-    where, changed = address(_root(folder)), []
+    where, changed = address(folder), []
     for source in sources(folder):
         path = target / f"{source.stem}.ipynb"
         text = nbformat.writes(student(solved(source, where), source.stem)) + "\n"
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        if not path.is_file() or path.read_text("utf-8") != text:
             changed.append(path.name)
             if not check:
                 write_text(path, text)
     return changed
 
 
-def main(argv: list[str]) -> int:
-    """`python -m course_lib build [--check]`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m course_lib build",
-        description="Build the notebooks from notebooks/src. Student notebooks in notebooks/ are overwritten.",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail if a student notebook is not what its source gives"
-    )
-    arguments = parser.parse_args(argv)
+def course_root() -> Path:
+    """The checkout of the course, which all commands of `course_lib.course` but the benchmark work in."""
     root = checkout()
     if root is None:
-        sys.exit("Notebooks are built in a checkout of the course, but course_lib is installed without one.")
+        raise RuntimeError("expected a checkout of the course, got course_lib without one; run this in a checkout.")
+    return root
+
+
+def choose(notebooks: list[Path], numbers: Sequence[str]) -> list[Path]:
+    """The notebooks of lessons that are named by their numbers, such as 01."""
+    known = {notebook.stem[:2]: notebook for notebook in notebooks}
+    if unknown := set(numbers) - set(known):
+        raise ValueError(f"there is no lesson {', '.join(sorted(unknown))}; there are: {', '.join(known)}")
+    return [known[number] for number in numbers]
+
+
+def main(check: bool = False) -> int:
+    """Build the notebooks from notebooks/src. Student notebooks in notebooks/ are overwritten.
+
+    Args:
+        check: write nothing; fail if a student notebook is not what its source gives.
+    """
+    root = course_root()
     folder = root / "notebooks" / "src"
-    changed = build_student(folder, root / "notebooks", arguments.check)
-    if arguments.check and changed:
+    changed = build_student(folder, root / "notebooks", check)
+    if check and changed:
         print(f"Not what the sources give: {', '.join(changed)}. Run `make notebooks` and commit the result.")
         return 1
-    if not arguments.check:
+    if not check:
         build_solved(folder, root / "build" / "solved")
     print(f"Built anew: {', '.join(changed)}." if changed else "Student notebooks are up to date.")
     return 0
-
-
-def _root(folder: Path) -> Path:
-    return next(parent for parent in folder.absolute().parents if (parent / "pyproject.toml").is_file())
 
 
 def _expand(cell: NotebookNode) -> None:
@@ -197,29 +216,28 @@ def _refuse(notebook: NotebookNode, name: str) -> None:
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     graded = [cell for cell in code if "nbgrader" in cell.metadata]
     ids = [cell.metadata["nbgrader"]["grade_id"] for cell in graded]
-    exercises = [grade_id.removeprefix("exercise-") for grade_id in ids if grade_id.startswith("exercise-")]
-    tags = [cell.metadata.get("tags", []) for cell in code]
-    if not tags or "parameters" not in tags[0]:
+    numbers = {grade_id.partition("-")[2] for grade_id in ids}
+    if not code or "parameters" not in code[0].metadata.get("tags", []):
         raise ValueError(f'{name}: the first code cell must be the one with tags=["parameters"].')
     if sum(cell.source.startswith(SETUP.splitlines()[0]) for cell in code) != 1:
         raise ValueError(f"{name}: exactly one cell must start with the line `# {{{{setup}}}}`.")
-    if sorted(ids) != sorted(f"{kind}-{number}" for number in set(exercises) for kind in ("exercise", "check")):
+    if sorted(ids) != sorted(f"{kind}-{number}" for kind in ("exercise", "check") for number in numbers):
         raise ValueError(
             f"{name}: every exercise needs exactly one check with its number, but the cells are {', '.join(ids)}."
         )
-    for cell in graded:
-        if cell.metadata["nbgrader"]["solution"] and "### BEGIN SOLUTION" not in cell.source:
-            raise ValueError(f"{name}: {cell.metadata['nbgrader']['grade_id']} has no ### BEGIN SOLUTION.")
+    for cell, grade_id in zip(graded, ids):
+        if grade_id.startswith("exercise-") and "### BEGIN SOLUTION" not in cell.source:
+            raise ValueError(f"{name}: {grade_id} has no ### BEGIN SOLUTION.")
 
 
 def _tidy(notebook: NotebookNode, name: str) -> NotebookNode:
     """Same source, same bytes: cell ids from contents, one kernel name, nothing of the editor or the converter."""
-    seen: dict[str, int] = {}
+    seen = Counter()
     for cell in notebook.cells:
         cell.metadata.pop("lines_to_next_cell", None)
         key = cell.metadata.get("nbgrader", {}).get("grade_id") or cell.source.split("\n")[0]
-        seen[key] = seen.get(key, -1) + 1
         cell["id"] = hashlib.sha256(f"{name}|{key}|{seen[key]}".encode()).hexdigest()[:8]
+        seen[key] += 1
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -231,29 +249,14 @@ def _tidy(notebook: NotebookNode, name: str) -> NotebookNode:
     return notebook
 
 
-def badge(source: Path, where: Address) -> str:
-    """Markdown of the button that opens a lesson in Colab."""
-    return (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({where.in_colab(source.stem)})"
-    )
-
-
 def _next(source: Path, where: Address) -> str:
-    """Links to the neighbours: relative ones for a checkout, Colab's own beside them, where relative links lead nowhere."""
+    """Links to the neighbours: relative ones for a checkout, Colab's own beside them, where those lead nowhere."""
     lessons = sources(source.parent)
     at = lessons.index(source)
-    around = {"Before": lessons[at - 1] if at else None, "Next": lessons[at + 1] if at + 1 < len(lessons) else None}
+    around = {"Before": lessons[:at][-1:], "Next": lessons[at + 1 :][:1]}
     links = [
-        f"**{word}:** [{_title(lesson)}]({lesson.stem}.ipynb) ([in Colab]({where.in_colab(lesson.stem)}))"
-        for word, lesson in around.items()
-        if lesson
+        f"**{word}:** [{title(lesson)}]({lesson.stem}.ipynb) ([in Colab]({where.in_colab(lesson.stem)}))"
+        for word, neighbour in around.items()
+        for lesson in neighbour
     ]
     return " · ".join([*links, f"[All lessons]({where.repository})"])
-
-
-def _title(source: Path) -> str:
-    """The first heading of a source, without its mark-up."""
-    found = re.search(r"^# # (.+)$", source.read_text(encoding="utf-8"), re.MULTILINE)
-    if not found:
-        raise ValueError(f"{source.name} has no title: its first Markdown cell must hold a line `# # Title`.")
-    return found[1].strip()

@@ -3,21 +3,21 @@
 The page stands alone: pictures and styles are inside. It reads build/results/*.json and the executed notebooks.
 """
 
-import argparse
 import json
 import re
-import sys
-from collections.abc import Set
-from html import escape
+from collections import defaultdict
+from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jinja2
 import nbformat
+from markupsafe import Markup
 from nbformat import NotebookNode
 
-from course_lib import paths
+from course_lib import evidence, paths
 from course_lib.course import build
-from course_lib.lesson import PROFILES, commit, evidence, over_seeds, with_unit
+from course_lib.lesson import PROFILES, commit, with_unit
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2530; --dim: #55606e; --paper: #fdfdfb; --card: #ffffff; --line: #d9dde3;
@@ -32,18 +32,140 @@ h2 { font-size: 1.3rem; margin: 2.75rem 0 .5rem; padding-bottom: .25rem; border-
 h3 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
 p { margin: .5rem 0; } .dim, caption, figcaption, small { color: var(--dim); } a { color: var(--mark); }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; padding: 0; list-style: none; }
-.scroll { overflow-x: auto; margin: .75rem 0; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
+.scroll { overflow-x: auto; margin: .75rem 0; border: 1px solid var(--line); border-radius: .5rem;
+          background: var(--card); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding: .6rem .75rem; font-size: .9rem; position: sticky; left: 0; max-width: calc(100vw - 2.5rem); }
+caption { text-align: left; padding: .6rem .75rem; font-size: .9rem; position: sticky; left: 0;
+          max-width: calc(100vw - 2.5rem); }
 th, td { padding: .45rem .75rem; text-align: left; vertical-align: top; border-top: 1px solid var(--line); }
 thead th { font-size: .85rem; color: var(--dim); font-weight: 600; white-space: nowrap; }
-tbody th { font-weight: 500; min-width: min(15rem, 38vw); } .number { text-align: right; white-space: nowrap; } td.note { min-width: 14rem; font-size: .9rem; }
-td strong { font-weight: 650; } .stale { color: var(--warn); } .failed { color: var(--bad); } .passed { color: var(--good); }
-.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); align-items: start; }
+tbody th { font-weight: 500; min-width: min(15rem, 38vw); } td strong { font-weight: 650; }
+.number { text-align: right; white-space: nowrap; } td.note { min-width: 14rem; font-size: .9rem; }
+.stale { color: var(--warn); } .failed { color: var(--bad); } .passed { color: var(--good); }
+.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr));
+            align-items: start; }
 figure { margin: 0; padding: .75rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--card); }
-figure img { max-width: 100%; height: auto; display: block; margin: 0 auto .5rem; background: #fff; border-radius: .25rem; }
-figure figure { padding: 0; border: 0; } figure img[hidden] { display: none; } figure input[type=range] { width: min(100%, 18rem); vertical-align: middle; }
-figcaption { font-size: .9rem; }
+figure img { max-width: 100%; height: auto; display: block; margin: 0 auto .5rem; background: #fff;
+             border-radius: .25rem; }
+figure figure { padding: 0; border: 0; } figure img[hidden] { display: none; }
+figure input[type=range] { width: min(100%, 18rem); vertical-align: middle; } figcaption { font-size: .9rem; }
+"""
+
+SECTIONS = {
+    "lessons": "Lessons",
+    "figures": "What was measured",
+    "speed": "Speed",
+    "pictures": "Pictures",
+    "versions": "Made with",
+}
+PAGE = """\
+{% macro section(id) %}
+{% if id in sections %}
+<section aria-labelledby="{{ id }}"><h2 id="{{ id }}">{{ sections[id] }}</h2>
+{{ caller() }}</section>
+{% endif %}
+{% endmacro %}
+{% macro table(caption, columns) %}
+<div class="scroll" role="region" aria-label="{{ caption }}" tabindex="0"><table><caption>{{ caption }}</caption>
+<thead><tr>
+{% for column, kind in columns.items() %}
+<th scope="col"{{ {"class": kind} | xmlattr }}>{{ column }}</th>
+{% endfor %}
+</tr></thead><tbody>
+{{ caller() }}</tbody></table></div>
+{% endmacro %}
+<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>From Maps to Masks: report</title>
+<style>{{ style }}</style></head>
+<body><header><h1>From Maps to Masks</h1>
+<p class="dim">What the lessons measured, in the profile “{{ profile }}”
+{%- if commit %}, at commit {{ commit }}{% endif %}.</p>
+<nav aria-label="Sections"><ul>
+{% for id, title in sections.items() %}
+<li><a href="#{{ id }}">{{ title }}</a></li>
+{% endfor %}
+</ul></nav></header><main>
+
+{% call section("lessons") %}
+{% set columns = {"Lesson": none, "State": none, "Exercises": "number", "Seconds": "number",
+                  "with start": "number", "Peak MB": "number", "Device": none, "Data": none} %}
+{% set caption = "Time from set-up to the last cell, and with the kernel’s start; most memory held; " ~
+                 "fingerprint of the data." %}
+{% if lessons %}
+{% call table(caption, columns) %}
+{% for lesson in lessons %}
+<tr><th scope="row">{{ lesson.title }}</th>
+{% if lesson.failed %}
+<td><span class="failed">failed: {{ lesson.failed }}</span></td>
+{% elif lesson.stale %}
+<td><span class="stale">stale: measured with {{ lesson.stale }}</span></td>
+{% else %}
+<td><span class="passed">ran through</span></td>
+{% endif %}
+<td class="number">{{ lesson.passed }}</td>
+{% for name in ("seconds", "wall_seconds", "peak_mb") %}
+<td class="number">{{ lesson.get(name) | with_unit }}</td>
+{% endfor %}
+<td>{{ lesson.device or "–" }}</td><td>{{ lesson.fingerprint or "–" }}</td></tr>
+{% endfor %}
+{% endcall %}
+{% else %}
+<p>No lesson has been run yet: <code>make run</code>.</p>
+{% endif %}
+{% endcall %}
+
+{% call section("figures") %}
+{% for lesson in lessons if lesson.figures %}
+{% set columns = {"Figure": none, "Measured": "number", lesson.evidence.seeds | length ~ " seeds": "number",
+                  "In the paper": "number", "Note": "note"} %}
+{% call table(lesson.title ~ (", stale: measured with " ~ lesson.stale if lesson.stale), columns) %}
+{% for figure in lesson.figures %}
+{% set known = lesson.evidence.figures[figure.name] %}
+<tr><th scope="row">{{ figure.name }}</th>
+<td class="number"><strong>{{ figure.value | with_unit(figure.unit) }}</strong></td>
+<td class="number">{{ known["values"] | over_seeds if known else "–" }}</td>
+<td class="number">{{ "–" if figure.paper is none else figure.paper | with_unit(figure.unit) }}</td>
+<td class="note">{{ figure.note }}</td></tr>
+{% endfor %}
+{% endcall %}
+{% endfor %}
+{% endcall %}
+
+{% call section("speed") %}
+{% call table(bench.caption, bench.columns) %}
+{% for row in bench.rows %}
+<tr>
+{% for column, kind in bench.columns.items() %}
+{% if loop.first %}
+<th scope="row">{{ row[column] | with_unit }}</th>
+{% else %}
+<td{{ {"class": kind} | xmlattr }}>{{ row[column] | with_unit }}</td>
+{% endif %}
+{% endfor %}
+</tr>
+{% endfor %}
+{% endcall %}
+{% endcall %}
+
+{% call section("pictures") %}
+{% for heading, pictures in albums if pictures %}
+<h3>{{ heading }}</h3><div class="pictures">
+{% for picture, alternative in pictures %}
+<figure>{{ picture }}<figcaption>{{ alternative }}</figcaption></figure>
+{% endfor %}
+</div>
+{% endfor %}
+{% endcall %}
+
+{% call section("versions") %}
+{% call table("Versions that the figures were measured with", {"Package": none, "Version": none}) %}
+{% for name, found in versions.items() %}
+<tr><th scope="row">{{ name }}</th><td>{{ found | sort | join(", ") }}</td></tr>
+{% endfor %}
+{% endcall %}
+{% endcall %}
+</main></body></html>
 """
 
 
@@ -56,233 +178,100 @@ def write(results: Path, executed: Path, target: Path, profile: str = "mini") ->
         target: the page.
         profile: the profile that results should have; others are marked as stale.
     """
-    lessons = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("[0-9][0-9].json"))]
-    notebooks = {
-        path.stem.split("_")[0]: nbformat.read(path, 4) for path in sorted(executed.glob("[0-9][0-9]_*.ipynb"))
+    lessons = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("[0-9][0-9].json"))]
+    notebooks = {path.stem[:2]: nbformat.read(path, 4) for path in sorted(executed.glob("[0-9][0-9]_*.ipynb"))}
+    albums = [(_title(notebook, number), pictures(notebook)) for number, notebook in notebooks.items()]
+    versions = defaultdict(set)
+    for lesson in lessons:
+        number, verdicts = lesson["lesson"], list(lesson.get("exercises", {}).values())
+        lesson["title"] = _title(notebooks.get(number), number)
+        lesson["stale"] = _stale(lesson, profile)
+        lesson["passed"] = f"{verdicts.count('PASS')} of {len(verdicts)}" if verdicts else "–"
+        lesson["evidence"] = evidence.table(number) or {"seeds": [], "figures": {}}
+        for name, version in lesson.get("versions", {}).items():
+            versions[name].add(version)
+    bench = _bench(results / "bench.json")
+    shown = {
+        "lessons": True,
+        "figures": any(lesson.get("figures") for lesson in lessons),
+        "speed": bench,
+        "pictures": any(found for _, found in albums),
+        "versions": versions,
     }
-    bench = results / "bench.json"
-    parts = {
-        "lessons": ("Lessons", _lessons(lessons, notebooks, profile)),
-        "figures": ("What was measured", _figures(lessons, notebooks, profile)),
-        "speed": ("Speed", _bench(json.loads(bench.read_text(encoding="utf-8"))) if bench.is_file() else ""),
-        "pictures": ("Pictures", "".join(_pictures(number, notebook) for number, notebook in notebooks.items())),
-        "versions": ("Made with", _versions(lessons)),
-    }
-    parts = {name: (title, body) for name, (title, body) in parts.items() if body}
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in parts.items())
-    body = "".join(
-        f'<section aria-labelledby="{name}"><h2 id="{name}">{title}</h2>{body}</section>'
-        for name, (title, body) in parts.items()
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
+    environment.filters |= {"with_unit": with_unit, "over_seeds": evidence.over_seeds}
+    page = environment.from_string(PAGE).render(
+        style=Markup(STYLE),
+        profile=profile,
+        commit=commit(),
+        sections={name: title for name, title in SECTIONS.items() if shown[name]},
+        lessons=lessons,
+        bench=bench,
+        albums=albums,
+        versions=versions,
     )
-    paths.write_text(
-        target,
-        (
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1"><title>From Maps to Masks: report</title>'
-            f"<style>{STYLE}</style></head><body><header><h1>From Maps to Masks</h1>"
-            f'<p class="dim">What the lessons measured, in the profile “{escape(profile)}”'
-            f"{f', at commit {escape(commit() or str())}' if commit() else ''}.</p>"
-            f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main></body></html>\n'
-        ),
-    )
+    paths.write_text(target, page.lstrip() + "\n")
     return target
 
 
-def readme(root: Path, results: Path) -> None:
-    """Write the table of lessons into README.md of the checkout: minutes, badge, and the seconds of the last mini run."""
+def write_readme(root: Path, results: Path) -> None:
+    """Write the table of lessons into the README.md of a checkout: minutes, badge, and seconds of the last mini run."""
     where, rows = build.address(root), ["| lesson | to work through | computes | open |", "|---|---|---|---|"]
     for source in build.sources(root / "notebooks" / "src"):
-        text, result = source.read_text(encoding="utf-8"), results / f"{source.stem[:2]}.json"
-        title, minutes = re.search(r"^# # (.+)$", text, re.M)[1], re.search(r"\*\*Time\*\* (\d+) min", text)[1]
-        measured = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+        number, result = source.stem[:2], results / f"{source.stem[:2]}.json"
+        minutes = re.search(r"\*\*Time\*\* (\d+) min", source.read_text("utf-8"))[1]
+        measured = json.loads(result.read_text("utf-8")) if result.is_file() else {}
         if measured.get("profile") != "mini" or "seconds" not in measured:
-            sys.exit(f"Lesson {source.stem[:2]} has no result of the mini profile in {results}: run `make run` first.")
+            raise ValueError(f"Lesson {number} has no result of the mini profile in {results}: run `make run` first.")
         rows.append(
-            f"| [{title}](notebooks/{source.stem}.ipynb) | {minutes} min | {measured['seconds']:.0f} s | "
+            f"| [{build.title(source)}](notebooks/{source.stem}.ipynb) | {minutes} min | {measured['seconds']:.0f} s | "
             f"{build.badge(source, where)} |"
         )
-    page = root / "README.md"
-    before, rest = page.read_text(encoding="utf-8").split("<!-- lessons:", 1)
-    start, after = rest.split("-->", 1)[0], rest.split("<!-- /lessons -->", 1)[1]
-    paths.write_text(page, f"{before}<!-- lessons:{start}-->\n" + "\n".join(rows) + f"\n<!-- /lessons -->{after}")
-
-
-def main(argv: list[str]) -> int:
-    """`python -m course_lib report [--profile mini] [--readme]`; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m course_lib report",
-        description="Write build/report.html from the results and executed notebooks that are there.",
+    page, table = root / "README.md", "\n".join(rows)
+    text = re.sub(
+        "(<!-- lessons:.*?-->\n).*?(?=<!-- /lessons -->)",
+        lambda start: f"{start[1]}{table}\n",
+        page.read_text("utf-8"),
+        flags=re.DOTALL,
     )
-    parser.add_argument(
-        "--profile", choices=PROFILES, default="mini", help="results of others are marked (default: mini)"
-    )
-    parser.add_argument("--readme", action="store_true", help="also write the table of lessons into README.md")
-    arguments = parser.parse_args(argv)
-    root = paths.checkout()
-    if root is None:
-        sys.exit("The report is made in a checkout of the course, but course_lib is installed without one.")
-    print(write(paths.results(), root / "build" / "run", root / "build" / "report.html", arguments.profile))
-    if arguments.readme:
-        readme(root, paths.results())
-    return 0
+    paths.write_text(page, text)
 
 
-def pictures(notebook: NotebookNode) -> list[tuple[str, str]]:
+def main(profile: Literal[PROFILES] = "mini", readme: bool = False) -> None:
+    """Write build/report.html from the results and executed notebooks that are there.
+
+    Args:
+        profile: results of others are marked.
+        readme: also write the table of lessons into README.md.
+    """
+    root = build.course_root()
+    print(write(paths.results(), root / "build" / "run", root / "build" / "report.html", profile))
+    if readme:
+        write_readme(root, paths.results())
+
+
+def pictures(notebook: NotebookNode) -> list[tuple[Markup, str]]:
     """The pictures of an executed notebook in order, as (HTML without scripts from outside, text alternative)."""
     found = []
-    for data, metadata in _outputs(notebook):
-        html = "".join(data.get("text/html", ""))
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output):
+        html = "".join(output.data.get("text/html", ""))
+        mime = next((mime for mime in ("image/png", "image/jpeg") if mime in output.data), None)
         if 'type="range"' in html:  # a flipbook: all its frames, and it still flips
-            found.append((html, f"{html.count('<img')} frames; turn them with the slider"))
-            continue
-        for mime in ("image/png", "image/jpeg"):
-            if mime in data:
-                alt = metadata.get(mime, {}).get("alt", "") or _alt(html)
-                source = "".join("".join(data[mime]).split())
-                found.append((f'<img alt="{escape(alt)}" loading="lazy" src="data:{mime};base64,{source}">', alt))
-                break
+            found.append((Markup(html), f"{html.count('<img')} frames; turn them with the slider"))
+        elif mime:
+            alt = output.metadata.get(mime, {}).get("alt", "") or _alt(html)
+            source = "".join("".join(output.data[mime]).split())
+            image = Markup('<img alt="{}" loading="lazy" src="data:{};base64,{}">').format(alt, mime, source)
+            found.append((image, alt))
         else:
-            found += [(image, _alt(image)) for image in re.findall(r"<img\b[^>]*>", html) if 'src="data:' in image]
+            images = re.findall(r"<img\b[^>]*>", html)
+            found += [(Markup(image), _alt(image)) for image in images if 'src="data:' in image]
     return found
-
-
-def _outputs(notebook: NotebookNode) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    return [
-        (output.data, output.metadata)
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "data" in output
-    ]
 
 
 def _alt(html: str) -> str:
     found = re.search(r'alt="([^"]*)"', html)
-    return found[1] if found else ""
-
-
-def _stale(result: dict[str, Any], profile: str) -> str:
-    """Why a result does not belong to this report; empty if it does."""
-    reasons = [f"profile {result['profile']}"] * (result["profile"] != profile)
-    if "commit" in result and result["commit"] != commit():
-        reasons.append(f"commit {result['commit']}")
-    return " and ".join(reasons)
-
-
-def _table(
-    caption: str, header: list[str], rows: list[list[str]], numbers: Set[int] = frozenset(), note: int = -1
-) -> str:
-    """A table from cells that are HTML already; the first cell of each row is its header."""
-    kind = ["number" if i in numbers else "note" if i == note else "" for i in range(len(header))]
-    kind = [f' class="{name}"' if name else "" for name in kind]
-    head = "".join(f'<th scope="col"{kind[i]}>{title}</th>' for i, title in enumerate(header))
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<th scope="row"{kind[0]}>{cell}</th>' if i == 0 else f"<td{kind[i]}>{cell}</td>"
-            for i, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" role="region" aria-label="{caption}" tabindex="0"><table><caption>{caption}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _lessons(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], profile: str) -> str:
-    rows = []
-    for result in lessons:
-        number = result["lesson"]
-        if "failed" in result:
-            state = f'<span class="failed">failed: {escape(result["failed"])}</span>'
-        elif why := _stale(result, profile):
-            state = f'<span class="stale">stale: measured with {escape(why)}</span>'
-        else:
-            state = '<span class="passed">ran through</span>'
-        exercises = result.get("exercises", {})
-        passed = sum(verdict == "PASS" for verdict in exercises.values())
-        rows.append(
-            [
-                escape(_title(notebooks.get(number), number)),
-                state,
-                f"{passed} of {len(exercises)}" if exercises else "–",
-                with_unit(result.get("seconds")),
-                with_unit(result.get("wall_seconds")),
-                with_unit(result.get("peak_mb")),
-                escape(result.get("device", "–")),
-                escape(result.get("fingerprint") or "–"),
-            ]
-        )
-    header = ["Lesson", "State", "Exercises", "Seconds", "with start", "Peak MB", "Device", "Data"]
-    caption = (
-        "Time from set-up to the last cell, and with the kernel’s start; most memory held; fingerprint of the data."
-    )
-    return (
-        _table(caption, header, rows, {2, 3, 4, 5})
-        if rows
-        else "<p>No lesson has been run yet: <code>make run</code>.</p>"
-    )
-
-
-def _figures(lessons: list[dict[str, Any]], notebooks: dict[str, NotebookNode], profile: str) -> str:
-    tables = []
-    for result in lessons:
-        why = _stale(result, profile)
-        table = evidence(result["lesson"]) or {"seeds": [], "figures": {}}
-        rows = [
-            [
-                escape(figure["name"]),
-                f"<strong>{escape(with_unit(figure['value'], figure['unit']))}</strong>",
-                over_seeds(table["figures"][figure["name"]]["values"]) if figure["name"] in table["figures"] else "–",
-                "–" if figure["paper"] is None else escape(with_unit(figure["paper"], figure["unit"])),
-                escape(figure["note"]),
-            ]
-            for figure in result.get("figures", [])
-        ]
-        caption = escape(_title(notebooks.get(result["lesson"]), result["lesson"]))
-        caption += f", stale: measured with {escape(why)}" if why else ""
-        tables += (
-            [
-                _table(
-                    caption,
-                    ["Figure", "Measured", f"{len(table['seeds'])} seeds", "In the paper", "Note"],
-                    rows,
-                    {1, 2, 3},
-                    4,
-                )
-            ]
-            if rows
-            else []
-        )
-    return "".join(tables)
-
-
-def _bench(bench: dict[str, Any]) -> str:
-    rows, header = bench["rows"], list(bench["rows"][0]) if bench["rows"] else []
-    numbers = {i for i, name in enumerate(header) if all(isinstance(row.get(name), int | float) for row in rows)}
-    cells = [[escape(with_unit(row.get(name))) for name in header] for row in rows]
-    versions = ", ".join(
-        f"{escape(name)} {escape(str(version))}" for name, version in bench.get("versions", {}).items()
-    )
-    caption = "Ours and others, side by side in one run, one thread, median of several. " + versions
-    if bench.get("commit") != commit():
-        caption += f", stale: measured with commit {escape(str(bench.get('commit')))}"
-    return _table(caption, [escape(name.replace("_", " ")) for name in header], cells, numbers) if rows else ""
-
-
-def _pictures(number: str, notebook: NotebookNode) -> str:
-    items = "".join(f"<figure>{html}<figcaption>{alt}</figcaption></figure>" for html, alt in pictures(notebook))
-    return f'<h3>{escape(_title(notebook, number))}</h3><div class="pictures">{items}</div>' if items else ""
-
-
-def _versions(lessons: list[dict[str, Any]]) -> str:
-    seen = {
-        name: sorted({result["versions"][name] for result in lessons if name in result.get("versions", {})})
-        for name in dict.fromkeys(name for result in lessons for name in result.get("versions", {}))
-    }
-    rows = [[escape(name), escape(", ".join(versions))] for name, versions in seen.items()]
-    return _table("Versions that the figures were measured with", ["Package", "Version"], rows) if rows else ""
+    return unescape(found[1]) if found else ""
 
 
 def _title(notebook: NotebookNode | None, number: str) -> str:
@@ -290,3 +279,31 @@ def _title(notebook: NotebookNode | None, number: str) -> str:
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown") if notebook else ""
     found = re.search(r"^# (.+)$", text, re.MULTILINE)
     return found[1] if found else f"Lesson {number}"
+
+
+def _stale(result: dict[str, Any], profile: str) -> str:
+    """Why a result does not belong to this report; empty if it does."""
+    reasons = []
+    if result["profile"] != profile:
+        reasons.append(f"profile {result['profile']}")
+    if result.get("commit", commit()) != commit():
+        reasons.append(f"commit {result['commit']}")
+    return " and ".join(reasons)
+
+
+def _bench(path: Path) -> dict[str, Any]:
+    """The table of a benchmark, nothing if there is none: its caption, {column: class of its cells}, and rows."""
+    bench = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    if not bench.get("rows"):
+        return {}
+    versions = ", ".join(f"{name} {version}" for name, version in bench.get("versions", {}).items())
+    caption = f"Ours and others, side by side in one run, one thread, median of several. {versions}"
+    if bench.get("commit") != commit():
+        caption += f", stale: measured with commit {bench.get('commit')}"
+    rows = [{name.replace("_", " "): row.get(name) for name in bench["rows"][0]} for row in bench["rows"]]
+    numbers = {name for name in rows[0] if all(isinstance(row[name], int | float) for row in rows)}
+    return {
+        "caption": caption,
+        "columns": {name: "number" if name in numbers else None for name in rows[0]},
+        "rows": rows,
+    }

@@ -1,12 +1,12 @@
-"""Evidence of seeds: all methods in both miniatures, and the ablation tables, each with several training and data seeds.
+"""Studies: what no lesson has time for, with several random seeds of training and of data; tables in data/evidence.
 
-    python -m course_lib evidence seeds         CAM, SEAM, SEAM+P2P, EPS, EPS+P2P: writes data/evidence/seeds.json
-    python -m course_lib evidence ablations     rows of Tables 5, 6 and 7 of Du et al., CVPR 2022: data/evidence/ablations.json
-    python -m course_lib evidence contrast      what the gain of contrast depends on: data/evidence/contrast.json
+    python -m course_lib evidence methods       CAM, SEAM, SEAM+P2P, EPS, EPS+P2P, in both miniatures
+    python -m course_lib evidence ablations     rows of Tables 5, 6 and 7 of Du et al., CVPR 2022
+    python -m course_lib evidence contrast      what the gain of contrast depends on
 
-A training seed changes weights, batches and dropout; a data seed changes scenes, and with photographs also which of them are
-for training and which for validation. All methods of one seed start from the same weights and see the same batches, so what is
-compared are differences of a seed with itself: their mean, with the interval of Student's t over the seeds, both sides, 95 %.
+A training seed changes weights, batches and dropout; a data seed changes scenes, and with photographs also which of
+them are for training and which for validation. All methods of one random seed start from the same weights and see the
+same batches, so what is compared are differences of a run with its own partner (see `course_lib.evidence`).
 
 Finished trainings are kept in build/evidence and not done again for the same commit.
 """
@@ -19,39 +19,39 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import t as student
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from course_lib import lesson, paths
+from course_lib.backbones.weights import LITE0
+from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import Voc
-from course_lib.experiments import wsss as ablate
+from course_lib.evidence import over_seeds, values
+from course_lib.published import CONTRAST_TABLES
 from course_lib.worlds import minis
 from course_lib.wsss import seeds
-from course_lib.wsss.cam_net import LITE0, METHODS
 from course_lib.wsss.contrast import ContrastConfig
-from course_lib.wsss.learner import SMALL_RECIPES, Training, recipe, train, training_images
+from course_lib.wsss.learner import train, training_images
+from course_lib.wsss.methods import METHODS
+from course_lib.wsss.recipes import SMALL_RECIPES, TagTraining, recipe, rows
 
 BACKBONES = {"photographs": LITE0, "creatures": "small"}
-# (data seed, training seed) of each world
-SEEDS = {
+# (data seed, training seed) of each world.
+RANDOM_SEEDS = {
     "photographs": tuple((0, seed) for seed in range(4)),
     "creatures": tuple((data, seed) for data in (0, 1) for seed in range(3)),
 }
-ABLATED = "creatures"  # the world of the tables
 ABLATION_SEEDS = (0, 1, 2)
-# What is changed for photographs, one thing at a time, to see what the gain of contrast depends on: Training and its contrast.
+# What is changed for photographs, one thing at a time, to see what the gain of contrast depends on.
 CHANGES: dict[str, dict[str, Any]] = {
     "views of 192 and 128 pixels": {"size": 192, "scored_at": 192},
     "half as long": {"epochs": SMALL_RECIPES[LITE0]["epochs"] // 2},
     "contrast as released": {"contrast": ContrastConfig.code()},
     "contrast as in the paper": {"contrast": ContrastConfig.paper()},
 }
-SPLITS = ("train", "val")
 FIGURES = ("miou", "miou_others", "precision", "recall", "threshold", "track")
 
 
@@ -60,69 +60,63 @@ class Case(NamedTuple):
 
     world: str  # "photographs" or "creatures"
     data_seed: int
-    config: Training  # its data is set where it is run
+    config: TagTraining  # its data is set where it is run
 
     @property
     def file(self) -> str:
         """A name of its own; two studies that ask for the same have the same."""
-        config = self.config
-        digest = hashlib.sha256(repr(config).encode()).hexdigest()[:12]
-        return f"{self.world}-{self.data_seed}-{config.method}-{config.seed}-{digest}.json"
+        digest = hashlib.sha256(repr(self.config).encode()).hexdigest()[:12]
+        return f"{self.world}-{self.data_seed}-{self.config.method}-{self.config.seed}-{digest}.json"
 
 
 def methods() -> list[tuple[str, Case]]:
-    """Every method with every seed, in both worlds."""
+    """Every method with every random seed, in both worlds."""
     return [
-        (method, Case(world, data_seed, recipe(method, BACKBONES[world], data="", seed=seed)))
-        for world, pairs in SEEDS.items()
+        (method, Case(world, data_seed, recipe(method, BACKBONES[world], seed=seed)))
+        for world, pairs in RANDOM_SEEDS.items()
         for data_seed, seed in pairs
         for method in METHODS
     ]
 
 
 def ablations() -> list[tuple[str, Case]]:
-    """Every row of every table with every seed."""
+    """Every row of every table with every random seed, on creatures."""
     return [
-        (f"{table}: {row}", Case(ABLATED, 0, replace(changed, seed=seed)))
-        for table in ablate.PAPER
+        (f"{table}: {row}", Case("creatures", 0, replace(changed, seed=seed)))
+        for table in CONTRAST_TABLES
         for seed in ABLATION_SEEDS
-        for row, changed in ablate.rows(table, recipe("seam+p2p", BACKBONES[ABLATED], data="")).items()
+        for row, changed in rows(table, recipe("seam+p2p", "small")).items()
     ]
 
 
 def changes() -> list[tuple[str, Case]]:
-    """SEAM and contrast on it under every change that concerns them, on photographs; unchanged they are among `methods`."""
-    asked = [
-        (name, method, change)
-        for name, change in CHANGES.items()
-        for method in (("seam+p2p",) if "contrast" in change else ("seam", "seam+p2p"))
-    ]
+    """SEAM and contrast on it under every change that concerns them, on photographs; unchanged they are `methods`."""
     return [
-        (f"{name}: {method}", Case("photographs", 0, recipe(method, LITE0, data="", seed=seed, **change)))
-        for name, method, change in asked
+        (f"{name}: {method}", Case("photographs", 0, recipe(method, LITE0, seed=seed, **change)))
+        for name, change in CHANGES.items()
+        for method in ("seam", "seam+p2p")
+        if "contrast" not in change or METHODS[method].contrast
         for seed in ABLATION_SEEDS
     ]
 
 
-STUDIES = {"seeds": methods, "ablations": ablations, "contrast": changes}
+STUDIES = {"methods": methods, "ablations": ablations, "contrast": changes}
 
 
-def collect(rows: Sequence[tuple[str, Case]], folder: Path, workers: int) -> dict[str, Any]:
+def measure(cases: Sequence[tuple[str, Case]], folder: Path, workers: int) -> dict[str, Any]:
     """A table of the runs of all rows, with their settings; what the folder holds already is not run again."""
     folder.mkdir(parents=True, exist_ok=True)
-    cases = list(dict.fromkeys(case for _, case in rows))
-    for world, data_seed in dict.fromkeys((case.world, case.data_seed) for case in cases):
+    unlike = list(dict.fromkeys(case for _, case in cases))
+    for world, data_seed in dict.fromkeys(case[:2] for case in unlike):
         minis.mini_voc(source=world, seed=data_seed)  # before processes ask for it side by side
     with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        found = dict(
-            zip(cases, tqdm(pool.map(partial(_measured, folder=folder), cases), "trainings", len(cases)), strict=True)
-        )
-    settings = {f"{case.world}, {row}": asdict(replace(case.config, seed=0)) for row, case in rows}
+        runs = tqdm(pool.map(partial(_measured, folder=folder), unlike), "trainings", len(unlike))
+        found = dict(zip(unlike, runs, strict=True))
     return {
         "commit": lesson.commit(),
         "versions": lesson.versions(),
-        "settings": settings,
-        "runs": [{"row": row} | found[case] for row, case in rows],
+        "settings": {f"{case.world}, {row}": asdict(replace(case.config, seed=0)) for row, case in cases},
+        "runs": [{"row": row} | found[case] for row, case in cases],
     }
 
 
@@ -132,17 +126,17 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     data = minis.mini_voc(source=case.world, seed=case.data_seed)
     config = replace(case.config, data=str(data))
-    images = _images(str(data), case.world, config.size, config.small) if config.kept else None
+    images = _images(config.data, config.backbone, config.size, config.small) if config.kept else None
     net, history = train(config, images=images, progress=False)
     found = {
         "world": case.world,
         "data_seed": case.data_seed,
         "seed": config.seed,
-        "fingerprint": minis.fingerprint(data),
+        "fingerprint": fingerprint(data),
         "seconds": round(sum(row["seconds"] for row in history), 1),
         "splits": {},
     }
-    for split in SPLITS:
+    for split in ("train", "val"):
         own = Voc(data, split)
         found["splits"][split] = {
             reading: {name: round(row[name], 3) for name in FIGURES if name in row}
@@ -154,91 +148,26 @@ def _measured(case: Case, folder: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _images(data: str, world: str, size: int, small: int) -> Dataset:
-    """What is kept of the images: the same for all methods and seeds."""
-    return training_images(recipe("seam", BACKBONES[world], data=data, size=size, small=small), progress=False)
+def _images(data: str, backbone: str, size: int, small: int) -> Dataset:
+    """What is kept of the images: the same for all methods and random seeds."""
+    return training_images(recipe("seam", backbone, data=data, size=size, small=small), progress=False)
 
 
 def write(name: str, folder: Path) -> dict[str, Any]:
     """Run a study, one process per core, and write its table into the folder."""
     runs = paths.checkout() / "build" / "evidence" / f"wsss-{lesson.commit() or 'no-commit'}"
-    table = collect(STUDIES[name](), runs, os.cpu_count() or 1)
+    table = measure(STUDIES[name](), runs, os.cpu_count() or 1)
     lines = ",\n".join("  " + json.dumps(run) for run in table["runs"])  # a line for each run: a change can be read
     head = json.dumps({key: value for key, value in table.items() if key != "runs"}, indent=1)
     paths.write_text(folder / f"{name}.json", f'{head[:-2]},\n "runs": [\n{lines}\n ]\n}}\n')
     return table
 
 
-def table(name: str = "seeds") -> dict[str, Any] | None:
-    """The committed table of a study; None if there is none."""
-    return lesson.evidence(name)
-
-
-def values(
-    table: dict[str, Any], world: str, method: str, split: str, figure: str = "miou", reading: str | None = None
-) -> list[float]:
-    """A figure of all runs of a method (or row) in one world, in the order of their seeds, which is that of every method.
-
-    Args:
-        figure: "miou" of seeds, "miou_others" without the confounded class, "confounded" (IoU of that class), "precision",
-            "recall", "track" (share of the track of that class that is taken for it), all in percent, or "threshold".
-        reading: "with PCM" or "without PCM"; None: the published one of the method.
-    """
-    runs = [run["splits"][split] for run in table["runs"] if (run["world"], run["row"]) == (world, method)]
-    return [run[reading or next(iter(run))][figure] for run in runs]
-
-
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % interval by Student's t. One value has an interval without ends."""
-    centre, count = mean(differences), len(differences)
-    if count == 1:
-        return centre, -float("inf"), float("inf")
-    half = float(student.ppf(0.975, count - 1)) * stdev(differences) / count**0.5
-    return centre, centre - half, centre + half
-
-
-def ablation(number: int) -> dict[str, dict[str, Any]] | None:
-    """Rows of Table 5, 6 or 7: mIoU of every seed on "train" and "val", and the "paper"'s; None if they were not measured."""
-    found = table("ablations")
-    if found is None:
-        return None
-    return {
-        row: {split: values(found, ABLATED, f"{number}: {row}", split) for split in SPLITS}
-        | {"paper": (*paper, None)[:2]}
-        for row, paper in ablate.PAPER[number].items()
-    }
-
-
-def gains(split: str = "val", reading: str | None = None) -> dict[str, list[float]] | None:
-    """Contrast on SEAM minus SEAM, mIoU on photographs, seed by seed, for the recipe and every change; None if not measured.
-
-    Args:
-        reading: of both, as in `values`.
-    """
-    plain, changed = table("seeds"), table("contrast")
-    if plain is None or changed is None:
-        return None
-    found = {}
-    for name, change in {"as in the recipe": {}, **CHANGES}.items():
-        before, after = (
-            (changed, f"{name}: {method}")
-            if change and not ("contrast" in change and method == "seam")
-            else (plain, method)
-            for method in ("seam", "seam+p2p")
-        )
-        found[name] = [
-            b - a
-            for a, b in zip(
-                values(before[0], "photographs", before[1], split, reading=reading),
-                values(after[0], "photographs", after[1], split, reading=reading),
-            )
-        ]
-    return found
-
-
 def summary(table: dict[str, Any]) -> Iterable[str]:
-    """A line for each row and world: means over the runs with their standard deviation, as published and without PCM."""
+    """A line for each row and world: means over the runs, with standard deviation, as published and without PCM."""
     for world, row in dict.fromkeys((run["world"], run["row"]) for run in table["runs"]):
-        cells = [f"{split} {lesson.over_seeds(values(table, world, row, split))}" for split in SPLITS]
-        plain = [f"{lesson.over_seeds(values(table, world, row, split, reading='without PCM'))}" for split in SPLITS]
-        yield f"{world:12} {row:24} {'   '.join(cells)}   without PCM: {' / '.join(plain)}"
+        usual, plain = (
+            [over_seeds(values(table, world, row, split, reading=reading)) for split in ("train", "val")]
+            for reading in (None, "without PCM")
+        )
+        yield f"{world:12} {row:24} train {usual[0]}   val {usual[1]}   without PCM: {' / '.join(plain)}"

@@ -22,13 +22,20 @@ def load(path: str | Path) -> UInt8[Tensor, "3 h w"]:
         FileNotFoundError: nothing is there.
         BrokenFile: not an image, truncated, or larger than 64 million pixels (refused before it is decoded).
     """
-    return torch.from_numpy(np.asarray(open_image(path, "RGB")).copy()).permute(2, 0, 1)
+    return torch.from_numpy(np.array(open_image(path, "RGB"))).permute(2, 0, 1)
+
+
+def load_grey(path: str | Path, mode: str = "L") -> UInt8[Tensor, "h w"]:
+    """One mask or map: grey values, or with mode "P" indices; errors as of `load`."""
+    return torch.from_numpy(np.array(open_image(path, mode)))
 
 
 def open_image(path: str | Path, mode: str) -> Image.Image:
-    """The decoded picture in PIL mode "RGB", "RGBA", "L", or "P": the indices of a palette, never colours; errors as of `load`."""
-    path = Path(path)
-    if not path.is_file():
+    """The decoded picture in PIL mode "RGB", "RGBA", "L", or "P": the indices of a palette, never colours.
+
+    Errors are those of `load`.
+    """
+    if not Path(path).is_file():
         raise FileNotFoundError(f"The image {path} is missing.")
     try:
         with Image.open(path) as image:
@@ -44,8 +51,8 @@ def open_image(path: str | Path, mode: str) -> Image.Image:
                     f"{path} should hold indices, 8 bits a pixel, but it is of mode {image.mode}: colours cannot be "
                     "turned back. Was it saved again by another program?"
                 )
-            if image.mode.startswith("I;16") or image.mode == "I":  # PIL would clip 16 bits at 255, not scale them
-                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+            if image.mode.startswith("I"):  # 16 bits: PIL would clip them at 255, not scale them
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert(mode)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise BrokenFile(

@@ -5,26 +5,27 @@
     bounding_box_test/-1_c1s1_000401_03.jpg         19,732; without the junk, 15,913
     parts/query/0001_c1s1_001051_00.png             the miniature only: what each pixel of the image shows (PARTS)
 
-A file name says identity, camera (1-6), sequence, frame and number of the detection. Identity -1 is junk: a box that cuts a
-person badly, neither right nor wrong, so it is left out of the gallery. Identity 0 are distractors: they stay and match nobody.
-Training and testing identities differ. A query counts against the gallery without its own images in its own camera.
+A file name says identity, camera (1-6), sequence, frame and number of the detection. Identity -1 is junk: a box that
+cuts a person badly, neither right nor wrong, so it is left out of the gallery. Identity 0 are distractors: they stay
+and match nobody. Training and testing identities differ. A query counts against the gallery without its own images in
+its own camera.
 """
 
 import re
 from pathlib import Path
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as transforms
 
-from course_lib.data.counts import check_counts
-from course_lib.data.images import BrokenFile, load, open_image
+from course_lib.data.files import existing
+from course_lib.data.images import BrokenFile, load, load_grey
+from course_lib.data.miniature import check_counts
 
-ARCHIVE = "Market-1501-v15.09.15"
+MARKET_ARCHIVE = "Market-1501-v15.09.15"
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
-PUBLISHED = {
+MARKET_COUNTS = {  # as published
     "train": {"images": 12_936, "identities": 751},
     "query": {"images": 3_368, "identities": 750},
     "gallery": {"images": 15_913, "junk images": 3_819},
@@ -36,45 +37,51 @@ PARTS = ("background", "head", "torso", "legs", "bag")  # head with hair and hat
 class Market1501(Dataset):
     """One split; `data[i]` is (image, label), and `print` shows a table of what was found.
 
+    Attributes:
+        images: file of each image.
+        identities: n, int; as in the file names: 0 = distractor.
+        cameras: n, int; 1-6.
+        labels: n, int; 0-based: position among the sorted identities of this split.
+        classes: identity of each label, as in the file names.
+        junk: number of images left out.
+
     Args:
         root: the folder that holds bounding_box_train, or the one above it.
         split: "train", "query" or "gallery".
     Raises:
-        FileNotFoundError, BrokenFile: a sentence naming the first missing or broken file, or a count that is not the published
-            one.
+        FileNotFoundError, BrokenFile: a sentence naming the first missing or broken file, or a count that is not the
+            published one.
     """
-
-    images: list[Path]
-    identities: Int[Tensor, " n"]  # as in the file names: 0 = distractor
-    cameras: Int[Tensor, " n"]  # 1-6
-    labels: Int[Tensor, " n"]  # 0-based: position among the sorted identities of this split
-    classes: list[str]  # identity of each label, as in the file names
 
     def __init__(self, root: str | Path, split: str = "train"):
         if split not in FOLDERS:
             raise ValueError(f"split is one of {', '.join(FOLDERS)}, but {split!r} came.")
         root = Path(root)
-        self.root = root / ARCHIVE if (root / ARCHIVE).is_dir() else root
+        self.root = root / MARKET_ARCHIVE if (root / MARKET_ARCHIVE).is_dir() else root
         self.split, folder = split, self.root / FOLDERS[split]
-        if not folder.is_dir():
+        files, self.images, fields = sorted(folder.glob("*.jpg")), [], []
+        for file in files:
+            match = NAME.match(file.name)
+            if match is None:
+                raise BrokenFile(
+                    f"{file} is not named as in Market-1501: expected a name like 0002_c1s1_000451_03.jpg (identity, "
+                    "camera 1-6, sequence, frame, detection). Rename it or take it away."
+                )
+            if match[1] != "-1":
+                self.images.append(file)
+                fields.append((int(match[1]), int(match[2])))
+        if not fields:
             raise FileNotFoundError(
-                f"{folder} is missing: Market-1501 was expected at {root}. Give the folder that holds bounding_box_train, "
-                "query and bounding_box_test, or write the miniature with `python -m course_lib data`."
+                f"{folder} is missing or holds no image of a person (.jpg): expected Market-1501 at {root}. Give the "
+                "folder that holds bounding_box_train, query and bounding_box_test, or write the miniature with "
+                "`python -m course_lib data`."
             )
-        found = [(_fields(file), file) for file in sorted(folder.glob("*.jpg"))]
-        kept = [(identity, camera, file) for (identity, camera), file in found if identity >= 0]
-        if not kept:
-            raise FileNotFoundError(f"{folder} holds no image of a person (.jpg); is the archive unpacked?")
-        self.junk = len(found) - len(kept)
-        self.images = [file for _, _, file in kept]
-        self.identities = torch.tensor([identity for identity, _, _ in kept])
-        self.cameras = torch.tensor([camera for _, camera, _ in kept])
+        self.junk = len(files) - len(fields)
+        self.identities, self.cameras = torch.tensor(fields).T.contiguous()
         known, self.labels = self.identities.unique(return_inverse=True)
         self.classes = [f"{identity:04}" for identity in known.tolist()]
-        counts = {"images": len(kept), "identities": len(known), "junk images": self.junk}
-        check_counts(
-            self.root, f"Market-1501 ({split})", {what: (counts[what], n) for what, n in PUBLISHED[split].items()}
-        )
+        found = {"images": len(self), "identities": len(known), "junk images": self.junk}
+        check_counts(self.root, f"Market-1501 ({split})", found, MARKET_COUNTS[split])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,36 +91,19 @@ class Market1501(Dataset):
 
     def parts(self, index: int) -> UInt8[Tensor, "h w"]:
         """What each pixel of an image shows, as position in PARTS; the miniature has it, the benchmark has not."""
-        image = self.images[index]
-        path = self.root / "parts" / image.parent.name / f"{image.stem}.png"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"The part mask {path} is missing. Only the miniature has part masks: minis.mini_market()."
-            )
-        return transforms.pil_to_tensor(open_image(path, "L"))[0]
+        path = self.root / "parts" / FOLDERS[self.split] / f"{self.images[index].stem}.png"
+        return load_grey(existing(path, "is missing. Only the miniature has part masks: minis.mini_market()."))
 
     def __str__(self) -> str:
         persons = self.identities[self.identities > 0]
         cameras = [len(self.cameras[self.identities == identity].unique()) for identity in persons.unique()]
         seen = f"{min(cameras, default=0)}-{max(cameras, default=0)}"
-        return "\n".join(
-            [
-                f"Market-1501, {self.split}: {self.root}",
-                f"  images       {len(self):6,}   of {len(cameras):,} identities, {len(persons) / max(1, len(cameras)):.1f} each",
-                f"  cameras      {len(self.cameras.unique()):6}   an identity is seen by {seen}",
-                f"  distractors  {len(self) - len(persons):6,}",
-                f"  junk         {self.junk:6,}   left out",
-                f"  part masks   {'exact' if (self.root / 'parts').is_dir() else 'none':>6}",
-            ]
+        each = len(persons) / max(1, len(cameras))
+        return (
+            f"Market-1501, {self.split}: {self.root}\n"
+            f"  images       {len(self):6,}   of {len(cameras):,} identities, {each:.1f} each\n"
+            f"  cameras      {len(self.cameras.unique()):6}   an identity is seen by {seen}\n"
+            f"  distractors  {len(self) - len(persons):6,}\n"
+            f"  junk         {self.junk:6,}   left out\n"
+            f"  part masks   {'exact' if (self.root / 'parts').is_dir() else 'none':>6}"
         )
-
-
-def _fields(file: Path) -> tuple[int, int]:
-    """Identity and camera of a file name."""
-    match = NAME.match(file.name)
-    if match is None:
-        raise BrokenFile(
-            f"{file} is not named as in Market-1501: a name like 0002_c1s1_000451_03.jpg (identity, camera 1-6, "
-            "sequence, frame, detection) was expected. Rename it or take it away."
-        )
-    return int(match[1]), int(match[2])

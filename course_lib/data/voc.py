@@ -2,19 +2,17 @@
 
     JPEGImages/2007_000032.jpg
     Annotations/2007_000032.xml                    tags: the classes of all objects, difficult ones included
-    SegmentationClass/2007_000032.png              class indices 0..20 as a palette, 255 = void; the masks that score seeds
+    SegmentationClass/2007_000032.png              class indices 0..20 as a palette, 255 = void; these score seeds
     SegmentationClassAug/2007_000032.png           masks of SBD in the same coding, for all images of trainaug
     ImageSets/Segmentation/{train,val,trainaug}.txt     trainaug is not in VOC's archive: SBD's lists bring it along
     SALImages/2007_000032.png                      saliency, grey 0..255; EPS's authors offer it (made by PFAN)
     Tracks/2007_000032.png                         the miniature only, see `tagged`: ground of the confounded class
     miniature.json                                 not in the real archive: names of other classes than VOC's
 
-Class 0 is the background everywhere. Tags come from the boxes, not from the masks, as in published work: a class may be tagged
-and have no pixel. A file with tags as a pickle (cls_labels.npy) is not needed, and not read.
+Class 0 is the background everywhere. Tags come from the boxes, not from the masks, as in published work: a class may be
+tagged and have no pixel. A file with tags as a pickle (cls_labels.npy) is not needed, and not read.
 """
 
-import json
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -24,34 +22,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from course_lib.data.counts import check_counts
-from course_lib.data.images import BrokenFile, load, open_image
+from course_lib.data.files import existing, read_lines, read_xml
+from course_lib.data.images import BrokenFile, load, load_grey
+from course_lib.data.miniature import about, check_counts
+from course_lib.evaluate.segmentation import IGNORE
 
-CLASSES = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
+CLASSES = tuple(
+    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+    "pottedplant sheep sofa train tvmonitor".split()
 )
 # Published counts: images of a split, and of those the ones with each class, in the order of CLASSES.
-COUNTS = {
+VOC_COUNTS = {
     "train": (1464, (88, 65, 105, 78, 87, 78, 128, 131, 148, 64, 82, 121, 68, 81, 442, 82, 63, 93, 83, 84)),
     "val": (1449, (90, 79, 103, 72, 96, 74, 127, 119, 123, 71, 75, 128, 79, 76, 445, 85, 57, 90, 84, 74)),
     "trainaug": (
@@ -59,7 +40,6 @@ COUNTS = {
         (590, 504, 705, 468, 714, 393, 1150, 1005, 1228, 267, 613, 1188, 445, 492, 4155, 522, 300, 649, 503, 567),
     ),
 }
-IGNORE = 255
 
 
 class Voc(Dataset):
@@ -67,7 +47,7 @@ class Voc(Dataset):
 
     Attributes:
         ids, images: name and file of each image.
-        tags: images x classes, without the background.
+        tags: images x classes, bool, without the background.
         classes: names; classes[0] is the background.
         confounded: name of the class that stands on tracks, in the miniature; None elsewhere.
 
@@ -81,37 +61,29 @@ class Voc(Dataset):
 
     def __init__(self, root: str | Path, split: str = "train", saliency: str | Path = "SALImages"):
         self.root, self.split = Path(root), split
-        if split not in COUNTS:
-            raise ValueError(f"split is one of {', '.join(COUNTS)}, but {split!r} came.")
-        if not (self.root / "JPEGImages").is_dir():
+        if split not in VOC_COUNTS:
+            raise ValueError(f"split is one of {', '.join(VOC_COUNTS)}, but {split!r} came.")
+        pictures = self.root / "JPEGImages"
+        if not pictures.is_dir():
             raise FileNotFoundError(
-                f"{self.root / 'JPEGImages'} is missing: PASCAL VOC 2012 was expected at {self.root}. Give the folder "
+                f"{pictures} is missing: PASCAL VOC 2012 was expected at {self.root}. Give the folder "
                 "VOCdevkit/VOC2012 of its archive, or write the miniature with `python -m course_lib data`."
             )
-        note = self.root / "miniature.json"
-        about = json.loads(note.read_text()) if note.is_file() else {}
-        self.classes = list(about.get("classes", CLASSES))
-        self.confounded: str | None = about.get("confounded")
+        note = about(self.root)
+        self.classes = list(note.get("classes", CLASSES))
+        self.confounded = note.get("confounded")
         self.ids = _read_list(self.root / "ImageSets" / "Segmentation" / f"{split}.txt")
-        self.images = [self.root / "JPEGImages" / f"{name}.jpg" for name in self.ids]
-        for image in self.images:
-            if not image.is_file():
-                raise FileNotFoundError(
-                    f"The image {image} is missing, which the list of {split} names. Unpack the archive again."
-                )
-        self.tags: Bool[Tensor, "n c"] = torch.from_numpy(
-            np.stack([_read_tags(self.root / "Annotations" / f"{name}.xml", self.classes) for name in self.ids])
+        sentence = f"is missing, which the list of {split} names. Unpack the archive again."
+        self.images = [existing(pictures / f"{name}.jpg", sentence) for name in self.ids]
+        self.tags = torch.tensor(
+            [_read_tags(self.root / "Annotations" / f"{name}.xml", self.classes) for name in self.ids]
         )
         self.masks = self.root / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
         self.saliencies = self.root / saliency
-        published, each = COUNTS[split]
-        found = {f"images of {split}": (len(self), published)}
-        if self.classes == list(CLASSES):
-            found |= {
-                f"images with {name}": pair
-                for name, pair in zip(CLASSES[1:], zip(self.tags.sum(0).tolist(), each, strict=True))
-            }
-        check_counts(self.root, "PASCAL VOC 2012", found)
+        published, each = VOC_COUNTS[split]
+        counted = [f"images of {split}", *(f"images with {name}" for name in CLASSES[1:])]
+        found = dict(zip(counted, [len(self), *self.tags.sum(0).tolist()]))  # a miniature has classes of its own
+        check_counts(self.root, "PASCAL VOC 2012", found, dict(zip(counted, [published, *each])))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,7 +93,7 @@ class Voc(Dataset):
 
     def mask(self, index: int) -> UInt8[Tensor, "h w"]:
         """Class of each pixel: 0 = background, 255 = void (at the edges of objects, and where nobody could tell)."""
-        mask = _read_grey(self.masks / f"{self.ids[index]}.png", "mask", "P")
+        mask = self._grey(index, self.masks, "mask", "P")
         unknown = mask[(mask >= len(self.classes)) & (mask != IGNORE)]
         if len(unknown):
             raise BrokenFile(
@@ -132,54 +104,52 @@ class Voc(Dataset):
 
     def saliency(self, index: int) -> UInt8[Tensor, "h w"]:
         """How much each pixel stands out, 0..255, whatever it shows."""
-        return _read_grey(self.saliencies / f"{self.ids[index]}.png", "saliency map", "L")
+        return self._grey(index, self.saliencies, "saliency map")
 
     def track(self, index: int) -> Bool[Tensor, "h w"]:
         """Where the ground of the confounded class is seen (the miniature only)."""
-        return _read_grey(self.root / "Tracks" / f"{self.ids[index]}.png", "track", "L") > 0
+        return self._grey(index, self.root / "Tracks", "track") > 0
+
+    def _grey(self, index: int, folder: Path, what: str, mode: str = "L") -> Tensor:  # h w
+        if not folder.is_dir():
+            raise FileNotFoundError(f"The folder {folder} is missing: this copy has no {what} for this split.")
+        return load_grey(folder / f"{self.ids[index]}.png", mode)
 
     def __str__(self) -> str:
-        there = {what: folder.is_dir() for what, folder in (("masks", self.masks), ("saliency", self.saliencies))}
-        counts = zip(self.classes[1:], self.tags.sum(0).tolist(), strict=True)
-        return "\n".join(
-            [
-                f"PASCAL VOC, {self.split}: {self.root}",
-                f"  images    {len(self):6,}   of {len(self.classes) - 1} classes and background",
-                f"  tags      {self.tags.sum(1).float().mean():6.2f}   an image, at most {int(self.tags.sum(1).max())}; "
-                f"{100 * (self.tags.sum(1) > 1).float().mean():.0f} % of the images have several",
-                *(f"  {what:8}  {'yes' if found else 'no':>6}" for what, found in there.items()),
-                "  " + ", ".join(f"{name} {count:,}" for name, count in counts),
-            ]
+        each = self.tags.sum(1)
+        counts = zip(self.classes[1:], self.tags.sum(0).tolist())
+        return (
+            f"PASCAL VOC, {self.split}: {self.root}\n"
+            f"  images    {len(self):6,}   of {len(self.classes) - 1} classes and background\n"
+            f"  tags      {each.float().mean():6.2f}   an image, at most {int(each.max())}; "
+            f"{100 * (each > 1).float().mean():.0f} % of the images have several\n"
+            f"  masks     {'yes' if self.masks.is_dir() else 'no':>6}\n"
+            f"  saliency  {'yes' if self.saliencies.is_dir() else 'no':>6}\n"
+            "  " + ", ".join(f"{name} {count:,}" for name, count in counts)
         )
 
 
 def palette() -> UInt8[np.ndarray, "256 3"]:
-    """VOC's colours of class indices: bits 0, 3, 6 of the index make red, 1, 4, 7 green, 2, 5 blue, from the highest bit down."""
+    """VOC's colours of class indices: bits 0, 3, 6 of an index make red (128, 64, 32), 1, 4, 7 green, 2, 5 blue."""
     bits = (np.arange(256)[:, None] >> np.arange(9)) & 1  # 256 9
-    colours = bits.reshape(256, 3, 3).transpose(0, 2, 1)  # index, colour, which of its bits
-    return (colours * (128, 64, 32)).sum(2).astype(np.uint8)
+    return ((128, 64, 32) @ bits.reshape(256, 3, 3)).astype(np.uint8)  # index, which of its bits, colour
 
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
     """Write class indices as a PNG with VOC's palette: what the test server takes and image viewers show in colour."""
     picture = Image.fromarray(mask)
-    picture.putpalette(palette().ravel().tolist())
+    picture.putpalette(palette().tobytes())
     picture.save(path)
 
 
 def _read_list(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"The list {path} is missing."
-            + (
-                " VOC's archive has none of that name: it comes with SBD's masks for VOC "
-                "(SegmentationClassAug), 10,582 lines."
-                if path.stem == "trainaug"
-                else ""
-            )
-        )
+    lines = read_lines(
+        path,
+        "is missing. train and val come with VOC's archive. As to trainaug, VOC's archive has none of that name: it "
+        "comes with SBD's masks for VOC (SegmentationClassAug), 10,582 lines.",
+    )
     # Bare ids, or "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png", as older code wants them.
-    names = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
     if not names or len(set(names)) != len(names):
         raise BrokenFile(
             f"{path} should name each image once, but it has {len(names):,} lines with {len(set(names)):,} names."
@@ -187,24 +157,12 @@ def _read_list(path: Path) -> list[str]:
     return names
 
 
-def _read_tags(path: Path, classes: list[str]) -> Bool[np.ndarray, " c"]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"The annotation {path} is missing, from which the tags are read. Unpack the archive again."
-        )
-    try:
-        found = {node.text for node in ElementTree.parse(path).iter("name")}  # names of a person's parts are no classes
-    except ElementTree.ParseError as error:
-        raise BrokenFile(f"{path} is not a complete annotation ({error}). Unpack it again.") from error
-    tags = np.array([name in found for name in classes[1:]])
-    if not tags.any():
+def _read_tags(path: Path, classes: list[str]) -> list[bool]:
+    tree = read_xml(path, "is missing, from which the tags are read. Unpack the archive again.")
+    found = {node.text for node in tree.iter("name")}  # names of a person's parts are no classes
+    tags = [name in found for name in classes[1:]]
+    if not any(tags):
         raise BrokenFile(
             f"{path} names none of the {len(tags)} classes, but {sorted(map(str, found))}: no image is without a tag."
         )
     return tags
-
-
-def _read_grey(path: Path, what: str, mode: str) -> UInt8[Tensor, "h w"]:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"The folder {path.parent} is missing: this copy has no {what} for this split.")
-    return torch.from_numpy(np.array(open_image(path, mode)))

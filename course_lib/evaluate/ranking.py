@@ -35,6 +35,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
+KS = (1, 2, 4, 8)  # of Recall@K, as usual on CUB-200-2011
 JUNK = -1  # identity of gallery images that are neither right nor wrong
 CHUNK = 2**20  # numbers in work at a time: rows enough for a matrix product near full speed
 CACHED = 2**18  # and where nothing is multiplied: they stay in the cache (twice as fast, measured)
@@ -109,7 +110,7 @@ def cmc_map(
     )
 
 
-def retrieval(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], ks: Sequence[int] = (1, 2, 4, 8)) -> Retrieval:
+def retrieval(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], ks: Sequence[int] = KS) -> Retrieval:
     """Recall@K, R-precision and MAP@R of images that are query and gallery in one, as defined above; none finds itself.
 
     Args:
@@ -141,6 +142,11 @@ def retrieval(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], ks: Seq
         int((~valid).sum()),
         torch.where(valid, precision, torch.nan).cpu(),
     )
+
+
+def cosine_distances(query: Float[Tensor, "q k"], gallery: Float[Tensor, "g k"]) -> Float[Tensor, "q g"]:
+    """Distances 1 - cos of features of length 1."""
+    return 1 - query @ gallery.T
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int, Integer
 from torch import Tensor
 
-from course_lib.prototypes import sum_over_processes
+from course_lib.processes import sum_over_processes
 
 IGNORE = 255
 THRESHOLDS = tuple(step / 100 for step in range(60))  # 0.00 to 0.59, as in the evaluation of CAM seeds

@@ -2,338 +2,379 @@
 
     python -m course_lib train reid --backbone resnet50 --data /data/market1501 --folder runs/market
     python -m course_lib evaluate reid --checkpoint runs/market/model.safetensors --data /data/market1501
-    python -m course_lib train reid --last-block --loss prototype-cosine --tricks none --classes 8 --epochs 20 --folder runs/dolls
-    python -m course_lib train reid --ablation --folder runs/ablation           one training and one row for each trick
+    python -m course_lib train reid --ablation --folder runs/ablation          one training and one row for each trick
+    python -m course_lib train reid --last-block --loss prototype-cosine --tricks none --classes 8 --epochs 20 \
+        --folder runs/dolls
 
-Luo et al., "Bag of Tricks", CVPR Workshops 2019, in `strong_baseline`; CMC, mAP and k-reciprocal re-ranking in
-`evaluate.ranking`. Compared are f_i of length 1. Shen et al. give 94.5 and 85.9 for "center loss and reranking"; these are the
-figures of Luo et al. for the center loss *before* re-ranking. Re-ranking looks at the other queries as well: it is a row of
-its own. Its k1 is to be about the number of images of a person, of which queries and the query's own camera are a part: 22 on
-Market-1501, where 20 is usual. The number is printed beside it.
+Luo et al., "Bag of Tricks", CVPR Workshops 2019: network, losses and schedule are in `strong_baseline`; CMC, mAP and
+k-reciprocal re-ranking in `evaluate.ranking`. Here is what the tricks do to photographs and backbone:
+
+    photographs   resize to 256 x 128, flip, pad 10 (black) and crop, normalise, erase           section 3.2
+    erasing       in half of them, one rectangle of 2-40 % of the area                           Zhong et al., AAAI 2020
+    stride        the last stride is 1: a map of 16 x 8 cells, not 8 x 4
+
+Rectangles follow the baseline's released code: an aspect ratio (height over width) uniform in 0.3..3.33, at most 100
+tries until one is smaller than the image in both directions, filled with the pixel mean *after* normalisation: about
+half a standard deviation brighter than the mean colour, which would be 0. torchvision's `v2.RandomErasing` draws the
+logarithm of the aspect ratio uniformly and gives up after 10 tries, which no option changes; its defaults are an area
+of 2-33 % and a fill of 0. Workers draw the rectangle, the device fills it, so that images travel as bytes.
+
+Compared are f_i of length 1. Where there is a neck, a row of f_t stands beside it: on a few hundred dolls the neck made
+f_t better, and f_i compared worse than f_t (one random seed). Rows without a neck compare by cosine too, so that a row
+differs from the one before by its trick alone. Shen et al. give 94.5 and 85.9 for "center loss and reranking"; these
+are the figures of Luo et al. for the center loss *before* re-ranking. Re-ranking looks at the other queries as well: it
+is a row of its own. Its k1 is to be about the number of images of a person, of which queries and the query's own camera
+are a part: 22 on Market-1501, where 20 is usual. The number is printed beside it.
 """
 
-import argparse
-import copy
 import hashlib
-import json
-import sys
-from collections.abc import Sequence
+import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import timm
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+import tyro
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import crop, resize
 
-from course_lib import engine, paths
+from course_lib import checkpoints, engine
+from course_lib.backbones import Backbone
 from course_lib.data.market1501 import Market1501
-from course_lib.evaluate.ranking import cmc_map, rerank
-from course_lib.metric_learning.features import Images, extract
-from course_lib.metric_learning.pedestrians import Occluded
-from course_lib.metric_learning.strong_baseline import LOSSES, TRICKS, Baseline, Training, build, load, train
+from course_lib.data.miniature import fingerprint
+from course_lib.data.wrappers import Changed, Images
+from course_lib.evaluate.ranking import cosine_distances, rerank
+from course_lib.experiments import shared
+from course_lib.metric_learning.features import extract
+from course_lib.metric_learning.learner import network
+from course_lib.metric_learning.pedestrians import market_scores
+from course_lib.metric_learning.strong_baseline import (
+    MARGIN,
+    TRICKS,
+    Baseline,
+    ReidTraining,
+    fit_baseline,
+    mirrored_features,
+)
+from course_lib.published import REID_TRICKS
+from course_lib.settings import check
 from course_lib.worlds import minis
 
-# Luo et al., Market-1501, ResNet-50: rank-1 and mAP, %, when a trick is added to those above it.
-PAPER = {
-    "none": (87.7, 74.0),
-    "warmup": (88.7, 75.2),
-    "erasing": (91.3, 79.3),
-    "smoothing": (91.4, 80.3),
-    "stride": (92.0, 81.7),
-    "bnneck": (94.1, 85.7),
-    "center": (94.5, 85.9),
-    "re-ranking": (95.4, 94.2),
-}
-RANKS = (1, 5, 10)
-BEFORE = "before the neck"  # row of f_t, by cosine too
+PADDING = 10
+PROBABILITY, AREA, ASPECT, TRIES = 0.5, (0.02, 0.4), (0.3, 1 / 0.3), 100  # of random erasing
+BEFORE = "before the neck"  # row of f_t
+
+
+def named_tricks(tricks: tuple[str, ...]) -> tuple[str, ...]:
+    """What is meant by "none", "all", "stride" (it and all in front of it), or "erasing center" (just these)."""
+    known = {"none": (), "all": TRICKS} | {trick: TRICKS[:count] for count, trick in enumerate(TRICKS, 1)}
+    return known.get(" ".join(tricks), tricks)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TrainingOptions(ReidTraining):
+    """What is trained, and how, as the command line says it."""
+
+    # none, all, one of warmup erasing smoothing stride bnneck center (with those in front of it), or just some of them
+    tricks: Annotated[tuple[str, ...], tyro.conf.arg(constructor=named_tricks)] = TRICKS
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How images are compared."""
+
+    flip: bool = False  # add the mirror image's features
+    k1: int = 20  # re-ranking: size of a k-reciprocal neighbourhood, about as many as images of a person
+    k2: int = 6  # re-ranking: images whose neighbourhoods are averaged
+    lam: float = 0.3  # re-ranking: share of the original distance
+    batch_size: int = 8  # of the evaluation; on a CPU larger ones are slower, on a GPU take 64 or more
+
+    def __post_init__(self) -> None:
+        check(self, positive=("k1", "k2", "batch_size"), not_negative=("lam",))
+
+
+@dataclass(frozen=True)
+class ReidEvaluation(Comparison):
     """What is evaluated, on what, and how."""
 
-    data: str  # a folder in Market-1501's layout
-    checkpoint: str | None = None  # as `train` writes it; None: a network that has seen no pedestrian
+    data: str = ""  # folder in Market-1501's layout; "": the miniature mini-market-clothes
+    checkpoint: str = ""  # a model.safetensors of `train reid`; "": a network that has seen no pedestrian
     backbone: str = "tf_efficientnet_lite0"  # without a checkpoint
-    flip: bool = False  # add the mirror image's features
-    k1: int = 20  # re-ranking: size of a k-reciprocal neighbourhood
-    k2: int = 6  # images whose neighbourhoods are averaged
-    lam: float = 0.3  # share of the original distance
-    batch_size: int = 8  # on a CPU larger batches are slower; take 64 or more on a GPU
+    weights: Literal["pretrained", "random"] = "pretrained"  # without a checkpoint
     workers: int = 0  # processes that read images
+    device: str = "auto"  # or "cpu", "cuda"
 
 
-def embeddings(
-    model: Baseline, data: Images, *, flip: bool = False, batch_size: int = 8, workers: int = 0, progress: bool = True
-) -> Float[Tensor, "n k"]:
-    """What is compared, of every image in order, on the CPU: f_i of length 1; with `flip` the mean with its mirror image's."""
-    return _compared(_pooled(model, data, flip, batch_size, workers, progress), model.neck)
+def train(config: ReidTraining, folder: Path, progress: bool = True) -> list[dict[str, float]]:
+    """Mean loss terms of each epoch; writes `model.safetensors`, see `load`. What was interrupted goes on.
+
+    Warns if triplets have collapsed the features into one point.
+    """
+    process, data = engine.this_process(config.device), Market1501(config.data, "train")
+    model = build(config, len(data.classes)).to(process.device)
+    if config.last_block:
+        dataset, step = mirrored_features(model, data, progress), Baseline.step
+    else:
+        erasing = PROBABILITY if "erasing" in config.tricks else 0.0
+        dataset, step = Changed(data, partial(_augmented, size=config.size, erasing=erasing)), _photograph_step
+    before = _spread(model, dataset)
+    history = fit_baseline(model, dataset, data.labels, config, folder, progress, step)
+    if config.loss == "id+triplet" and (after := _spread(model, dataset)) < min(MARGIN / 3, before / 10):
+        warnings.warn(
+            f"The features have collapsed: of 64 images, the two most different ones were {before:.2g} apart before "
+            f"the training and are {after:.2g} now, while the triplet loss wants a margin of {MARGIN}. Take the loss "
+            '"prototype-cosine", or a smaller learning rate.',
+            stacklevel=2,
+        )
+    if process.is_main_process:
+        about = {name: getattr(config, name) for name in ("backbone", "tricks", "loss", "size")}
+        checkpoints.write(folder / "model.safetensors", model, about)
+    process.wait_for_everyone()  # who comes next may load it
+    return history
 
 
-def _pooled(
-    model: Baseline, data: Images, flip: bool, batch_size: int, workers: int, progress: bool
-) -> Float[Tensor, "n views k"]:
-    """f_t of each image, and of its mirror image."""
+def build(config: ReidTraining, num_classes: int) -> Baseline:
+    """The network of a configuration, at its start."""
+    backbone, _ = network(config.backbone, config.weights, [], config.seed)  # seeds torch for what is new, too
+    if "stride" in config.tricks:
+        last_stride_one(backbone)
+    return Baseline(backbone, num_classes, config)
 
-    def both(images: Tensor) -> Tensor:
-        return torch.stack([model.pool(view) for view in ([images, images.flip(-1)] if flip else [images])], 1)
 
-    device = model.eval().backbone.mean.device
-    return extract(both, data, model.size, batch_size=batch_size, workers=workers, device=device, progress=progress)
+def load(path: str | Path) -> Baseline:
+    """A model that `train` has written, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, RuntimeError, ValueError: nothing is there, or the file is of another system.
+    """
+    state, about = checkpoints.read(path)
+    if "tricks" not in about:
+        raise ValueError(f"Expected a model.safetensors of `train reid`, got {path}, which names no tricks; train one.")
+    about = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
+    model = build(ReidTraining(weights="random", **about), len(state["backbone.classifier.weight"]))
+    checkpoints.fill(model, state, str(path))
+    return model.eval()
+
+
+def last_stride_one(backbone: Backbone) -> None:
+    """Set the last stride of a ResNet or EfficientNet of timm to 1, in convolution and shortcut.
+
+    Raises:
+        ValueError: a network in which it is not known where that is.
+    """
+    for stage in reversed(getattr(backbone.network, "layer4", getattr(backbone.network, "blocks", []))):
+        kinds = (nn.Conv2d, nn.AvgPool2d)
+        halving = [part for part in stage.modules() if isinstance(part, kinds) and part.stride in (2, (2, 2))]
+        for part in halving:
+            part.stride = (1, 1)
+            if isinstance(part, nn.AvgPool2d):  # in the shortcut of a ResNet-D: the mean of one cell is the cell
+                part.kernel_size = (1, 1)
+        if halving:
+            return
+    raise ValueError(
+        "The last stride is known in ResNets (layer4) and EfficientNets (blocks) of timm, and this network is "
+        'neither. Leave out the trick "stride", or take resnet50 or tf_efficientnet_lite0.'
+    )
+
+
+def _augmented(image: Tensor, label: int, size: tuple[int, int], erasing: float) -> tuple[Tensor, int, Tensor]:
+    """An image 3 h w as it is trained on, its label, and a rectangle to erase, with the probability `erasing`."""
+    image = resize(image, list(size))
+    flip, top, left = (int(torch.randint(n, ())) for n in (2, 2 * PADDING + 1, 2 * PADDING + 1))
+    image = crop(image.flip(-1) if flip else image, top - PADDING, left - PADDING, *size)  # black outside
+    return image, label, _rectangle(*size, erasing)
+
+
+def _rectangle(height: int, width: int, probability: float) -> Tensor:
+    """A random rectangle x0 y0 x1 y1, x1 and y1 one past its last pixel, of less than the image's height and width.
+
+    It is empty, all zeros, unless one is drawn.
+    """
+    share, aspect = (low + (high - low) * torch.rand(TRIES) for low, high in (AREA, ASPECT))
+    area = height * width * share
+    sides = torch.stack((area * aspect, area / aspect), 1).sqrt().round()  # tries 2
+    fitting = sides[(sides < torch.tensor((height, width))).all(1)]
+    if torch.rand(()) >= probability or not len(fitting):
+        return torch.zeros(4, dtype=torch.long)
+    h, w = map(int, fitting[0])
+    top, left = (int(torch.randint(n, ())) for n in (height - h + 1, width - w + 1))
+    return torch.tensor([left, top, left + w, top + h])
+
+
+def _erase(images: Tensor, rectangles: Tensor, fill: Tensor) -> Tensor:
+    """Images b c h w with one rectangle each filled, as `_rectangle` draws it; an empty one changes nothing."""
+    x0, y0, x1, y1 = rectangles[:, :, None, None].unbind(1)  # b 1 1
+    y, x = (torch.arange(side, device=images.device) for side in images.shape[-2:])
+    inside = (x >= x0) & (x < x1) & (y[:, None] >= y0) & (y[:, None] < y1)  # b h w
+    return torch.where(inside[:, None], fill, images)
+
+
+def _photograph_step(model: Baseline, batch: list[Tensor]) -> dict[str, Tensor]:
+    """Named loss terms of one batch: photographs, labels and rectangles to erase."""
+    images, labels, rectangles = batch
+    erased = _erase(model.backbone.normalise(images), rectangles, model.backbone.mean)
+    return model.terms(model.backbone.features(erased).float().mean((-2, -1)), labels)
 
 
 @torch.inference_mode()
-def _compared(pooled: Float[Tensor, "n views k"], neck: nn.Module) -> Float[Tensor, "n k"]:
-    """Behind a neck, at length 1."""
-    found = copy.deepcopy(neck).cpu()(pooled.flatten(0, 1)).view_as(pooled)
-    return F.normalize(F.normalize(found, dim=2).sum(1), dim=1)
+def _spread(model: Baseline, dataset: Changed) -> float:
+    """The largest distance between pooled features of up to 64 images."""
+    inputs = torch.stack([dataset[index][0] for index in range(0, len(dataset), 1 + len(dataset) // 64)])
+    pooled = model.eval().pool(inputs.to(model.backbone.mean.device))
+    return float(torch.pdist(pooled).max())
 
 
-def scores(distances: Float[Tensor, "q g"], query: Market1501, gallery: Market1501) -> dict[str, float]:
-    """Rank-1, -5, -10 and mAP of the protocol, in percent, from distances of any kind."""
-    found = cmc_map(distances, query.identities, gallery.identities, query.cameras, gallery.cameras, max(RANKS))
-    return {f"rank-{rank}": 100 * float(found.cmc[rank - 1]) for rank in RANKS} | {"mAP": 100 * found.map}
+def idle_tricks(config: ReidTraining) -> dict[str, str]:
+    """Tricks that were asked for and cannot take part, each with the reason."""
+    reasons = {}
+    if config.last_block:
+        reasons["erasing"] = "the features of the first blocks are made once, of the whole image and its mirror image"
+    if config.loss == "prototype-cosine":
+        reasons |= dict.fromkeys(("smoothing", "center"), "prototypes of the batch take the place of the classifier")
+    return {name: reason for name, reason in reasons.items() if name in config.tricks}
 
 
-def evaluate(config: Evaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
-    """Ranks and mAP, with and without re-ranking; writes `reid.json` and `reid.md`, returns the former."""
-    model = (
-        load(config.checkpoint) if config.checkpoint else build(Training(config.data, config.backbone, tricks=()), 1)
+def _note(config: ReidTraining) -> str:
+    idle = "; ".join(f"{name} ({reason})" for name, reason in idle_tricks(config).items())
+    return f"Does not take part: {idle}." if idle else ""
+
+
+def _features(model: Baseline, data: Images, config: ReidEvaluation, progress: bool) -> Tensor:
+    """f_i and f_t, n 2 k, of every image in order, of length 1; with `flip` the mean with its mirror image's."""
+
+    def both(images: Tensor) -> Tensor:  # b 2 k
+        pooled = [model.pool(one) for one in ([images, images.flip(-1)] if config.flip else [images])]
+        return F.normalize(sum(F.normalize(torch.stack((model.neck(f), f), 1), dim=2) for f in pooled), dim=2)
+
+    device = engine.this_process(config.device).device
+    model.eval().to(device, memory_format=torch.channels_last)
+    return extract(
+        both,
+        data,
+        model.config.size,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        progress=progress,
     )
-    rows = _rows(model, config, progress)
-    weights = hashlib.sha256(Path(config.checkpoint).read_bytes()).hexdigest() if config.checkpoint else "pretrained"
-    result = {
-        "settings": vars(config) | _data(config.data) | {"checkpoint": weights},
-        "versions": _versions(),
-        "rows": rows,
-        "paper": {"cosine": PAPER["center"], "re-ranked": PAPER["re-ranking"]},
-    }
-    name = (
-        Path(config.checkpoint).parent.name
-        if config.checkpoint
-        else f"{config.backbone}, which has seen no pedestrian,"
-    )
-    return _written(result, folder / "reid", f"{name} on {Path(config.data).name}")
 
 
-def ablation(config: Training, evaluation: Evaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
-    """Trains and evaluates with no trick, one, two, ...; writes `ablation.json` and `ablation.md`, returns the former.
-
-    Each training has a folder of its own and goes on where it was interrupted. A trick that cannot take part has no row.
-    """
-    idle, rows, done = config.idle(), {}, ()
-    for name in ("none", *config.tricks):
-        if name in idle:
-            continue
-        done += () if name == "none" else (name,)
-        train(replace(config, tricks=done), folder / name, progress)
-        found = _rows(load(folder / name / "model.safetensors"), evaluation, progress)
-        row = name if name == "none" else f"+ {name}"
-        rows |= {row: found["cosine"]} | ({f"{row}, {BEFORE}": found[BEFORE]} if BEFORE in found else {})
-    rows["+ re-ranking"] = found["re-ranked"]
-    result = {
-        "settings": vars(config) | _data(config.data),
-        "versions": _versions(),
-        "note": config.note(),
-        "rows": rows,
-        "paper": {row: PAPER[name] for row in rows if (name := row.removeprefix("+ ")) in PAPER},
-    }
-    return _written(result, folder / "ablation", f"{config.backbone} on {Path(config.data).name}, one trick a row")
-
-
-def occlusion(
-    model: Baseline,
-    query: Market1501,
-    gallery: Market1501,
-    which: Sequence[Sequence[str]] = (("torso", "legs"), ("head", "bag")),
-    progress: bool = True,
-) -> dict[str, dict[str, float]]:
-    """Scores of queries with parts painted over, and of untouched ones ("nothing"); the gallery stays as it is.
-
-    What a network goes by costs it ranks when it is gone. Needs part masks, which the miniature has.
-
-    Args:
-        which: sets of parts, of `market1501.PARTS`; each makes a row, "torso + legs".
-    """
-    references = embeddings(model, gallery, progress=progress)
-    shown = {"nothing": query} | {" + ".join(parts): Occluded(query, parts) for parts in which}
-    return {
-        name: scores(cosine(embeddings(model, data, progress=progress), references), query, gallery)
-        for name, data in shown.items()
-    }
-
-
-def cosine(query: Float[Tensor, "q k"], gallery: Float[Tensor, "g k"]) -> Float[Tensor, "q g"]:
-    """Distances 1 - cos of features of length 1."""
-    return 1 - query @ gallery.T
-
-
-def _rows(model: Baseline, config: Evaluation, progress: bool) -> dict[str, dict[str, float]]:
+def _rows(model: Baseline, config: ReidEvaluation, progress: bool) -> dict[str, dict[str, float]]:
     """Scores by cosine distance, the same of f_t if there is a neck, and re-ranked."""
     query, gallery = Market1501(config.data, "query"), Market1501(config.data, "gallery")
-    model.to(engine.this_process().device, memory_format=torch.channels_last)
-    pooled = [
-        _pooled(model, data, config.flip, config.batch_size, config.workers, progress) for data in (query, gallery)
-    ]
-    everyone = torch.cat((query.identities, gallery.identities))
-    images = float((query.identities[:, None] == everyone).sum(1).double().mean())
-    features = [_compared(part, model.neck) for part in pooled]
-    rows = {"cosine": scores(cosine(*features), query, gallery)}
-    if isinstance(model.neck, nn.BatchNorm1d):
-        rows[BEFORE] = scores(cosine(*[_compared(part, nn.Identity()) for part in pooled]), query, gallery)
-    rows["re-ranked"] = scores(rerank(*features, config.k1, config.k2, config.lam), query, gallery)
-    rows["re-ranked"] |= {"k1": config.k1, "k2": config.k2, "lam": config.lam, "images of a person": images}
+    compared, before = zip(*(_features(model, data, config, progress).unbind(1) for data in (query, gallery)))
+    scores = partial(market_scores, query=query, gallery=gallery)
+    rows = {"cosine": scores(cosine_distances(*compared))}
+    if "bnneck" in model.config.tricks:
+        rows[BEFORE] = scores(cosine_distances(*before))
+    reranking = {name: getattr(config, name) for name in ("k1", "k2", "lam")}
+    same = query.identities[:, None] == torch.cat((query.identities, gallery.identities))
+    images = same.sum(1).double().mean().item()
+    rows["re-ranked"] = scores(rerank(*compared, **reranking)) | reranking | {"images of a person": images}
     return rows
 
 
-def _data(folder: str) -> dict[str, str]:
-    return {"data": Path(folder).name, "world": minis.fingerprint(Path(folder))}
+def evaluate(config: ReidEvaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
+    """Ranks and mAP, with and without re-ranking; writes `reid.json` and `reid.md`, returns the former."""
+    path, weights = Path(config.checkpoint), config.weights
+    if config.checkpoint:
+        model, name = load(path), path.parent.name
+        weights = hashlib.sha256(path.read_bytes()).hexdigest()
+    else:
+        model = build(ReidTraining(backbone=config.backbone, weights=weights, tricks=()), 1)
+        name = f"{config.backbone}, which has seen no pedestrian,"
+    return _written(folder / "reid", name, replace(config, checkpoint=weights), _rows(model, config, progress))
 
 
-def _versions() -> dict[str, str]:
-    return {"torch": torch.__version__, "timm": timm.__version__}
+def ablate_tricks(config: ReidTraining, comparison: Comparison, folder: Path, progress: bool = True) -> dict[str, Any]:
+    """Train and evaluate with no trick, one, two, ...; writes `ablation.json` and `ablation.md`, returns the former.
+
+    Each training has a folder of its own and goes on where it was interrupted. A trick that cannot take part has no
+    row.
+    """
+    evaluation = ReidEvaluation(**vars(comparison), data=config.data, workers=config.workers, device=config.device)
+    tricks, rows = tuple(name for name in config.tricks if name not in idle_tricks(config)), {}
+    for count, name in enumerate(("none", *tricks)):
+        train(replace(config, tricks=tricks[:count]), folder / name, progress)
+        found = _rows(load(folder / name / "model.safetensors"), evaluation, progress)
+        row = f"+ {name}" if count else name
+        rows[row] = found["cosine"]
+        if BEFORE in found:
+            rows[f"{row}, {BEFORE}"] = found[BEFORE]
+    rows["+ re-ranking"] = found["re-ranked"]
+    return _written(folder / "ablation", f"One trick a row: {config.backbone}", config, rows, _note(config))
 
 
-def _written(result: dict[str, Any], path: Path, title: str) -> dict[str, Any]:
-    if engine.this_process().is_main_process:
-        paths.write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
-        paths.write_text(path.with_suffix(".md"), table(result, title))
-    return result
+def _written(path: Path, name: str, config: Any, rows: dict[str, dict], note: str = "") -> dict[str, Any]:
+    same = {"cosine": "center", "re-ranked": "re-ranking"}  # rows of an evaluation -> rows of the paper
+    tricks = {row: same.get(row, row.removeprefix("+ ")) for row in rows}
+    data = Path(config.data)
+    result = {
+        "title": f"{name} on {data.name}",
+        "settings": vars(config) | {"data": data.name, "world": fingerprint(data)},
+        "versions": shared.versions(),
+        "note": note,
+        "rows": rows,
+        "paper": {row: REID_TRICKS[trick] for row, trick in tricks.items() if trick in REID_TRICKS},
+    }
+    return shared.write(result, table(result), path)
 
 
-def table(result: dict[str, Any], title: str) -> str:
+def table(result: dict[str, Any]) -> str:
     """The result as Markdown, in percent, the paper's figures (ResNet-50, Market-1501) beside it."""
-    names = [f"rank-{rank}" for rank in RANKS] + ["mAP"]
-    lines = [
-        f"# {title}",
-        "",
-        f"| features | {' | '.join(names)} | paper: rank-1 | paper: mAP |",
-        "|---" * (len(names) + 3) + "|",
+    names = ("rank-1", "rank-5", "rank-10", "mAP")
+    cells = [
+        [row, *(f"{found[name]:.1f}" for name in names), *map(str, result["paper"].get(row, ("", "")))]
+        for row, found in result["rows"].items()
     ]
-    for row, found in result["rows"].items():
-        ours, paper = [f"{found[name]:.1f}" for name in names], result["paper"].get(row, ("", ""))
-        lines.append(f"| {' | '.join([row, *ours, *map(str, paper)])} |")
-    last = list(result["rows"].values())[-1]
-    lines += [
+    *_, last = result["rows"].values()
+    lines = [
+        f"# {result['title']}",
+        "",
+        *shared.markdown(["features", *names, "paper: rank-1", "paper: mAP"], cells),
         "",
         f"Re-ranked with k1 = {last['k1']}, k2 = {last['k2']}, lambda = {last['lam']}; query and gallery show a "
         f"person in {last['images of a person']:.1f} images on average. Paper: Luo et al., ResNet-50, Market-1501.",
+        result["note"],
     ]
-    return "\n".join([*lines, *([result["note"]] if result.get("note") else []), ""])
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def parse_tricks(text: str) -> tuple[str, ...]:
-    """The tricks that are meant: "none", "all", "stride" (it and all in front of it), or "erasing,center" (just these)."""
-    if text == "none":
-        return ()
-    names = tuple(text.split(","))
-    if len(names) > 1:
-        return names
-    last = TRICKS[-1] if text == "all" else text
-    return TRICKS[: TRICKS.index(last) + 1] if last in TRICKS else names
+def train_command(config: TrainingOptions, comparison: Comparison, folder: Path, ablation: bool = False) -> None:
+    """Train the strong baseline of re-identification, or ablate its tricks.
+
+    Args:
+        config: what is trained, and how.
+        comparison: how images are compared, with --ablation.
+        folder: of checkpoints and of the trained model.safetensors.
+        ablation: train and evaluate with none of the tricks, one, two, ...
+    """
+    if comparison != Comparison() and not ablation:
+        raise ValueError(
+            "--flip, --k1, --k2, --lam and --batch-size are of an evaluation, which a training has with --ablation "
+            "only; add it, or leave them to `evaluate reid`."
+        )
+    config = shared.with_data(config, minis.mini_market)
+    shared.writable(folder)
+    if ablation:
+        shared.say(table(ablate_tricks(config, comparison, folder)))
+    else:
+        history = train(config, folder)
+        if note := _note(config):
+            shared.say(note)
+        shared.tell(history, folder, "reid")
 
 
-def train_main(argv: list[str]) -> int:
-    """`python -m course_lib train reid`: the strong baseline, with all of its tricks or some, or an ablation of them."""
-    parser = _parser("train", train_main.__doc__)
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument(
-        "--pretrained", dest="weights", action="store_const", const="pretrained", help="ImageNet weights (default)"
-    )
-    start.add_argument("--random", dest="weights", action="store_const", const="random", help="random weights")
-    parser.add_argument(
-        "--tricks",
-        type=parse_tricks,
-        metavar="NAME",
-        help=f"none, all (default), one of {', '.join(TRICKS)} with those in front of it, or some: NAME,NAME",
-    )
-    parser.add_argument(
-        "--ablation", action="store_true", help="train and evaluate with none of the tricks, one, two, ..."
-    )
-    parser.add_argument("--loss", choices=LOSSES, help=f"(default: {Training.loss})")
-    parser.add_argument(
-        "--last-block", action="store_true", help="train the last block only, on cached features (for a CPU)"
-    )
-    parser.add_argument("--epochs", type=int, help=f"(default: {Training.epochs})")
-    parser.add_argument("--classes", type=int, help=f"identities in a batch (default: {Training.classes})")
-    parser.add_argument("--images", type=int, help=f"of each identity in a batch (default: {Training.images})")
-    parser.add_argument("--learning-rate", type=float, help="(default: the loss's own)")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: no)")
-    parser.add_argument("--seed", type=int, help=f"(default: {Training.seed})")
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="of checkpoints and of the trained model.safetensors"
-    )
-    chosen = _chosen(parser, argv)
-    folder, ablated = chosen.pop("folder"), chosen.pop("ablation", False)
-    evaluation = {name: chosen.pop(name) for name in ("k1", "k2", "lam", "flip", "batch_size") if name in chosen}
-    try:
-        config = Training(**chosen)
-        if evaluation and not ablated:
-            raise ValueError(
-                f"{', '.join(evaluation)}: options of the evaluation, which a training does with --ablation only."
-            )
-        if ablated:
-            ablation(config, Evaluation(config.data, workers=config.workers, **evaluation), folder)
-        else:
-            history = train(config, folder)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if not engine.this_process().is_main_process:
-        return 0
-    if ablated:
-        print((folder / "ablation.md").read_text("utf-8"))
-        return 0
-    if note := config.note():
-        print(note)
-    engine.tell(history, folder, "reid")
-    return 0
+def evaluate_command(config: ReidEvaluation, folder: Path | None = None) -> None:
+    """Measure CMC and mAP of a trained network, or of one that has seen no pedestrian.
 
-
-def evaluate_main(argv: list[str]) -> int:
-    """`python -m course_lib evaluate reid`: CMC and mAP of a trained network, or of one that has seen no pedestrian."""
-    parser = _parser("evaluate", evaluate_main.__doc__)
-    parser.add_argument("--checkpoint", help="a model.safetensors of `train reid` (default: ImageNet weights only)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: in build/reid)")
-    chosen = _chosen(parser, argv)
-    out = chosen.pop("out", None)
-    try:
-        config = Evaluation(**chosen)
-        name = Path(config.checkpoint).parent.name if config.checkpoint else config.backbone
-        out = out or paths.results().parent / "reid" / f"{name}-{Path(config.data).name}"
-        evaluate(config, out)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print((out / "reid.md").read_text("utf-8"))
-    return 0
-
-
-def _parser(command: str, purpose: str) -> argparse.ArgumentParser:
-    """Options that training and evaluation share. What is not given does not appear: the defaults of the configuration hold."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m course_lib {command} reid", description=purpose, argument_default=argparse.SUPPRESS
-    )
-    parser.add_argument("--data", help="folder of Market-1501 or of a miniature (default: mini-market-clothes)")
-    parser.add_argument("--backbone", help=f"of timm's; the paper's is resnet50 (default: {Training.backbone})")
-    parser.add_argument("--workers", type=int, help="processes that read images (default: 0)")
-    parser.add_argument("--batch-size", type=int, help=f"of the evaluation (default: {Evaluation.batch_size})")
-    parser.add_argument("--flip", action="store_true", help="evaluate with the mirror image's features added")
-    parser.add_argument(
-        "--k1", type=int, help=f"of re-ranking, about as many as images of a person (default: {Evaluation.k1})"
-    )
-    parser.add_argument("--k2", type=int, help=f"of re-ranking, neighbourhoods averaged (default: {Evaluation.k2})")
-    parser.add_argument(
-        "--lam", type=float, help=f"of re-ranking, share of the first distance (default: {Evaluation.lam})"
-    )
-    return parser
-
-
-def _chosen(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
-    chosen = vars(parser.parse_args(argv))
-    if "data" not in chosen:
-        chosen["data"] = str(minis.mini_market())
-    return chosen
+    Args:
+        config: what is evaluated, on what, and how.
+        folder: of the results; if none is named, one in build/reid.
+    """
+    config = shared.with_data(config, minis.mini_market)
+    name = Path(config.checkpoint).parent.name or config.backbone
+    folder = shared.writable(folder or shared.build_folder("reid", name, Path(config.data).name))
+    shared.say(table(evaluate(config, folder)))

@@ -1,190 +1,321 @@
-"""Ablations of pixel-to-prototype contrast, with several training seeds: one training and one evaluation for each row and seed.
+"""Seeds on PASCAL VOC 2012: trainings from image tags, the mIoU of their seeds, and ablations of contrast.
 
-    python -m course_lib ablate --table 5 --folder runs/table5                  mini-voc
-    python -m course_lib ablate --table 6 --backbone resnet38 --weights ... --data /data/VOCdevkit/VOC2012 --folder ...
+    python -m course_lib train wsss --method seam+p2p --folder runs/p2p                     photographs, on a CPU
+    python -m course_lib train wsss --method seam+p2p --backbone small --folder runs/b2     creatures, on a CPU
+    torchrun --nproc-per-node 4 -m course_lib train wsss --method seam+p2p --backbone resnet38 --workers 8 \\
+        --weights ilsvrc-cls_rna-a1_cls1000_ep-0001.params --data /data/VOCdevkit/VOC2012 --folder runs/voc    published
+    python -m course_lib evaluate seeds --checkpoint runs/voc/model.safetensors --data /data/VOCdevkit/VOC2012
+    python -m course_lib evaluate seeds --checkpoint resnet38_contrast.pth --data ... --save      writes maps and seeds
+    python -m course_lib ablate --table 5 --folder runs/table5                                    Table 5 in miniature
 
-Du et al., CVPR 2022. Table 5 adds one part after another, Table 6 varies the number K of pixels that a prototype is made of,
-Table 7 flips, turns or shifts the second view (`views`); all score seeds before any refinement. All rows of a seed start from
-the same weights and see the same batches. What was interrupted goes on.
+Wang et al., CVPR 2020 (SEAM); Lee et al., CVPR 2021 (EPS); Du et al., CVPR 2022 (contrast, Tables 5 to 7). All score
+seeds before any refinement. Where a setting is not named, that of the recipe of method and backbone holds.
 """
 
-import argparse
 import json
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, Literal
 
-from course_lib import engine, paths
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from course_lib import engine
+from course_lib.backbones.weights import LITE0
+from course_lib.data.miniature import fingerprint
+from course_lib.data.voc import VOC_COUNTS, Voc, write_mask
+from course_lib.evaluate.segmentation import THRESHOLDS
+from course_lib.experiments import shared
+from course_lib.published import CONTRAST_TABLES, SEED_MIOU
+from course_lib.settings import check
 from course_lib.worlds import minis
-from course_lib.wsss.learner import METHOD_RECIPES, SMALL_RECIPES, Training, add_options, from_options, train
-from course_lib.wsss.seeds import Evaluation, evaluate
-from course_lib.wsss.views import Transformation
+from course_lib.wsss.cam_net import CamNet, load
+from course_lib.wsss.contrast import ContrastConfig
+from course_lib.wsss.learner import train
+from course_lib.wsss.methods import METHODS
+from course_lib.wsss.recipes import TagTraining, recipe, rows
+from course_lib.wsss.seeds import Scored, figures, hard_seeds, sweeps
 
-# mIoU of seeds, %: on train, and on val where it is given.
-PAPER = {
-    5: {
-        "CAM": (47.43,),
-        "SEAM": (55.41, 52.54),
-        "+ cross-prototype": (59.08, 55.75),
-        "+ cross-CAM": (60.35, 57.33),
-        "+ intra-view": (59.80, 56.97),
-        "+ prototype mining": (60.91, 58.20),
-        "+ pixel sampling": (61.54, 58.41),
-    },
-    6: {
-        "K = 0": (55.41,),
-        "K = 4": (60.02,),
-        "K = 8": (60.87,),
-        "K = 16": (61.08,),
-        "K = 32": (61.54,),
-        "K = 64": (60.55,),
-    },
-    7: {
-        "CAM": (47.43,),
-        "rescale": (61.54,),
-        "rescale + flip": (61.63,),
-        "rescale + rotation": (58.57,),
-        "rescale + translation": (59.31,),
-    },
-}
+SCALES = (0.5, 1.0, 1.5, 2.0)  # published, on VOC
 SPLITS = ("train", "val")
 
 
-def rows(table: int, config: Training) -> dict[str, Training]:
-    """What is trained for each row of Table 5, 6 or 7.
+@dataclass(frozen=True)
+class SeedEvaluation:
+    """What is evaluated, on what, and how."""
 
-    Args:
-        config: of contrast on SEAM with everything, the last row of Table 5.
+    checkpoint: str  # a model.safetensors of `train wsss`, or a released .pth
+    data: str = ""  # a folder in VOC's layout; "": the miniature
+    splits: tuple[str, ...] = SPLITS  # lists of images
+    scales: tuple[float, ...] = ()  # of the images; none: 0.5 1 1.5 2 for ResNet38, else 1
+    batch_size: int = 8  # images of one size at a time
+    limit: int | None = None  # images of each split; None: all
+    workers: int = 0  # processes that read images
+    save: bool = False  # write score maps and seeds, too
+    threshold: float | None = None  # of the seeds that are written; None: the best one
+    device: str = "auto"  # auto, cpu or cuda
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            positive=("scales", "batch_size", "limit"),
+            not_negative=("workers", "threshold"),
+            known={"splits": VOC_COUNTS},
+        )
+
+
+def evaluate(config: SeedEvaluation, net: CamNet, folder: Path, progress: bool = True) -> dict[str, Any]:
+    """mIoU of the seeds of each split and reading; writes `seeds.json` and `seeds.md`, returns the former.
+
+    Several processes share the images. With `save` it also writes `maps/SPLIT/ID.npz` (see `write_scores`) and
+    `seeds/SPLIT/ID.png`, of the published reading.
+
     Raises:
-        ValueError: a configuration without contrast on SEAM.
+        ValueError: the network knows other classes than the data.
     """
-    if config.method != "seam+p2p":
-        raise ValueError(f"The tables are about contrast on SEAM, method seam+p2p, but {config.method} came.")
-    small = config.backbone in SMALL_RECIPES
-    cam, seam = (
-        replace(config, method=method, **({} if small else METHOD_RECIPES[method])) for method in ("cam", "seam")
-    )
-    if table == 6:
-        counts = {
-            f"K = {count}": replace(config, contrast=replace(config.contrast, top_k=count))
-            for count in (4, 8, 16, 32, 64)
-        }
-        return {"K = 0": seam} | counts
-    if table == 7:
-        added = {
-            "rescale": Transformation(),
-            "rescale + flip": Transformation(flip=True),
-            "rescale + rotation": Transformation(rotation=20.0),
-            "rescale + translation": Transformation(translation=16.0),
-        }
-        # Nothing is kept of transformed views; without it in any row, all draw the same images and mirror images.
-        turned = {name: replace(config, kept=False, transformation=change) for name, change in added.items()}
-        return {"CAM": replace(cam, kept=False)} | turned
-    changes = {
-        "+ cross-prototype": {"cross_cam": 0.0, "intra": 0.0},
-        "+ cross-CAM": {"intra": 0.0},
-        "+ intra-view": {"mine_prototypes": False, "mine_pixels": False},
-        "+ prototype mining": {"mine_pixels": False},
-        "+ pixel sampling": {},
+    process, architecture = engine.this_process(config.device), net.architecture
+    net = net.to(process.device, memory_format=torch.channels_last)
+    scales = config.scales or (SCALES if architecture.backbone == "resnet38" else (1.0,))
+    names = {"checkpoint": Path(config.checkpoint).name, "data": Path(config.data).name}
+    result: dict[str, Any] = {
+        "settings": asdict(config) | names | {"scales": scales, "world": fingerprint(Path(config.data))},
+        "architecture": asdict(architecture),
+        "versions": shared.versions(),
+        "paper": SEED_MIOU[architecture.method],
+        "splits": {},
     }
-    added = {name: replace(config, contrast=replace(config.contrast, **change)) for name, change in changes.items()}
-    return {"CAM": cam, "SEAM": seam} | added
+    parts = []
+    for split in config.splits:
+        data, maps = Voc(config.data, split), folder / "maps" / split
+        if tuple(data.classes) != architecture.classes:
+            raise ValueError(
+                f"Expected data with the classes of the network, {', '.join(architecture.classes[1:])}, got "
+                f"{', '.join(data.classes[1:])}; name the data that it was trained on."
+            )
+        batches = same_size(data, config.batch_size, config.limit)[process.process_index :: process.num_processes]
+        loader = DataLoader(Scored(data), batch_sampler=batches, num_workers=config.workers)
+        keep = partial(write_scores, maps) if config.save else None
+        found = sweeps(net, data, tqdm(loader, split, disable=not progress), scales, keep)
+        result["splits"][split] = {name: figures(*pair, data, net.method.threshold) for name, pair in found.items()}
+        name, (sweep, _) = next(iter(found.items()))
+        parts.append(f"## {split}, {name}\n\n{sweep.best.table()}\n")
+        process.wait_for_everyone()
+        if config.save and process.is_main_process:
+            threshold = sweep.best_threshold if config.threshold is None else config.threshold
+            for path in sorted(maps.glob("*.npz")):
+                seed = hard_seeds(read_scores(path)[None], threshold)[0]
+                write_mask(_made(folder / "seeds" / split) / f"{path.stem}.png", seed.byte().numpy())
+    return shared.write(result, "\n".join([table(result), *parts]), folder / "seeds")
+
+
+def same_size(data: Voc, batch_size: int, limit: int | None = None) -> list[list[int]]:
+    """Batches of indices, of images of one size each; the first `limit` images of the split."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for index, path in enumerate(data.images[:limit]):
+        with Image.open(path) as image:  # the header only
+            members.setdefault(image.size, []).append(index)
+    return [
+        group[start : start + batch_size] for group in members.values() for start in range(0, len(group), batch_size)
+    ]
+
+
+def write_scores(folder: Path, name: str, scores: Float[Tensor, "t H W"], tags: Float[Tensor, " t"]) -> None:
+    """Keep the maps of the tagged classes in a compressed .npz file of bytes: scores are rounded to 1/255."""
+    present = tags.nonzero()[:, 0].cpu()
+    levels = (scores[present.to(scores.device)] * 255).round().byte().cpu()
+    np.savez_compressed(_made(folder) / f"{name}.npz", classes=present.numpy(), levels=levels.numpy(), count=len(tags))
+
+
+def read_scores(path: Path) -> Float[Tensor, "t H W"]:
+    """Scores as `write_scores` kept them, zero where a class has no tag."""
+    with np.load(path, allow_pickle=False) as file:
+        levels = torch.from_numpy(file["levels"])
+        scores = torch.zeros(int(file["count"]), *levels.shape[1:])
+        scores[torch.from_numpy(file["classes"])] = levels / 255
+    return scores
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown, in percent, the papers' figures on VOC beside it."""
+    settings, architecture = result["settings"], result["architecture"]
+    lines, edges = [], []
+    for split, readings in result["splits"].items():
+        for number, (name, row) in enumerate(readings.items()):
+            cells = [f"{row[column]:.1f}" for column in ("precision", "recall", "miou_there")]
+            track = f"{row['track']:.1f}" if "track" in row else ""
+            paper = "" if number else str(result["paper"].get(split, ""))
+            lines.append([split, name, f"{row['miou']:.1f}", f"{row['threshold']:.2f}", *cells, track, paper])
+            if row["threshold"] in (THRESHOLDS[0], THRESHOLDS[-1]):
+                edges.append(f"{split}, {name}")
+    threshold = METHODS[architecture["method"]].threshold
+    header = ["split", "maps", "mIoU", "at threshold", "precision", "recall", f"mIoU at {threshold:.2f}"]
+    header += ["track taken for the class on it", "paper, VOC: mIoU"]
+    if not any(line[-2] for line in lines):
+        header, lines = (
+            [*header[:-2], header[-1]],
+            [[*line[:-2], line[-1]] for line in lines],
+        )
+    note = (
+        "Masks choose the threshold, of each row by itself. Precision and recall are means over classes. Scales: "
+        f"{', '.join(f'{scale:g}' for scale in settings['scales'])}, each with its mirror image."
+    )
+    if edges:
+        note += f" The best threshold is at the end of the sweep for {'; '.join(edges)}: the mIoU may be higher beyond."
+    title = f"# Seeds of {architecture['method']} on {settings['data']}, {architecture['backbone']}"
+    return "\n".join([title, "", *shared.markdown(header, lines), "", note, ""])
 
 
 def ablate(
-    table: int, config: Training, seeds: Sequence[int], folder: Path, limit: int | None = None, progress: bool = True
+    number: int,
+    config: TagTraining,
+    random_seeds: Sequence[int],
+    folder: Path,
+    limit: int | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """mIoU of the seeds of every row and training seed; writes `table5.json` and `table5.md` (or 6, 7), returns the former.
+    """mIoU of the seeds of every row and random seed; writes `table5.json` (or 6, 7) and `.md`, returns the former.
+
+    All rows of a random seed start from the same weights and see the same batches. What was interrupted goes on.
 
     Args:
         limit: images that score, of each split; None: all.
     Raises:
         ValueError: the folder holds another ablation.
     """
-    path = folder / f"table{table}.json"
-    settings = json.loads(json.dumps({name: asdict(part) for name, part in rows(table, config).items()}))
+    path, trainings = folder / f"table{number}.json", rows(number, config)
     result: dict[str, Any] = {
-        "table": table,
-        "world": minis.fingerprint(Path(config.data)),
+        "table": number,
+        "world": fingerprint(Path(config.data)),
         "limit": limit,
-        "settings": settings,
-        "rows": {name: {} for name in settings},
+        "settings": json.loads(json.dumps({name: asdict(training) for name, training in trainings.items()})),
+        "rows": {name: {} for name in trainings},
     }
     if path.is_file():
         saved = json.loads(path.read_text("utf-8"))
-        if {**saved, "rows": None} != {**result, "rows": None}:
+        if saved | {"rows": None} != result | {"rows": None}:
             raise ValueError(f"{path} is of an ablation with other settings. Name another folder, or remove this one.")
         result = saved
-    for seed in seeds:  # a whole table of the first seed comes first
-        for name, part in rows(table, config).items():
+    for seed in random_seeds:  # a whole table of the first random seed comes first
+        for name, training in trainings.items():
             if str(seed) in result["rows"][name]:
                 continue
             own = folder / name.strip("+ ").replace(" ", "").lower() / f"seed{seed}"
-            train(replace(part, seed=seed), own, progress)
-            evaluation = Evaluation(
-                str(own / "model.safetensors"), part.data, SPLITS, limit=limit, workers=part.workers
+            net, _ = train(replace(training, seed=seed), own, progress)
+            evaluation = SeedEvaluation(
+                str(own / "model.safetensors"),
+                training.data,
+                limit=limit,
+                workers=training.workers,
+                device=training.device,
             )
-            found = evaluate(evaluation, own, progress=progress)["splits"]
+            found = evaluate(evaluation, net, own, progress)["splits"]
             result["rows"][name][str(seed)] = {
                 split: {reading: row["miou"] for reading, row in found[split].items()} for split in SPLITS
             }
-            if engine.this_process().is_main_process:
-                paths.write_text(path, json.dumps(result, indent=1) + "\n")
-                paths.write_text(path.with_suffix(".md"), as_markdown(result))
+            shared.write(result, as_markdown(result), path)
     return result
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    """Mean and sample standard deviation over seeds, and each seed, in percent; the paper's figures beside them."""
-    table, lines = result["table"], []
+    """Mean and sample standard deviation over random seeds, and each of them, in percent, beside the paper's figure."""
+    lines = []
     for name, found in result["rows"].items():
-        paper, cells = (*PAPER[table][name], "", "")[:2], [name]
-        for split, figure in zip(SPLITS, paper):
+        cells = [name]
+        for split, figure in zip(SPLITS, (*CONTRAST_TABLES[result["table"]][name], "")):
             # The published way to read a method's maps comes first.
             scores = [next(iter(by_split[split].values())) for by_split in found.values()]
-            spread = f" ± {stdev(scores):.1f}" if len(scores) > 1 else ""
-            each = f" ({', '.join(f'{score:.1f}' for score in scores)})" if len(scores) > 1 else ""
-            cells += [f"{mean(scores):.1f}{spread}{each}" if scores else "", str(figure)]
-        lines.append(f"| {' | '.join(cells)} |")
-    head = ["row", *(column for split in SPLITS for column in (split, f"paper, {split}"))]
-    return "\n".join(
-        [
-            f"# Table {table}, mIoU of seeds",
-            "",
-            f"| {' | '.join(head)} |",
-            "|---" * len(head) + "|",
-            *lines,
-            "",
-            "Mean ± standard deviation over training seeds (each of them). Paper: VOC, ResNet38, median of three runs.",
-            "",
-        ]
-    )
+            each = ", ".join(f"{score:.1f}" for score in scores)
+            cells += [f"{mean(scores):.1f} ± {stdev(scores):.1f} ({each})" if len(scores) > 1 else each, str(figure)]
+        lines.append(cells)
+    header = ["row", *(column for split in SPLITS for column in (split, f"paper, {split}"))]
+    note = "Mean ± standard deviation over random seeds (each of them). Paper: VOC, ResNet38, median of three runs."
+    return "\n".join([f"# Table {result['table']}, mIoU of seeds", "", *shared.markdown(header, lines), "", note, ""])
 
 
-def main(argv: list[str]) -> int:
-    """`python -m course_lib ablate`: rows of Table 5, 6 or 7 of pixel-to-prototype contrast; options as of `train wsss`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m course_lib ablate", description=main.__doc__, argument_default=argparse.SUPPRESS
-    )
-    add_options(parser)
-    parser.add_argument("--table", type=int, choices=sorted(PAPER), required=True)
-    parser.add_argument(
-        "--seeds",
-        type=lambda text: tuple(map(int, text.split(","))),
-        default=(0, 1, 2),
-        help="of the trainings (default: 0,1,2); --seed is not asked",
-    )
-    parser.add_argument("--limit", type=int, default=None, help="images of each split that score (default: all)")
-    chosen = vars(parser.parse_args(argv))
-    table, seeds, limit, folder = (chosen.pop(name) for name in ("table", "seeds", "limit", "folder"))
-    try:
-        ablate(table, from_options(chosen), seeds, folder, limit)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if engine.this_process().is_main_process:
-        print((folder / f"table{table}.md").read_text("utf-8"))
-    return 0
+def train_command(argv: list[str]) -> None:
+    """A network that makes seeds from image tags, trained.
+
+    The defaults are those of --method and --backbone; --preset paper or code: contrast as in the paper, or as released.
+    """
+
+    def command(config: TagTraining, folder: Path) -> None:
+        _, history = train(ready(config), shared.writable(folder))
+        shared.tell(history, folder, "seeds")
+
+    with_recipe(command, argv, "train wsss", train_command.__doc__)
+
+
+def evaluate_command(config: SeedEvaluation, folder: Path | None = None) -> None:
+    """The mIoU of seeds of a trained or released network, with and without PCM."""
+    net, checkpoint = load(config.checkpoint), Path(config.checkpoint).absolute()
+    config = with_miniature(config, net.architecture.backbone)
+    folder = folder or shared.build_folder("seeds", checkpoint.parent.name, checkpoint.stem, Path(config.data).name)
+    evaluate(config, net, shared.writable(folder))
+    if engine.this_process(config.device).is_main_process:
+        print((folder / "seeds.md").read_text("utf-8"))
+
+
+def ablate_command(argv: list[str]) -> None:
+    """Rows of Table 5, 6 or 7 of pixel-to-prototype contrast, trained with several random seeds (--seed is not asked).
+
+    The defaults are those of --method and --backbone; --preset paper or code: contrast as in the paper, or as released.
+    """
+
+    def command(
+        config: TagTraining,
+        table: Literal[5, 6, 7],
+        folder: Path,
+        random_seeds: tuple[int, ...] = (0, 1, 2),
+        limit: int | None = None,
+    ) -> None:
+        result = ablate(table, ready(config), random_seeds, shared.writable(folder), limit)
+        shared.say(as_markdown(result))
+
+    with_recipe(command, argv, "ablate", ablate_command.__doc__)
+
+
+def with_recipe(command: Callable, argv: list[str], name: str, description: str) -> None:
+    """Run a command whose `config` is the recipe of --method, --backbone and --preset, changed by the other options."""
+
+    def chosen(
+        method: str = "seam+p2p", backbone: str = LITE0, preset: Literal["paper", "code"] | None = None
+    ) -> TagTraining:
+        config = recipe(method, backbone)
+        presets = {"paper": ContrastConfig.paper(), "code": ContrastConfig.code(METHODS[method].saliency)}
+        return replace(config, contrast=presets.get(preset, config.contrast))
+
+    helping = [word for word in argv if word in ("-h", "--help")]
+    asked = [word for word in argv if word not in helping]
+    config, rest = shared.options(chosen, asked, name, return_unknown_args=True)
+    shared.options(partial(command, config=config), rest + helping, name, description=description)
+
+
+def ready(config: TagTraining) -> TagTraining:
+    """A configuration with data; a ValueError for options of contrast where the method has none."""
+    ours, usual = (asdict(each.contrast) for each in (config, recipe(config.method, config.backbone)))
+    changed = [name for name in ours if ours[name] != usual[name]]
+    if changed and not METHODS[config.method].contrast:
+        raise ValueError(
+            f"Expected no options of contrast with the method {config.method}, got {', '.join(changed)}; leave them "
+            "out, or take a method with p2p."
+        )
+    return with_miniature(config, config.backbone)
+
+
+def with_miniature(config: Any, backbone: str) -> Any:
+    """A configuration with data: if none is named, creatures for the small trunk, photographs for the others."""
+    source = "creatures" if backbone == "small" else "photographs"
+    return shared.with_data(config, partial(minis.mini_voc, source=source))

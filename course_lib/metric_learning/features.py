@@ -1,28 +1,24 @@
-"""Features of whole data sets, made once: what few-shot, retrieval and re-identification compare afterwards."""
+"""Features of whole data sets, made once: what few-shot, retrieval and re-identification compare afterwards.
 
-from collections.abc import Callable, Sequence
+The last block of an EfficientNet can be trained alone, on features of everything in front of it. That is its `trunk`,
+which is frozen, so that they are made once, too.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from timm.models import EfficientNet
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as transforms
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
-Images = Sequence | Dataset  # of items (image 3 h w as uint8, label)
-
-
-class Resized(Dataset):
-    """Images of a data set, resized without a crop, as uint8; labels are left out."""
-
-    def __init__(self, data: Images, size: tuple[int, int]):
-        self.data, self.size = data, list(size)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> UInt8[Tensor, "3 height width"]:
-        return transforms.resize(self.data[index][0], self.size, antialias=True)
+from course_lib.backbones import Backbone
+from course_lib.data.wrappers import Images
+from course_lib.published import DIST_CAM_TABLE_1
 
 
 def extract(
@@ -39,17 +35,67 @@ def extract(
 
     Args:
         function: of a uint8 batch on the device, such as `lambda x: model.features(model.normalise(x)).mean((-2, -1))`.
-        data: items are (image, label); `size`: height and width of the resized images, pixels.
+        data: items are (image, label); `size`: height and width of the images, resized without a crop, pixels.
         batch_size: on a CPU larger batches are slower; take 64 or more on a GPU.
     Raises:
         ValueError: a data set without images.
     """
     if not len(data):
         raise ValueError("Features of at least one image were asked for, but the data set is empty.")
-    parts = []
+    loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=partial(_squashed, size=list(size)))
     with torch.inference_mode():
-        for batch in tqdm(
-            DataLoader(Resized(data, size), batch_size, num_workers=workers), "features", disable=not progress
-        ):
-            parts.append(function(batch.to(device, non_blocking=True)).cpu())
+        parts = [
+            function(batch.to(device, non_blocking=True)).cpu()
+            for batch in tqdm(loader, "features", disable=not progress)
+        ]
     return torch.cat(parts).clone()  # a clone may be trained on, inference tensors not
+
+
+def _squashed(items: list, size: list[int]) -> Tensor:
+    return torch.stack([resize(image, size) for image, _ in items])
+
+
+def trunk(backbone: Backbone, images: UInt8[Tensor, "b 3 H W"]) -> Float[Tensor, "b j *grid"]:
+    """Features in front of the last block of an EfficientNet: 192 x 7 x 7 for Lite0."""
+    network = backbone.network
+    return network.blocks[:-1](network.bn1(network.conv_stem(backbone.normalise(images))))
+
+
+def tail(backbone: Backbone, features: Float[Tensor, "b j *grid"]) -> Float[Tensor, "b k h w"]:
+    """The last feature map from those of the `trunk`."""
+    network = backbone.network
+    return network.bn2(network.conv_head(network.blocks[-1](features)))
+
+
+def freeze_trunk(backbone: Backbone) -> None:
+    """Of the feature map, only the `tail` learns from here on.
+
+    Raises:
+        ValueError: the network is not built as `trunk` and `tail` want it.
+    """
+    network = backbone.network
+    if not isinstance(network, EfficientNet):
+        raise ValueError(
+            "The last block alone can be trained in EfficientNets of timm; expected one of them, got a "
+            f"{type(network).__name__}. Leave out last_block to train all of it, or take tf_efficientnet_lite0."
+        )
+    network.requires_grad_(False)
+    for part in (network.blocks[-1], network.conv_head, network.bn2):
+        part.requires_grad_(True)
+
+
+def trunk_features(
+    backbone: Backbone, data: Images, size: int, *, device: str | torch.device = "cpu", **options: Any
+) -> Float[Tensor, "n j *grid"]:
+    """Features of the `trunk` of all images, squashed to a square: 38 KB an image for Lite0 and 224 pixels.
+
+    Args:
+        options: of `extract`.
+    """
+    backbone.to(device, memory_format=torch.channels_last)
+    return extract(partial(trunk, backbone), data, (size, size), device=device, **options)
+
+
+def timm_name(backbone: str) -> str:
+    """timm's name of a network. Those of the paper's Table 1 get torchvision's first weights: the paper names none."""
+    return f"{backbone}.tv_in1k" if backbone in DIST_CAM_TABLE_1 else backbone

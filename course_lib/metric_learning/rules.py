@@ -1,21 +1,20 @@
-"""Maps in context: of a query and what it is compared with, by all rules of lesson 02 at once.
+"""The rules of a map: where the weights of its channels come from; and maps of pairs, by all rules at once.
 
     few-shot             a query and the prototype of its support samples
     retrieval, re-ID     a probe and its nearest gallery image; for the analysis of successes and failures, the nearest
                          correct and the nearest wrong one
 
-Shen et al., "Distance-Based Class Activation Map for Metric Learning", sections 2.3 and 3: the reference S_c of Eq. 4 is a
-prototype or one gallery image. The rules are those of `localise.METHODS`, in which rows stand for references as they do for
-classes; a reference is a row that was chosen. The paper shows maps of good pairs. Here every map has its controls beside it: a
+Shen et al., "Distance-Based Class Activation Map for Metric Learning", sections 2 and 4: the reference S_c of Eq. 4 is
+a prototype or one gallery image. The paper shows maps of good pairs. Here every map has its controls beside it: a
 random wrong reference, uniform weights, random weights.
 
     found = neighbours(distances, query_ids, gallery_ids, keep)
     chosen = torch.stack([*found, random_wrong(query_ids, gallery_ids, keep, generator)], 1)      # b 4
-    maps = pair_maps(query_maps, gallery, chosen, generator)["dist-cam"]                          # b 4 h w
-    controls.map_correlation(maps[:, 1], maps[:, 2])                    # 1 if the map does not care with whom it is compared
+    raw = pair_maps(query_maps, gallery, chosen, generator)["dist-cam"]                           # b 4 h w
+    controls.map_correlation(raw[:, 1], raw[:, 2])             # 1 if the map does not care with whom it is compared
 
-A pair has two images. The map on the gallery image is the same call from the other side, where the probe is the reference:
-`pair_maps(gallery_maps[found.nearest], queries, torch.arange(len(queries))[:, None], generator)`.
+A pair has two images. The map on the gallery image is the same call from the other side, where the probe is the
+reference: `pair_maps(gallery_maps[found.nearest], queries, torch.arange(len(queries))[:, None], generator)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,16 +24,37 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int
 from torch import Generator, Tensor
 
+from course_lib import maps
 from course_lib.evaluate.controls import random_weights
-from course_lib.experiments.localise import METHODS
-from course_lib.maps import uniform_weights, weighted_map
 
-# (pooled queries b k, references g k, those chosen b) -> weights b 1 k; "prototype" is W = P with any reference as P.
-RULES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "uniform": lambda query, rows, chosen: uniform_weights(query)[:, None],
-    **{name: rule for name, (source, rule) in METHODS.items() if source == "prototypes"},
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]  # (pooled queries b k, rows c k, those chosen b) -> weights b 1 k
+
+
+def _row(query: Tensor, rows: Tensor, chosen: Tensor) -> Tensor:
+    return rows[chosen][:, None]
+
+
+def _changed(change: Callable) -> Rule:  # change: c k -> c k
+    return lambda query, rows, chosen: change(rows)[chosen][:, None]
+
+
+def _compared(compare: Callable) -> Rule:  # compare: b k, b 1 k -> b 1 k
+    return lambda query, rows, chosen: compare(query, rows[chosen][:, None])
+
+
+# Whose rows a rule takes, and the rule. In the place of prototypes of classes there may be pooled gallery images.
+RULES = {
+    "cam": ("classifier", _row),  # w of Eq. 3 (Shen et al.)
+    "cam-positive": ("classifier", _changed(maps.positive_weights)),
+    "cam-centred": ("classifier", _changed(maps.centred_weights)),
+    "uniform": ("prototypes", _changed(maps.uniform_weights)),
+    "dist-cam": ("prototypes", _compared(maps.channel_weights)),  # W of Eq. 4 and 5 (Shen et al.)
+    "match-activity": ("prototypes", _compared(maps.match_activity_weights)),
+    "intersection": ("prototypes", _compared(maps.intersection_weights)),
+    "prototype": ("prototypes", _row),
+    "prototype-centred": ("prototypes", _changed(maps.centred_weights)),
 }
-NAMES = (*RULES, "random")
+NAMES = (*(name for name, (source, _) in RULES.items() if source == "prototypes"), "random")  # the rules of a pair
 NONE = -1  # the index of a reference that does not exist
 
 
@@ -68,11 +88,19 @@ def neighbours(
         )
     own = query_ids[:, None] == gallery_ids  # q g
     keep = torch.ones_like(own) if keep is None else keep
-    return Neighbours(*(_nearest(distances, among) for among in (keep, keep & own, keep & ~own)))
+    return Neighbours(
+        *(
+            torch.where(among.any(1), torch.where(among, distances, torch.inf).argmin(1), NONE)
+            for among in (keep, keep & own, keep & ~own)
+        )
+    )
 
 
 def ranked(distances: Float[Tensor, "q g"], keep: Bool[Tensor, "q g"] | None = None, k: int = 8) -> Int[Tensor, "q k"]:
-    """The first k kept gallery images of each query, nearest first, equal ones in their order; NONE where no more are kept."""
+    """The first k kept gallery images of each query, nearest first, equal ones in their order.
+
+    NONE stands where no more are kept.
+    """
     keep = torch.ones_like(distances, dtype=torch.bool) if keep is None else keep
     order = torch.where(keep, distances, torch.inf).argsort(dim=1, stable=True)[:, :k]
     return torch.where(keep.gather(1, order), order, NONE)
@@ -81,7 +109,10 @@ def ranked(distances: Float[Tensor, "q g"], keep: Bool[Tensor, "q g"] | None = N
 def random_wrong(
     query_ids: Int[Tensor, " q"], gallery_ids: Int[Tensor, " g"], keep: Bool[Tensor, "q g"] | None, generator: Generator
 ) -> Int[Tensor, " q"]:
-    """A gallery image of another class or identity, drawn for each query: the control of a pair. NONE where there is none."""
+    """A gallery image of another class or identity, drawn for each query: the control of a pair.
+
+    NONE stands where there is none.
+    """
     dice = torch.rand(len(query_ids), len(gallery_ids), generator=generator, device=generator.device)
     return neighbours(dice.to(query_ids.device), query_ids, gallery_ids, keep).wrong
 
@@ -97,8 +128,8 @@ def pair_maps(
 
     Args:
         features: last feature maps of the images that are explained.
-        references: pooled features of what they are compared with, in the space in which the model compares: prototypes of
-            the support classes, or all gallery images ("prototype-centred" subtracts the mean of them all).
+        references: pooled features of what they are compared with, in the space in which the model compares: prototypes
+            of the support classes, or all gallery images ("prototype-centred" subtracts the mean of them all).
         chosen: rows of `references`, such as those of `neighbours`. Where it is NONE the map is all zero.
         generator: of the rule "random", fresh for each pair.
         rules: names of RULES, or "random".
@@ -107,16 +138,11 @@ def pair_maps(
         raise ValueError(f"There is no rule {unknown[0]!r}; there are: {', '.join(NAMES)}.")
     query, pairs = features.float().mean((-2, -1)).repeat_interleave(chosen.shape[1], 0), chosen.flatten()
     exists = (chosen != NONE)[..., None, None]  # b r 1 1
-    maps = {}
+    found = {}
     for name in rules:
-        weights = (
-            random_weights(*query.shape, generator).to(query.device)
-            if name == "random"
-            else RULES[name](query, references, pairs)
-        )  # (b r) 1 k
-        maps[name] = weighted_map(features, weights.view(*chosen.shape, -1)) * exists
-    return maps
-
-
-def _nearest(distances: Float[Tensor, "q g"], among: Bool[Tensor, "q g"]) -> Int[Tensor, " q"]:
-    return torch.where(among.any(1), torch.where(among, distances, torch.inf).argmin(1), NONE)
+        if name == "random":
+            weights = random_weights(*query.shape, generator).to(query.device)  # (b r) 1 k
+        else:
+            weights = RULES[name][1](query, references, pairs)  # (b r) 1 k
+        found[name] = maps.weighted_map(features, weights.view(*chosen.shape, -1)) * exists  # Eq. 6 (Shen et al.)
+    return found

@@ -213,7 +213,7 @@ def rank_list(
     """A probe and the gallery images it is answered with, nearest first, each framed as correct or wrong; maps underneath.
 
     What must not be compared with the probe (itself; junk and its own camera in re-identification) is left out before, as
-    `metric_learning.context.ranked` does it. `rank_list_alt` describes the figure.
+    `metric_learning.rules.ranked` does it. `rank_list_alt` describes the figure.
 
     Args:
         probe, gallery: images (H, W, 3) or (3, H, W), uint8 or float in 0..1; portrait or landscape.

@@ -1,4 +1,4 @@
-"""The second source of objects: procedural creatures, asked for by name (`source="creatures"`), never a silent fallback.
+"""The second source of objects: procedural creatures, asked for by name (`source="creatures"`), no silent fallback.
 
 A controlled world: the textured round head carries the class, the noisy body and its legs say little, and the ground is
 noise. It needs no photograph and no package, and a map that finds only heads can be caught doing so.
@@ -7,10 +7,11 @@ noise. It needs no photograph and no package, and a map that finds only heads ca
 import colorsys
 
 import numpy as np
+from jaxtyping import Float32
 from PIL import Image
 
 TEXTURES = ("dots", "stripes", "rings", "checker", "cross", "grid")
-CLASSES = {f"n{95000001 + i}": f"{texture} creature" for i, texture in enumerate(TEXTURES)}
+CREATURES = {f"n{95000001 + i}": f"{texture} creature" for i, texture in enumerate(TEXTURES)}
 HEAD_HUE, BODY_HUE = 0.15, 0.06  # spread around the class's hue: the body is a weak hint, the head's texture the proof
 
 
@@ -29,7 +30,7 @@ def creature(texture: str, side: int, rng: np.random.Generator) -> Image.Image:
     for leg in (0.36, 0.58, 0.80):
         foot = leg + rng.uniform(-0.05, 0.05)
         body |= (np.abs(x - leg - (foot - leg) * (y - 0.6) / 0.38) < 0.035) & (y > 0.6) & (y < 0.98)
-    body_colour = _shade(hue + rng.normal(0, BODY_HUE), 0.45, 0.35 + 0.5 * noise(side, 10, rng))
+    body_colour = _shade(hue + rng.normal(0, BODY_HUE), 0.45, 0.35 + 0.5 * noise((side, side), (10, 10), rng))
 
     centre, radius = rng.uniform((0.2, 0.22), (0.28, 0.32)), rng.uniform(0.17, 0.21)
     u, v = (x - centre[0]) / radius, (y - centre[1]) / radius  # -1..1 inside the head
@@ -51,24 +52,22 @@ def creature(texture: str, side: int, rng: np.random.Generator) -> Image.Image:
 
 def ground(side: int, rng: np.random.Generator) -> Image.Image:
     """A background as RGB: smooth two-colour noise with a few soft blobs."""
-    low, high = (_shade(rng.uniform(), rng.uniform(0.1, 0.5), np.asarray(rng.uniform(0.3, 0.9))) for _ in range(2))
-    mix = noise(side, 6, rng)[..., None]
+    low, high = (_shade(rng.uniform(), rng.uniform(0.1, 0.5), rng.uniform(0.3, 0.9)) for _ in range(2))
+    mix = noise((side, side), (6, 6), rng)[..., None]
     picture = low * (1 - mix) + high * mix  # side side 3
     y, x = np.mgrid[0 : 1 : side * 1j, 0 : 1 : side * 1j]
     for _ in range(rng.integers(3, 8)):
         blob = np.exp(-(np.hypot(x - rng.uniform(), y - rng.uniform()) ** 2) / rng.uniform(0.002, 0.02))[..., None]
-        picture = (
-            picture * (1 - 0.7 * blob) + _shade(rng.uniform(), 0.6, np.asarray(rng.uniform(0.4, 0.9))) * 0.7 * blob
-        )
+        picture = picture * (1 - 0.7 * blob) + _shade(rng.uniform(), 0.6, rng.uniform(0.4, 0.9)) * 0.7 * blob
     return Image.fromarray(np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8), "RGB")
 
 
-def noise(side: int, cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise in 0..1, `side` x `side`, with features of about 1/`cells` of the side."""
-    coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
-    return np.clip(np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)), 0, 1)
+def noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Float32[np.ndarray, "h w"]:
+    """Smooth noise in 0..1: a grid of so many cells, each random, enlarged to `shape` = (height, width)."""
+    coarse = Image.fromarray(rng.random(cells, dtype=np.float32))
+    return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC)).clip(0, 1)
 
 
-def _shade(hue: float, saturation: float, value: np.ndarray) -> np.ndarray:
+def _shade(hue: float, saturation: float, value: float | np.ndarray) -> np.ndarray:
     """RGB 0..255 of one hue at many brightnesses, with a last axis of 3."""
     return np.asarray(colorsys.hsv_to_rgb(hue % 1, saturation, 1)) * np.asarray(value)[..., None] * 255

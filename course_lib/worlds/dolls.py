@@ -1,11 +1,12 @@
-"""Paper dolls: pedestrians whose identity is known to lie in the clothes, in head and bag, or in both; with exact part masks.
+"""Paper dolls: pedestrians whose identity lies in the clothes, in head and bag, or in both; with exact part masks.
 
-Networks that tell persons apart are said to look at the clothes. Here the question has a known answer: in the world "clothes"
-two images show the same person if and only if they show the same clothes, while hair, hat and bag are drawn anew for every
-image; in the world "head" it is the other way round. All dolls are cut from the same paper, so that skin says nothing.
+Networks that tell persons apart are said to look at the clothes. Here the question has a known answer: in the world
+"clothes" two images show the same person if and only if they show the same clothes, while hair, hat and bag are drawn
+anew for every image; in the world "head" it is the other way round. All dolls are cut from the same paper, so that skin
+says nothing.
 
-Six cameras see them: each has its own street, its own light and colour cast, and sees people larger or smaller, more often
-from the front or from behind. Everything is drawn four times too large and averaged down, which smooths edges.
+Six cameras see them: each has its own street, its own light and colour cast, and sees people larger or smaller, more
+often from the front or from behind. Everything is drawn four times too large and averaged down, which smooths edges.
 """
 
 import colorsys
@@ -15,9 +16,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-VERSION = 1  # part of every fingerprint: raise it when code makes other pixels of the same seed
+from course_lib.worlds.creatures import noise
+
+DOLLS_VERSION = 1  # part of every fingerprint: raise it when code makes other pixels of the same seed
 IDENTITIES = ("clothes", "head", "both")
 WIDTH, HEIGHT, FINE = 64, 128, 4  # pixels, and how many fine ones make one
 HEAD, TORSO, LEGS, BAG = 1, 2, 3, 4  # parts in the masks: head with hair and hat, torso with arms, legs with shoes
@@ -26,21 +29,12 @@ SHOTS = {"train": 5, "query": 1, "gallery": 3}  # of an identity; of an identity
 
 NECK, HEAD_SIZE = 0.165, 1.25  # where the head begins, and its magnification: small ones are lost on 8 x 4 cells
 SKIN = (226, 190, 155)
-COLOURS = (
-    (201, 44, 52),
-    (232, 120, 40),
-    (240, 200, 60),
-    (150, 190, 60),
-    (40, 130, 70),
-    (40, 160, 160),
-    (110, 180, 230),
-    (40, 80, 180),
-    (110, 60, 160),
-    (225, 110, 165),
-    (120, 75, 45),
-    (240, 240, 235),
-    (140, 145, 150),
-    (45, 45, 55),
+PAINTS = tuple(
+    map(
+        ImageColor.getrgb,
+        "#c92c34 #e87828 #f0c83c #96be3c #288246 #28a0a0 #6eb4e6 #2850b4 #6e3ca0 "
+        "#e16ea5 #784b2d #f0f0eb #8c9196 #2d2d37".split(),
+    )
 )
 PATTERNS = ("plain", "hoops", "stripes", "dots", "checks", "band")
 HAIR = ("short", "bob", "long", "bun", "curls")
@@ -115,10 +109,10 @@ CAMERAS = (
 
 def random_clothes(rng: np.random.Generator) -> Clothes:
     """Random clothes."""
-    top, trim = rng.choice(len(COLOURS), 2, replace=False)
+    top, trim = rng.choice(len(PAINTS), 2, replace=False)
     return Clothes(
-        COLOURS[top],
-        COLOURS[trim],
+        PAINTS[top],
+        PAINTS[trim],
         str(rng.choice(PATTERNS)),
         bool(rng.random() < 0.6),
         str(rng.choice(("trousers", "shorts", "skirt"), p=(0.6, 0.2, 0.2))),
@@ -158,135 +152,120 @@ def draw(
         RGB and opacity, and the part that covers most of each pixel; 128 x 64 pixels.
     """
     sheet = _Sheet(pose)
-    skin, top = {part: sheet.ink(part, SKIN) for part in (HEAD, TORSO, LEGS)}, sheet.ink(TORSO, clothes.top)
+    skin = {part: sheet.ink(part, SKIN) for part in (HEAD, TORSO, LEGS)}
+    top, trim = sheet.ink(TORSO, clothes.top), sheet.ink(TORSO, clothes.trim)
     hair, bag = sheet.ink(HEAD, head.hair_colour), sheet.ink(BAG, head.bag_colour)
     if head.bag == "backpack" and not pose.back:  # what lies behind is drawn first
-        sheet.rounded(-0.155, 0.215, 0.155, 0.48, bag)
+        sheet.rounded(bag, -0.155, 0.215, 0.155, 0.48)
     if head.hair == "long" and not pose.back:
-        sheet.rounded(-0.1, 0.06, 0.1, 0.3, hair)
+        sheet.rounded(hair, -0.1, 0.06, 0.1, 0.3)
     _draw_legs(sheet, clothes, skin[LEGS])
     hand = _draw_torso(sheet, clothes, head, top, skin, bag)
     _draw_bag(sheet, head.bag, hand, bag)
     _draw_head(sheet, head, hair, skin[HEAD])
-    return sheet.picture(top, clothes)
+    return sheet.picture(top, trim, clothes.pattern)
 
 
 def _draw_legs(sheet: "_Sheet", clothes: Clothes, skin: int) -> None:
-    bottom, shoes, swing = (
-        sheet.ink(LEGS, clothes.bottom_colour),
-        sheet.ink(LEGS, clothes.shoes),
-        np.radians(sheet.pose.stride),
-    )
+    bottom, shoes = sheet.ink(LEGS, clothes.bottom_colour), sheet.ink(LEGS, clothes.shoes)
+    swing = np.radians(sheet.pose.stride)
     for side in (-1, 1):
         hip, knee = (0.045 * side, 0.52), (0.045 * side + side * 0.21 * np.sin(swing), 0.73)
         ankle = (knee[0] + side * 0.2 * np.sin(swing * 0.7), 0.94)
-        sheet.limb((hip, knee, ankle), 0.082, bottom if clothes.bottom == "trousers" else skin)
+        sheet.limb(bottom if clothes.bottom == "trousers" else skin, 0.082, hip, knee, ankle)
         if clothes.bottom == "shorts":
-            sheet.limb((hip, ((hip[0] + knee[0]) / 2, 0.66)), 0.1, bottom)
+            sheet.limb(bottom, 0.1, hip, ((hip[0] + knee[0]) / 2, 0.66))
         heel, toe = (0.005, 0.025) if side > 0 else (-0.025, -0.005)
-        sheet.limb(((ankle[0] + heel, 0.966), (ankle[0] + toe, 0.966)), 0.05, shoes)
+        sheet.limb(shoes, 0.05, (ankle[0] + heel, 0.966), (ankle[0] + toe, 0.966))
     if clothes.bottom == "skirt":
         wide = 0.13 + 0.1 * np.sin(swing)
-        sheet.polygon(((-0.085, 0.47), (0.085, 0.47), (wide, 0.74), (-wide, 0.74)), bottom)
+        sheet.polygon(bottom, (-0.085, 0.47), (0.085, 0.47), (wide, 0.74), (-wide, 0.74))
     else:
-        sheet.rounded(-0.09, 0.46, 0.09, 0.56, bottom)
+        sheet.rounded(bottom, -0.09, 0.46, 0.09, 0.56)
 
 
-def _draw_torso(
-    sheet: "_Sheet", clothes: Clothes, head: Head, top: int, skin: dict[int, int], bag: int
-) -> tuple[float, float]:
+def _draw_torso(sheet: "_Sheet", clothes: Clothes, head: Head, top: int, skin: dict[int, int], bag: int) -> np.ndarray:
     """Neck, torso, the strap that arms cover, arms; returns where the bag hand is."""
-    sheet.limb(((0.0, 0.14), (0.0, 0.21)), 0.055, skin[HEAD])
-    sheet.polygon(
-        (
-            (-0.095, 0.2),
-            (0.095, 0.2),
-            (0.118, 0.235),
-            (0.085, 0.38),
-            (0.097, 0.5),
-            (-0.097, 0.5),
-            (-0.085, 0.38),
-            (-0.118, 0.235),
-        ),
-        top,
-    )
+    sheet.limb(skin[HEAD], 0.055, (0.0, 0.14), (0.0, 0.21))
+    right = ((0.095, 0.2), (0.118, 0.235), (0.085, 0.38), (0.097, 0.5))
+    corner, *left = ((-x, y) for x, y in right)
+    sheet.polygon(top, corner, *right, *reversed(left))
     if head.bag == "satchel":
-        sheet.limb(((-0.09, 0.2), (0.1, 0.46)), 0.026, bag)
-    for side, arm, elbow in zip((-1, 1), np.radians(sheet.pose.arms), np.radians(sheet.pose.elbows), strict=True):
-        shoulder = (0.105 * side, 0.235)
-        middle = (shoulder[0] + side * 0.15 * np.sin(arm), shoulder[1] + 0.15 * np.cos(arm))
-        hand = (middle[0] + side * 0.14 * np.sin(arm - elbow), middle[1] + 0.14 * np.cos(arm - elbow))
-        sheet.limb((middle, hand), 0.046, skin[TORSO])
-        wrist = (middle[0] + 3 * hand[0]) / 4, (middle[1] + 3 * hand[1]) / 4
-        short = (shoulder[0] + 2 * middle[0]) / 3, (shoulder[1] + 2 * middle[1]) / 3
-        sheet.limb((shoulder, middle, wrist) if clothes.long_sleeves else (shoulder, short), 0.062, top)
+        sheet.limb(bag, 0.026, (-0.09, 0.2), (0.1, 0.46))
+    for side, arm, elbow in zip((-1, 1), np.radians(sheet.pose.arms), np.radians(sheet.pose.elbows)):
+        shoulder = np.array((0.105 * side, 0.235))
+        middle = shoulder + 0.15 * np.array((side * np.sin(arm), np.cos(arm)))
+        hand = middle + 0.14 * np.array((side * np.sin(arm - elbow), np.cos(arm - elbow)))
+        sheet.limb(skin[TORSO], 0.046, middle, hand)
+        wrist, short = (middle + 3 * hand) / 4, (shoulder + 2 * middle) / 3
+        sheet.limb(top, 0.062, *((shoulder, middle, wrist) if clothes.long_sleeves else (shoulder, short)))
     return hand
 
 
-def _draw_bag(sheet: "_Sheet", bag: str, hand: tuple[float, float], ink: int) -> None:
+def _draw_bag(sheet: "_Sheet", bag: str, hand: np.ndarray, ink: int) -> None:
     if bag == "backpack" and sheet.pose.back:
-        sheet.rounded(-0.1, 0.2, 0.1, 0.47, ink)
-        sheet.rounded(-0.07, 0.34, 0.07, 0.45, ink)
+        sheet.rounded(ink, -0.1, 0.2, 0.1, 0.47)
+        sheet.rounded(ink, -0.07, 0.34, 0.07, 0.45)
     elif bag == "backpack":
         for side in (-1, 1):
-            sheet.limb(((0.065 * side, 0.2), (0.08 * side, 0.38)), 0.024, ink)
+            sheet.limb(ink, 0.024, (0.065 * side, 0.2), (0.08 * side, 0.38))
     elif bag == "satchel":
-        sheet.rounded(0.045, 0.43, 0.205, 0.57, ink)
+        sheet.rounded(ink, 0.045, 0.43, 0.205, 0.57)
     elif bag == "handbag":
         x, y = hand
-        sheet.limb(((x - 0.04, y + 0.06), (x, y), (x + 0.04, y + 0.06)), 0.016, ink)
-        sheet.rounded(x - 0.08, y + 0.05, x + 0.08, y + 0.17, ink)
+        sheet.limb(ink, 0.016, (x - 0.04, y + 0.06), (x, y), (x + 0.04, y + 0.06))
+        sheet.rounded(ink, x - 0.08, y + 0.05, x + 0.08, y + 0.17)
     else:
-        sheet.limb(((0.1, 0.2), (0.15, 0.4)), 0.022, ink)
-        sheet.rounded(0.075, 0.35, 0.215, 0.55, ink)
+        sheet.limb(ink, 0.022, (0.1, 0.2), (0.15, 0.4))
+        sheet.rounded(ink, 0.075, 0.35, 0.215, 0.55)
 
 
 def _draw_head(sheet: "_Sheet", head: Head, hair: int, skin: int) -> None:
     hat, face, back = sheet.ink(HEAD, head.hat_colour), sheet.ink(HEAD, (60, 40, 40)), sheet.pose.back
     sheet.zoom = HEAD_SIZE
-    sheet.ellipse(-0.062, 0.02, 0.062, 0.168, hair if back else skin)
+    sheet.ellipse(hair if back else skin, -0.062, 0.02, 0.062, 0.168)
     if head.hair == "curls":
         for angle in np.radians(np.arange(0, 360, 20) if back else np.arange(-200, 21, 20)):
             x, y = 0.066 * np.cos(angle), 0.085 + 0.068 * np.sin(angle)
-            sheet.ellipse(x - 0.032, y - 0.032, x + 0.032, y + 0.032, hair)
-    sheet.fringe(hair)
+            sheet.ellipse(hair, x - 0.032, y - 0.032, x + 0.032, y + 0.032)
+    sheet.chord(hair, 200, 340, -0.066, 0.012, 0.066, 0.17)  # hair over the upper part of the head
     if head.hair in ("bob", "long"):
         end = 0.175 if head.hair == "bob" else 0.28
         if back:
-            sheet.rounded(-0.078, 0.06, 0.078, end, hair)
+            sheet.rounded(hair, -0.078, 0.06, 0.078, end)
         else:
             for side in (-1, 1):
-                sheet.limb(((0.062 * side, 0.08), (0.07 * side, end - 0.015)), 0.032, hair)
+                sheet.limb(hair, 0.032, (0.062 * side, 0.08), (0.07 * side, end - 0.015))
     if head.hair == "bun":
-        sheet.ellipse(-0.04, -0.035, 0.04, 0.035, hair)
+        sheet.ellipse(hair, -0.04, -0.035, 0.04, 0.035)
     if not back:
         for x, y, radius in ((-0.024, 0.1, 0.009), (0.024, 0.1, 0.009), (0.0, 0.138, 0.007)):  # eyes and mouth
-            sheet.dot(x, y, radius, face)
+            sheet.pen.ellipse(sheet.corners(x - radius, y - radius, x + radius, y + radius), face)
     if head.hat == "cap":
-        sheet.dome(-0.068, 0.0, 0.068, 0.13, hat)
-        sheet.limb(((-0.03, 0.064), (0.1, 0.064)), 0.018, hat)
+        sheet.chord(hat, 180, 360, -0.068, 0.0, 0.068, 0.13)
+        sheet.limb(hat, 0.018, (-0.03, 0.064), (0.1, 0.064))
     elif head.hat == "beanie":
-        sheet.dome(-0.07, -0.015, 0.07, 0.15, hat)
-        sheet.ellipse(-0.022, -0.04, 0.022, 0.005, hat)
+        sheet.chord(hat, 180, 360, -0.07, -0.015, 0.07, 0.15)
+        sheet.ellipse(hat, -0.022, -0.04, 0.022, 0.005)
     elif head.hat == "brim":
-        sheet.dome(-0.058, -0.02, 0.058, 0.12, hat)
-        sheet.limb(((-0.105, 0.052), (0.105, 0.052)), 0.022, hat)
+        sheet.chord(hat, 180, 360, -0.058, -0.02, 0.058, 0.12)
+        sheet.limb(hat, 0.022, (-0.105, 0.052), (0.105, 0.052))
 
 
 class _Sheet:
-    """A large sheet of inks. Coordinates: 0 is the middle and the top of the doll, 1 its height."""
+    """A large sheet of inks. Coordinates: 0 is the middle and the top of a doll, 1 its height; a box is x0 y0 x1 y1."""
 
     def __init__(self, pose: Pose):
         self.scale, self.pose, self.zoom = pose.height * FINE, pose, 1.0
         self.image = Image.new("L", (WIDTH * FINE, HEIGHT * FINE))
         self.pen = ImageDraw.Draw(self.image)
-        self.parts, self.colours = [0], [(0, 0, 0)]
+        self.parts, self.colours = [0], [(0, 0, 0, 0)]  # of each ink; the colours with their opacity
         self.edge = 0.55 * FINE  # width of the dark outline of every piece of paper
 
     def ink(self, part: int, colour: tuple[int, int, int]) -> int:
         """The number of a new ink; the next number is its dark outline."""
         self.parts += [part, part]
-        self.colours += [colour, tuple(round(0.55 * value) for value in colour)]
+        self.colours += [(*colour, 255), (*(round(0.55 * value) for value in colour), 255)]
         return len(self.parts) - 2
 
     def at(self, x: float, y: float) -> tuple[float, float]:
@@ -294,69 +273,51 @@ class _Sheet:
         x = -x if self.pose.mirrored else x
         return self.pose.x * FINE + x * self.scale, self.pose.y * FINE + y * self.scale
 
-    def limb(self, points: tuple, width: float, ink: int) -> None:
+    def corners(self, x0: float, y0: float, x1: float, y1: float) -> tuple:
+        (left, top), (right, bottom) = self.at(x0, y0), self.at(x1, y1)
+        return min(left, right), top, max(left, right), bottom
+
+    def limb(self, ink: int, width: float, *points: tuple | np.ndarray) -> None:
         points, width = [self.at(*point) for point in points], width * self.zoom * self.scale
         for number, radius in ((ink + 1, width / 2 + self.edge), (ink, width / 2)):
             self.pen.line(points, number, round(2 * radius), joint="curve")
             for x, y in points:
                 self.pen.ellipse((x - radius, y - radius, x + radius, y + radius), number)
 
-    def polygon(self, points: tuple, ink: int) -> None:
+    def polygon(self, ink: int, *points: tuple) -> None:
         points = [self.at(*point) for point in points]
         self.pen.polygon(points, ink)
         self.pen.line([*points, points[0]], ink + 1, round(1.5 * self.edge), joint="curve")
 
-    def _corners(self, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
-        (left, top), (right, bottom) = self.at(x0, y0), self.at(x1, y1)
-        return min(left, right), top, max(left, right), bottom
+    def rounded(self, ink: int, *box: float) -> None:
+        self.pen.rounded_rectangle(self.corners(*box), 0.025 * self.scale, ink, ink + 1, round(self.edge))
 
-    def rounded(self, x0: float, y0: float, x1: float, y1: float, ink: int) -> None:
-        self.pen.rounded_rectangle(self._corners(x0, y0, x1, y1), 0.025 * self.scale, ink, ink + 1, round(self.edge))
+    def ellipse(self, ink: int, *box: float) -> None:
+        self.pen.ellipse(self.corners(*box), ink, ink + 1, round(self.edge))
 
-    def ellipse(self, x0: float, y0: float, x1: float, y1: float, ink: int) -> None:
-        self.pen.ellipse(self._corners(x0, y0, x1, y1), ink, ink + 1, round(self.edge))
+    def chord(self, ink: int, start: int, end: int, *box: float) -> None:
+        """A part of an ellipse, between two angles in degrees."""
+        self.pen.chord(self.corners(*box), start, end, ink, ink + 1, round(self.edge))
 
-    def dot(self, x: float, y: float, radius: float, ink: int) -> None:
-        self.pen.ellipse(self._corners(x - radius, y - radius, x + radius, y + radius), ink)
-
-    def dome(self, x0: float, y0: float, x1: float, y1: float, ink: int) -> None:
-        """The upper half of an ellipse."""
-        self.pen.chord(self._corners(x0, y0, x1, y1), 180, 360, ink, ink + 1, round(self.edge))
-
-    def fringe(self, ink: int) -> None:
-        """Hair over the upper part of the head."""
-        self.pen.chord(self._corners(-0.066, 0.012, 0.066, 0.17), 200, 340, ink, ink + 1, round(self.edge))
-
-    def picture(self, top: int, clothes: Clothes) -> tuple[np.ndarray, np.ndarray]:
+    def picture(self, top: int, trim: int, pattern: str) -> tuple[np.ndarray, np.ndarray]:  # h w 4, h w
         """Colours with opacity and parts, averaged down, once the pattern is printed on the ink of the top."""
-        trim = len(self.parts)
-        inks = np.asarray(self.image).copy()
+        inks = np.array(self.image)
         rows, columns = np.nonzero(inks == top)
+        # To the right of the doll's middle and below its top, in heights.
         u, v = (columns - self.pose.x * FINE) / self.scale, (rows - self.pose.y * FINE) / self.scale
-        printed = _print(clothes.pattern, u, v)
+        printed = {
+            "plain": np.zeros(len(u), bool),
+            "hoops": v * 16 % 1 < 0.45,
+            "stripes": (u * 18 + 0.25) % 1 < 0.45,
+            "dots": np.hypot(u * 17 % 1 - 0.5, v * 17 % 1 - 0.5) < 0.3,
+            "checks": (u * 11 % 1 < 0.5) ^ (v * 11 % 1 < 0.5),
+            "band": (v > 0.3) & (v < 0.38),
+        }[pattern]
         inks[rows[printed], columns[printed]] = trim
-        colours = np.zeros((256, 4), np.uint8)
-        colours[1 : trim + 1, :3], colours[1 : trim + 1, 3] = [*self.colours[1:], clothes.trim], 255
-        owner = np.zeros(256, np.uint8)
-        owner[: trim + 1] = [*self.parts, TORSO]
-        picture = Image.fromarray(colours.take(inks, 0)).reduce(FINE)
-        share = [Image.fromarray(((owner == part) * np.uint8(255)).take(inks)).reduce(FINE) for part in range(BAG + 1)]
+        picture = Image.fromarray(np.array(self.colours, np.uint8)[inks]).reduce(FINE)
+        parts = np.array(self.parts)[inks]
+        share = [Image.fromarray((parts == part) * np.uint8(255)).reduce(FINE) for part in range(BAG + 1)]
         return np.asarray(picture), np.stack(share).argmax(0).astype(np.uint8)
-
-
-def _print(pattern: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Where the second colour goes, at points to the right of the doll's middle and below its top, in heights."""
-    if pattern == "hoops":
-        return v * 16 % 1 < 0.45
-    if pattern == "stripes":
-        return (u * 18 + 0.25) % 1 < 0.45
-    if pattern == "dots":
-        return np.hypot(u * 17 % 1 - 0.5, v * 17 % 1 - 0.5) < 0.3
-    if pattern == "checks":
-        return (u * 11 % 1 < 0.5) ^ (v * 11 % 1 < 0.5)
-    if pattern == "band":
-        return (v > 0.3) & (v < 0.38)
-    return np.zeros(len(u), bool)
 
 
 def street(camera: Camera, rng: np.random.Generator) -> Float32[np.ndarray, "height length 3"]:
@@ -364,27 +325,29 @@ def street(camera: Camera, rng: np.random.Generator) -> Float32[np.ndarray, "hei
     length, horizon = 480, round(HEIGHT * 0.68)
     y, x = np.mgrid[:HEIGHT, :length].astype(np.float32)
     wall, ground = (
-        _shade(hue, saturation, value)
-        for hue, saturation, value in zip(
-            camera.hues, rng.uniform(0.15, 0.4, 2), rng.uniform(0.5, 0.75, 2), strict=True
-        )
+        np.asarray(colorsys.hsv_to_rgb(*tone), np.float32) * 255
+        for tone in zip(camera.hues, rng.uniform(0.15, 0.4, 2), rng.uniform(0.5, 0.75, 2))
     )
-    rough = _noise((HEIGHT, length), 6, rng) * 0.5 + _noise((HEIGHT, length), 2, rng) * 0.5
+
+    def rough(cell: int) -> np.ndarray:  # h w, in 0..1, with features of so many pixels
+        return noise((HEIGHT, length), (HEIGHT // cell + 1, length // cell + 1), rng)
+
+    light = 0.85 + 0.3 * (rough(6) * 0.5 + rough(2) * 0.5)
     tone = {
         "bricks": np.where(((y % 6 < 1) | ((x + 6 * (y // 6 % 2)) % 12 < 1)), 1.25, 0.9),
         "windows": np.where((x % 40 > 8) & (x % 40 < 32) & (y % 44 > 8) & (y % 44 < 36), 0.55, 1.0),
         "concrete": np.where((x % 60 < 1.5) | (y % 48 < 1.5), 0.8, 1.0),
-        "hedge": 0.6 + 0.35 * _noise((HEIGHT, length), 9, rng) + 0.25 * _noise((HEIGHT, length), 3, rng),
+        "hedge": 0.6 + 0.35 * rough(9) + 0.25 * rough(3),
         "tiles": np.where((x % 10 < 1) | (y % 10 < 1), 0.75, 1.05),
     }[camera.wall]
     depth = (y - horizon).clip(0) + 4
     floor = {
         "slabs": np.where(((x - length / 2) / depth * 6 % 4 < 0.3) | (np.log(depth) * 4 % 1 < 0.12), 0.8, 1.0),
-        "asphalt": 0.75 + 0.1 * _noise((HEIGHT, length), 2, rng),
-        "grass": 0.7 + 0.35 * _noise((HEIGHT, length), 3, rng),
+        "asphalt": 0.75 + 0.1 * rough(2),
+        "grass": 0.7 + 0.35 * rough(3),
     }[camera.ground]
     picture = np.where((y < horizon)[..., None], wall * tone[..., None], ground * floor[..., None])
-    picture *= (0.85 + 0.3 * rough)[..., None]
+    picture *= light[..., None]
     for _ in range(9):  # doors, posters, bins: things of any colour
         width, height, left = rng.integers(8, 26), rng.integers(12, 60), rng.integers(0, length - 30)
         low = horizon + rng.integers(0, 6) if rng.random() < 0.6 else rng.integers(height, horizon)
@@ -471,21 +434,11 @@ def market(
         yield "gallery", *shoot(-1 if shot < JUNK else 0, stranger, int(rng.integers(len(CAMERAS))), 5)
 
 
-def fingerprint(identity: str, seed: int) -> str:
+def market_fingerprint(identity: str, seed: int) -> str:
     """What a miniature is made from, in 12 letters."""
-    settings = (VERSION, CAMERAS, COLOURS, TRAIN, TEST, DISTRACTORS, JUNK, sorted(SHOTS.items()), identity, seed)
+    settings = (DOLLS_VERSION, CAMERAS, PAINTS, TRAIN, TEST, DISTRACTORS, JUNK, sorted(SHOTS.items()), identity, seed)
     return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
 
 
 def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
-    return COLOURS[rng.integers(len(COLOURS))]
-
-
-def _shade(hue: float, saturation: float, value: float) -> np.ndarray:
-    return np.asarray(colorsys.hsv_to_rgb(hue, saturation, value), np.float32) * 255
-
-
-def _noise(shape: tuple[int, int], cell: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise in 0..1 with features of `cell` pixels."""
-    coarse = Image.fromarray(rng.random((shape[0] // cell + 1, shape[1] // cell + 1), dtype=np.float32))
-    return np.asarray(coarse.resize(shape[::-1], Image.Resampling.BICUBIC)).clip(0, 1)
+    return PAINTS[rng.integers(len(PAINTS))]

@@ -4,23 +4,25 @@
 
     A region of the background touches the border of the image along more of its outline than an object does:
 
-    boundary connectivity   bc(p) = sum_{q on the border} S(p, q) / sqrt(sum_q S(p, q)),     S = exp(-d_geo^2 / (2 * 10^2))
+    boundary connectivity   bc(p) = sum_{q on the border} S(p, q) / sqrt(sum_q S(p, q)),  S = exp(-d_geo^2 / (2 * 10^2))
     background              w_bg  = 1 - exp(-bc^2 / 2)
     foreground              w_fg  = sum_q d_colour(p, q) exp(-d_space^2 / (2 * 0.25^2)) w_bg(q),    0 below its mean
     saliency                argmin_s  sum 5 w_bg s^2 + sum w_fg (s - 1)^2 + sum_{p ~ q} w_pq (s_p - s_q)^2
 
-p and q are superpixels (about 180), d_colour is the distance of their mean colours in CIELAB, d_geo the length of the cheapest
-path between them in such distances, w_pq = exp(-d_colour^2 / (2 * 10^2)) + 0.1 between neighbours and neighbours' neighbours.
-EPS (see `wsss.eps`) takes its saliency from a network that learned from masks of other images; this one learned nothing.
+p and q are superpixels (about 180), d_colour is the distance of their mean colours in CIELAB, d_geo the length of the
+cheapest path between them in such distances, w_pq = exp(-d_colour^2 / (2 * 10^2)) + 0.1 between neighbours and
+neighbours' neighbours. EPS (see `wsss.eps`) takes its saliency from a network that learned from masks of other images;
+this one learned nothing.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from scipy.sparse.csgraph import floyd_warshall
+from scipy.spatial.distance import cdist
 from skimage.color import rgb2lab
 from skimage.segmentation import slic
 
@@ -37,22 +39,26 @@ def saliency(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
     lab = rgb2lab(np.asarray(Image.fromarray(image).reduce(max(1, min(height, width) // SIDE)))).astype(np.float32)
     scale = max(lab.max() - lab.min(), 1e-3)  # slic stretches what it is given to 0..1
     regions = slic(lab, SUPERPIXELS, compactness=COMPACTNESS / scale, max_num_iter=5, convert2lab=False, start_label=0)
-    h, w = regions.shape
-    y, x = np.mgrid[:h, :w]
+    y, x = np.indices(regions.shape)
     sizes = np.bincount(regions.ravel())
     colour, place = (
-        [np.bincount(regions.ravel(), values.ravel()) / sizes for values in channels]
-        for channels in (np.moveaxis(lab, 2, 0), (y / h, x / w))
-    )
-    distance = _distances(colour)  # n n
-    ring, near = _neighbours(regions)
+        np.stack([np.bincount(regions.ravel(), values.ravel()) / sizes for values in channels], 1)
+        for channels in (np.moveaxis(lab, 2, 0), (y / len(y), x / len(x[0])))
+    )  # n 3, n 2
+    distance = cdist(colour, colour)  # n n
+    touch = np.zeros_like(distance)
+    touch[regions[:, 1:], regions[:, :-1]] = touch[regions[1:], regions[:-1]] = 1
+    touch = np.maximum(touch, touch.T)
+    near = touch + touch @ touch > 0  # they touch, or have a neighbour in common
+    for neighbours in (touch, near):
+        np.fill_diagonal(neighbours, 0)
 
     border = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
-    connected = np.exp(-(_geodesic(distance, ring, border) ** 2) / (2 * COLOUR**2))
+    connected = np.exp(-(_geodesic(distance, touch > 0, border) ** 2) / (2 * COLOUR**2))
     connectivity = connected[:, border].sum(1) / np.sqrt(connected.sum(1))
     background = 1 - np.exp(-(connectivity**2) / 2)
 
-    contrast = (distance * np.exp(-(_distances(place) ** 2) / (2 * SPACE**2))) @ background
+    contrast = (distance * np.exp(-(cdist(place, place) ** 2) / (2 * SPACE**2))) @ background
     if not contrast.max() > 0:
         return np.zeros((height, width), np.uint8)
     foreground = contrast / contrast.max()
@@ -89,9 +95,7 @@ def quality(pairs: Iterable[tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h
     """
     counts = np.zeros((2, 256), np.int64)  # background and objects at each level
     for given, mask in pairs:
-        counts += np.stack(
-            [np.bincount(given[where], minlength=256) for where in (mask == 0, (mask > 0) & (mask < 255))]
-        )
+        counts += [np.bincount(given[where], minlength=256) for where in (mask == 0, (mask > 0) & (mask < 255))]
     truth = counts[1].sum()
     levels = np.arange(256) / 255
     above = counts.sum(1, keepdims=True) - counts.cumsum(1)  # 2 256: strictly above a level
@@ -102,39 +106,14 @@ def quality(pairs: Iterable[tuple[UInt8[np.ndarray, "h w"], UInt8[np.ndarray, "h
     return Quality(error / max(counts.sum(), 1), f_measure.max(), iou.max(), levels[iou.argmax()])
 
 
-def _distances(values: list[Float[np.ndarray, " n"]]) -> Float[np.ndarray, "n n"]:
-    """Euclidean distances between all pairs; one array for each coordinate."""
-    return np.sqrt(sum(np.subtract.outer(value, value) ** 2 for value in values))
-
-
-def _neighbours(regions: Int[np.ndarray, "h w"]) -> tuple[Int[np.ndarray, "2 m"], np.ndarray]:
-    """Pairs of regions that touch, and a matrix of those that touch or have a neighbour in common."""
-    pairs = np.concatenate(
-        [
-            np.stack([regions[:, 1:].ravel(), regions[:, :-1].ravel()], 1),
-            np.stack([regions[1:].ravel(), regions[:-1].ravel()], 1),
-        ]
-    )
-    count = regions.max() + 1
-    touch = np.zeros((count, count), np.float32)
-    touch[pairs[:, 0], pairs[:, 1]] = touch[pairs[:, 1], pairs[:, 0]] = 1
-    np.fill_diagonal(touch, 0)
-    near = (touch + touch @ touch) > 0
-    np.fill_diagonal(near, False)
-    return np.stack(np.nonzero(touch)), near
-
-
-def _geodesic(
-    distance: Float[np.ndarray, "n n"], ring: Int[np.ndarray, "2 m"], border: Int[np.ndarray, " b"]
-) -> Float[np.ndarray, "n n"]:
+def _geodesic(distance: np.ndarray, touch: np.ndarray, border: np.ndarray) -> np.ndarray:  # n n, n n, b -> n n
     """Lengths of the cheapest paths over neighbours; all regions on the border count as neighbours.
 
     Each step is cheaper by what a step costs inside of a region of one colour, so that shades do not add up.
     """
-    steps = distance[ring[0], ring[1]]
-    cheapest = np.full(len(distance), np.inf)
-    np.minimum.at(cheapest, ring[0], steps)
-    free = cheapest[np.isfinite(cheapest)].mean() if np.isfinite(cheapest).any() else 0.0
-    linked = np.zeros(distance.shape, bool)
-    linked[ring[0], ring[1]] = linked[np.ix_(border, border)] = True
+    cheapest = np.where(touch, distance, np.inf).min(1)
+    cheapest = cheapest[np.isfinite(cheapest)]
+    free = cheapest.mean() if len(cheapest) else 0
+    linked = touch.copy()
+    linked[np.ix_(border, border)] = True
     return floyd_warshall(np.where(linked, np.maximum(distance - free, 0) + 1e-9, np.inf))  # 0 would be no link

@@ -1,7 +1,7 @@
 """Scenes: photographs of objects pasted onto photographs of backgrounds, with exact masks and boxes.
 
-The same seed gives the same bytes. Photographs and backgrounds are split between train and validation before anything is
-composed, so that no object and no background of a validation scene was ever seen in training.
+The same seed gives the same bytes. Photographs and backgrounds are split between train and validation before anything
+is composed, so that no object and no background of a validation scene was ever seen in training.
 """
 
 import functools
@@ -11,23 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+from scipy.ndimage import find_objects
 
 from course_lib.data.images import open_image
 from course_lib.worlds import creatures
 from course_lib.worlds.photographs import Photographs, manifest
 
-VERSION = (
-    1  # part of every fingerprint, like the settings below: raise it when code makes other pixels of the same seed
-)
-SCALES = (
-    (0.5, 1.1),
-    (0.4, 0.75),
-    (0.3, 0.5),
-)  # longest side of an object over the image's shorter side, for 1, 2, 3 objects
+# Part of every fingerprint, like the settings below: raise it when code makes other pixels of the same seed.
+SCENES_VERSION = 1
+# Longest side of an object over the image's shorter side, for 1, 2, 3 objects.
+OBJECT_SCALES = ((0.5, 1.1), (0.4, 0.75), (0.3, 0.5))
 ANGLE = 15.0  # degrees, either way
 ENLARGE = 2.0  # a cut-out is never drawn larger than this times its own size: blur would give it away
-OVERLAP = 0.15  # share of an object that later ones may cover
+SCENE_OVERLAP = 0.15  # share of an object that later ones may cover
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,9 @@ class Scene:
 class World:
     """A source of scenes: named classes, and for each split the items that may be drawn."""
 
-    source: str  # "photographs" or "creatures"
     classes: dict[str, str]  # id -> name, in label order
-    items: dict[str, tuple[tuple[int, object], ...]]  # split -> (label, item) pairs
-    grounds: dict[str, tuple[object, ...]]  # split -> backgrounds
+    items: dict[str, list[tuple[int, object]]]  # split -> (label, item) pairs
+    grounds: dict[str, list]  # split -> backgrounds
     draw: Callable[[object, np.random.Generator], Image.Image]  # item -> RGBA cut-out
     draw_ground: Callable[[object, np.random.Generator], Image.Image]  # background -> RGB
     fingerprint: str
@@ -58,8 +54,9 @@ def photo_world(photographs: Photographs, labels: str = "kind", seed: int = 0) -
     """The world of photo cut-outs.
 
     Args:
-        labels: "kind" (40 coarse classes; photographs split 60:40 within each), "group" (12 broad ones, likewise), or "wnid"
-            (ImageNet classes, one to three photographs each: for validation of pretrained networks only, nothing to train on).
+        labels: "kind" (40 coarse classes; photographs split 60:40 within each), "group" (12 broad ones, likewise), or
+            "wnid" (ImageNet classes, one to three photographs each: for validation of pretrained networks only, nothing
+            to train on).
         seed: of the split of photographs and backgrounds.
     """
     members = sorted((p for p in photographs.cutouts if getattr(p, labels)), key=lambda p: p.file)
@@ -71,37 +68,37 @@ def photo_world(photographs: Photographs, labels: str = "kind", seed: int = 0) -
     )
     items = {"train": [], "val": []}
     for number, name in enumerate(classes.values()):
-        own = [photograph for photograph in members if getattr(photograph, labels) == name]
-        train, val = ([], own) if labels == "wnid" else _split(own, f"{seed} {name}")
-        items["train"] += [(number, photograph) for photograph in train]
-        items["val"] += [(number, photograph) for photograph in val]
-    train, val = _split(sorted(photographs.backgrounds, key=lambda p: p.file), f"{seed} backgrounds")
+        own = [(number, photograph) for photograph in members if getattr(photograph, labels) == name]
+        for split, part in ({"val": own} if labels == "wnid" else _split(own, f"{seed} {name}")).items():
+            items[split] += part
     return World(
-        "photographs",
         classes,
-        {k: tuple(v) for k, v in items.items()},
-        {"train": tuple(train), "val": tuple(val)},
+        items,
+        _split(sorted(photographs.backgrounds, key=lambda p: p.file), f"{seed} backgrounds"),
         draw=lambda p, rng: _brighten(_read(photographs.path(p), "RGBA"), rng),
         draw_ground=lambda p, rng: _brighten(_read(photographs.path(p), "RGB"), rng),
         fingerprint=_fingerprint(photographs.fingerprint, labels, seed),
     )
 
 
-def creature_world() -> World:
-    """The procedural world: six classes told apart by the texture of the head; every creature and every ground is new."""
-    items = tuple((label, texture) for label, texture in enumerate(creatures.TEXTURES))
+def creature_world(side: int = 160, ground: int = 224) -> World:
+    """The procedural world: six classes told apart by the texture of the head; every creature and every ground is new.
+
+    Args:
+        side, ground: of the picture of a creature and of a ground, pixels.
+    """
+    items = list(enumerate(creatures.TEXTURES))
     return World(
-        "creatures",
-        dict(creatures.CLASSES),
+        creatures.CREATURES,
         {"train": items, "val": items},
-        {"train": ("ground",), "val": ("ground",)},
-        draw=lambda texture, rng: creatures.creature(texture, 160, rng),
-        draw_ground=lambda _, rng: creatures.ground(224, rng),
+        {"train": ["ground"], "val": ["ground"]},
+        draw=lambda texture, rng: creatures.creature(texture, side, rng),
+        draw_ground=lambda _, rng: creatures.ground(ground, rng),
         fingerprint=_fingerprint("creatures"),
     )
 
 
-def sample(world: World, split: str, size: tuple[int, int], seed: int) -> Scene:
+def random_scene(world: World, split: str, size: tuple[int, int], seed: int) -> Scene:
     """A scene of one to three random objects (with probabilities .5, .4, .1) of a split, `size` = (width, height)."""
     rng = np.random.default_rng(seed)
     count = rng.choice((1, 2, 3), p=(0.5, 0.4, 0.1))
@@ -115,8 +112,8 @@ def compose(
     picks: Sequence[tuple[int, object]],
     size: tuple[int, int],
     rng: np.random.Generator,
-    scales: Sequence[tuple[float, float]] = SCALES,
-    overlap: float = OVERLAP,
+    scales: Sequence[tuple[float, float]] = OBJECT_SCALES,
+    overlap: float = SCENE_OVERLAP,
     ground: Image.Image | None = None,
 ) -> Scene:
     """A scene with the given (label, item) pairs on a random background of the split.
@@ -126,7 +123,7 @@ def compose(
 
     Args:
         size: (width, height) in pixels.
-        scales, overlap: as SCALES and OVERLAP.
+        scales, overlap: as OBJECT_SCALES and SCENE_OVERLAP.
         ground: a background of that size, drawn already; None for a random one.
     """
     width, height = size
@@ -149,27 +146,24 @@ def compose(
         labels.append(label)
         instances[window][opaque] = len(labels)
         areas[len(labels)] = opaque.sum()
-    lookup = np.array([0, *(label + 1 for label in labels)], np.uint8)
-    return Scene(
-        np.asarray(picture),
-        lookup[instances],
-        instances,
-        tuple(labels),
-        np.array([_box(instances == i + 1) for i in range(len(labels))]),
-    )
+    classes = np.array([0, *(label + 1 for label in labels)], np.uint8)
+    boxes = [(x.start, y.start, x.stop - 1, y.stop - 1) for y, x in find_objects(instances)]
+    return Scene(np.asarray(picture), classes[instances], instances, tuple(labels), np.array(boxes))
 
 
 def draw_ground(world: World, split: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A random part of a random background of the split, in RGB."""
-    return crop(world.draw_ground(world.grounds[split][rng.integers(len(world.grounds[split]))], rng), size, rng)
+    grounds = world.grounds[split]
+    return random_part(world.draw_ground(grounds[rng.integers(len(grounds))], rng), size, rng)
 
 
-def _split(members: list, key: str) -> tuple[list, list]:
+def _split(members: list, key: str) -> dict[str, list]:
     """60:40, at least one on each side where there are two; which ones is decided by the key alone."""
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
     order = rng.permutation(len(members))
     cut = min(max(round(0.6 * len(members)), 1), len(members) - 1)
-    return [members[i] for i in sorted(order[:cut])], [members[i] for i in sorted(order[cut:])]
+    parts = {"train": order[:cut], "val": order[cut:]}
+    return {split: [members[i] for i in sorted(part)] for split, part in parts.items()}
 
 
 @functools.lru_cache(maxsize=512)
@@ -186,34 +180,30 @@ def _brighten(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     return image.point(table + list(range(256)) if image.mode == "RGBA" else table)
 
 
-def crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+def random_part(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """A random part of a background, with the aspect ratio of `size`, flipped half of the time."""
     zoom = rng.uniform(0.5, 1.0) * min(image.width / size[0], image.height / size[1])
     width, height = size[0] * zoom, size[1] * zoom
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
     image = image.resize(size, Image.Resampling.LANCZOS, (left, top, left + width, top + height))
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+    return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
 
 def _turn(cutout: Image.Image, length: float, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     """The cut-out flipped half of the time, turned a little, cropped to its visible part and scaled."""
     if rng.random() < 0.5:
-        cutout = cutout.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        cutout = ImageOps.mirror(cutout)
     cutout = cutout.crop(cutout.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
     native = max(cutout.size)
     cutout = cutout.rotate(rng.uniform(-ANGLE, ANGLE), Image.Resampling.BICUBIC, expand=True)
     cutout = cutout.crop(cutout.getchannel("A").point(lambda a: 255 * (a > 127)).getbbox())
-    scale = min(
-        length / max(cutout.size), ENLARGE * native / max(cutout.size), size[0] / cutout.width, size[1] / cutout.height
-    )
-    shape = tuple(max(2, min(limit, round(side * scale))) for side, limit in zip(cutout.size, size, strict=True))
+    longest = min(length, ENLARGE * native)
+    scale = min(longest / max(cutout.size), size[0] / cutout.width, size[1] / cutout.height)
+    shape = tuple(max(2, min(limit, round(side * scale))) for side, limit in zip(cutout.size, size))
     return cutout.resize(shape, Image.Resampling.LANCZOS)
 
 
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
-
-
 def _fingerprint(*parts: object) -> str:
-    return hashlib.sha256(repr((VERSION, SCALES, ANGLE, ENLARGE, OVERLAP, *parts)).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        repr((SCENES_VERSION, OBJECT_SCALES, ANGLE, ENLARGE, SCENE_OVERLAP, *parts)).encode()
+    ).hexdigest()[:12]

@@ -1,22 +1,21 @@
-"""Scenes for segmentation from image tags: one to three objects, and one class that is confounded with the ground it stands on.
+"""Scenes for segmentation from image tags: one to three objects, and one class that is confounded with its ground.
 
-Trains are found by their rails where no picture shows one without the other. Here one class stands on a track in every training
-scene that shows it, and no other scene has a track: on the training set, nothing tells the class from its track but saliency or
-a sense of objects. In validation a coin decides whether a scene has a track, whatever else is in it, so that the confusion can be
-measured: `track` is the mask of the track where it is seen.
+Trains are found by their rails where no picture shows one without the other. Here one class stands on a track in every
+training scene that shows it, and no other scene has a track: on the training set, nothing tells the class from its
+track but saliency or a sense of objects. In validation a coin decides whether a scene has a track, whatever else is in
+it, so that the confusion can be measured: `track` is the mask of the track where it is seen.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from course_lib.data.images import open_image
-from course_lib.worlds import creatures, scenes
+from course_lib.worlds import scenes
 from course_lib.worlds.photographs import Photographs
 
-OVERLAP = 0.4  # share of an object that each later one may cover: large objects must go together
+TAGGED_OVERLAP = 0.4  # share of an object that each later one may cover: large objects must go together
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,11 @@ class Recipe:
     counts: tuple[float, float, float]  # probabilities of 1, 2, 3 objects
     confounded: str  # id of the class with the track
     void: int  # width of the void border of masks, 1 or 2: about 5 % of the pixels, as in VOC
-    scales: tuple[tuple[float, float], ...] = ((0.75, 1.2), (0.55, 0.85), (0.4, 0.6))  # as scenes.SCALES: large objects
+    scales: tuple[tuple[float, float], ...] = (
+        (0.75, 1.2),
+        (0.55, 0.85),
+        (0.4, 0.6),
+    )  # as scenes.OBJECT_SCALES: large objects
 
 
 RECIPES = {
@@ -39,35 +42,27 @@ GROUPS = ("bird", "fish", "flower", "furry", "hoofed", "instrument", "produce", 
 GRAVEL = "skimage/data/gravel.png"  # the photographs' track
 
 
-def photo_world(photographs: Photographs, seed: int = 0) -> scenes.World:
-    """Eight broad classes of photo cut-outs; cut-outs and backgrounds are split between train and val, the track is shared."""
+def photo_track_world(photographs: Photographs, seed: int = 0) -> scenes.World:
+    """Eight broad classes of photo cut-outs; cut-outs and backgrounds are split, but train and val share the track."""
     world = scenes.photo_world(photographs, "group", seed)
-    gravel = next((p for p in photographs.backgrounds if p.file == GRAVEL), None)
-    if gravel is None:
+    gravel = [p for p in photographs.backgrounds if p.file == GRAVEL]
+    if not gravel:
         raise FileNotFoundError(
             f"The photograph {GRAVEL} is missing, from which tracks are made: pip install -U scikit-image"
         )
-    groups = list(world.classes)
     items = {
-        split: tuple((GROUPS.index(groups[label]), item) for label, item in members if groups[label] in GROUPS)
+        split: [(GROUPS.index(p.group), p) for _, p in members if p.group in GROUPS]
         for split, members in world.items.items()
     }
-    grounds = {split: tuple(p for p in members if p != gravel) for split, members in world.grounds.items()}
-    track = open_image(photographs.path(gravel), "RGB")
-    return dataclasses.replace(
-        world, classes={group: group for group in GROUPS}, items=items, grounds={**grounds, "track": (track,)}
-    )
+    grounds = {split: [p for p in members if p not in gravel] for split, members in world.grounds.items()}
+    grounds["track"] = [open_image(photographs.path(gravel[0]), "RGB")]
+    return replace(world, classes={group: group for group in GROUPS}, items=items, grounds=grounds)
 
 
-def creature_world() -> scenes.World:
+def creature_track_world() -> scenes.World:
     """The six procedural creatures, drawn as small as scenes of 96 pixels need them; the track is paving."""
-    world = scenes.creature_world()
-    return dataclasses.replace(
-        world,
-        grounds={**world.grounds, "track": (_paving(128),)},
-        draw=lambda texture, rng: creatures.creature(texture, 112, rng),
-        draw_ground=lambda _, rng: creatures.ground(112, rng),
-    )
+    world = scenes.creature_world(112, 112)
+    return replace(world, grounds={**world.grounds, "track": [_paving(128)]})
 
 
 def scene(world: scenes.World, recipe: Recipe, split: str, number: int, seed: int) -> tuple[scenes.Scene, np.ndarray]:
@@ -84,7 +79,7 @@ def scene(world: scenes.World, recipe: Recipe, split: str, number: int, seed: in
 
     def composed(ground: Image.Image) -> scenes.Scene:  # the same numbers again: every object stays in place
         return scenes.compose(
-            world, split, picks, size, np.random.default_rng((*key, 1)), recipe.scales, OVERLAP, ground
+            world, split, picks, size, np.random.default_rng((*key, 1)), recipe.scales, TAGGED_OVERLAP, ground
         )
 
     drawn, track = composed(ground), np.zeros(size[::-1], bool)
@@ -93,7 +88,7 @@ def scene(world: scenes.World, recipe: Recipe, split: str, number: int, seed: in
     if rng.random() < 0.5 if split == "val" else there:
         standing = drawn.boxes[drawn.labels.index(confounded) if there else 0]
         track = _band(size, int(standing[3]), rng)
-        ground.paste(scenes.crop(world.grounds["track"][0], size, rng), (0, 0), Image.fromarray(track))
+        ground.paste(scenes.random_part(world.grounds["track"][0], size, rng), (0, 0), Image.fromarray(track))
         drawn = composed(ground)
         track &= drawn.mask == 0
     return drawn, track

@@ -1,14 +1,14 @@
 """Weakly supervised semantic segmentation: from image tags to seeds, from seeds to masks.
 
-What all methods share is one interface. A network shows an image at two scales, and each time returns a `View`; the losses
-take two views and the tags:
+What all methods share is one interface. A network shows an image at two scales, and each time returns a `View`; the
+losses take two views and the tags:
 
     view1, view2 = net(images), net(smaller)                              # maps and embeddings, at feature resolution
     terms = seam.seam_loss(view1, view2, tags, size1=448, size2=128)
-    terms |= contrast.contrast_loss(view1, view2, tags, config, noise)    # noise: torch.rand(2, n, h2, w2, generator=...)
+    terms |= contrast.contrast_loss(view1, view2, tags, config, noise)    # noise: torch.rand(2, n, h2, w2)
 
-Channel 0 of all maps is the background; tags are 0 or 1 for the classes from channel 1 on. Terms are weighted: their sum is
-the loss. Each is a mean over images, or made so, that the mean over processes is the loss of the whole batch.
+Channel 0 of all maps is the background; tags are 0 or 1 for the classes from channel 1 on. Terms are weighted: their
+sum is the loss. Each is a mean over images, or made so, that the mean over processes is the loss of the whole batch.
 """
 
 from typing import NamedTuple
@@ -37,3 +37,13 @@ def tag_loss(logits: Float[Tensor, "n t"], tags: Float[Tensor, "n t"]) -> Float[
     """
     logits = at_least_float32(logits)
     return F.multilabel_soft_margin_loss(logits, tags.to(logits.dtype))
+
+
+def check_maps(cam: Float[Tensor, "n c h w"], tags: Float[Tensor, "n t"]) -> None:
+    """Raises a ValueError if maps are not those of the background (channel 0) and of all classes with tags."""
+    wanted = len(tags), tags.shape[1] + 1
+    if cam.shape[:2] != wanted:
+        raise ValueError(
+            f"Expected maps of the background (channel 0) and of {tags.shape[1]} classes for {len(tags)} images, got "
+            f"the shape {tuple(cam.shape)}; pass one tag for each class, without the background."
+        )

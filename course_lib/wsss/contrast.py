@@ -6,13 +6,15 @@
     intra-view        mean_i F(v_i, y_i,  P ), with mined prototypes and pixels                                  (Eq. 9)
                         Du et al., "Weakly Supervised Semantic Segmentation by Pixel-to-Prototype Contrast", CVPR 2022
 
-v is a pixel's embedding and p_c a prototype (`prototypes.pixel_prototypes`), both of length 1; y is a pseudo label, read
-from the maps. All three terms are computed on both views. The first view is brought to the grid of the second, so that a
-pixel of one is the same place in the other. Means are over the pixels of the batch: its images have one number of them each.
+v is a pixel's embedding and p_c a prototype (`prototypes.pixel_prototypes`), both of length 1; y is a pseudo label,
+read from the maps. All three terms are computed on both views. The first view is brought to the grid of the second, so
+that a pixel of one is the same place in the other. Means are over the pixels of the batch: its images have one number
+of them each.
 
 Paper and released code differ; each difference is one field of `ContrastConfig`, and `paper()` and `code()` are the two
-ends. The paper knows classes only and does not say where its background comes from. Some of what the code does is hardly
-meant: a prototype of the background from the first pixels of the batch, those of absent classes from pixels of other ones.
+ends. The paper knows classes only and does not say where its background comes from. Some of what the code does is
+hardly meant: a prototype of the background from the first pixels of the batch, those of absent classes from pixels of
+other ones.
 
 No host synchronisation and no loop over classes, pixels or images. Labels, prototypes and the choice of pixels carry no
 gradient. Under torch.distributed prototypes, counts and mining are those of the batches of all processes (shares of one
@@ -23,11 +25,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from course_lib.prototypes import at_least_float32, gathered, pixel_prototypes, process, processes
-from course_lib.wsss import View
+from course_lib.processes import gathered, process, processes
+from course_lib.prototypes import at_least_float32, pixel_prototypes
+from course_lib.settings import check
+from course_lib.wsss import View, check_maps
 from course_lib.wsss.views import Warp, resize
 
 EPS = 1e-5  # of the min-max in the released code
@@ -39,33 +43,30 @@ class ContrastConfig:
     """What is contrasted with what, and how much. The values here are those of the released code (SEAM)."""
 
     cross_prototype: float = 0.1  # alpha of Eq. 1; 0 leaves the term out, which makes the rows of Table 5
-    cross_cam: float = 0.1  # alpha
-    intra: float = 0.1  # beta
+    cross_cam: float = 0.1  # alpha, too
+    intra: float = 0.1  # beta of Eq. 1
     temperature: float = 0.1  # tau
     top_k: int = 32  # pixels of a prototype, of the whole batch; 16 with EPS in the code (Table 6)
     background: float = 0.2  # score of the background, as a share of the highest; 0.1 with EPS in the code
     mine_prototypes: bool = True  # of the negatives only those of rank 10 to 60 %, the most similar first
     mine_pixels: bool = True  # half of a class at random and half hard; else all pixels
 
-    # Where paper and code differ.          paper | code
-    sum_views: bool = False  # the terms of the two views are added | averaged
-    refined: bool = True  # labels and confidences from the classifier's maps | from the ones refined by PCM
-    min_max: bool = True  # maps as they are, so that images compare | each map by its own minimum and maximum
-    tagged: bool = True  # any class | only a class with a tag can be a pixel's label
-    assigned: bool = False  # the K pixels of a class are among those labelled so | any pixels of the batch
-    ranked_background: bool = False  # background pixels ranked by how far off all classes are (open in the paper) | all
-    # equally confident; so, if not `assigned`: the first K pixels of the batch
-    unit_embeddings: bool = False  # a prototype averages embeddings of length 1 | of any length
-    absent_compete: bool = True  # only classes that are labelled in the batch compete (open in the paper) | all
-    mine_positive: bool = True  # negatives leave out the positive | it is among those that are mined
-    skip_hardest: bool = True  # the hard pixels are the least similar | the 10 % least similar are skipped
-    class_mean: bool = True  # mean over the chosen pixels | over those of a class, then over classes
+    # Where paper and code differ: the paper's way comes first in each comment, and is the value that is not here.
+    sum_views: bool = False  # paper: the terms of the two views are added; code: averaged
+    refined: bool = True  # paper: labels and confidences from the classifier's maps; code: from those refined by PCM
+    min_max: bool = True  # paper: maps as they are, so that images compare; code: each map by its minimum and maximum
+    tagged: bool = True  # paper: any class can be a pixel's label; code: only one with a tag
+    assigned: bool = False  # paper: the K pixels of a class are among those labelled so; code: any pixels of the batch
+    # open in the paper: background pixels ranked by how far off all classes are; code: all equal, so the first K
+    ranked_background: bool = False
+    unit_embeddings: bool = False  # paper: a prototype averages embeddings of length 1; code: of any length
+    absent_compete: bool = True  # open in the paper: only classes that are labelled in the batch compete; code: all
+    mine_positive: bool = True  # paper: negatives leave out the positive; code: it is among those that are mined
+    skip_hardest: bool = True  # paper: the hard pixels are the least similar; code: the 10 % least similar are skipped
+    class_mean: bool = True  # paper: mean over the chosen pixels; code: over those of a class, then over classes
 
     def __post_init__(self) -> None:
-        if not (self.temperature > 0 and self.top_k > 0):
-            raise ValueError(
-                f"temperature and top_k of a contrast are above 0, but {self.temperature} and {self.top_k} came."
-            )
+        check(self, positive=("temperature", "top_k"), not_negative=("cross_prototype", "cross_cam", "intra"))
 
     @classmethod
     def paper(cls) -> "ContrastConfig":
@@ -105,7 +106,7 @@ def pixel_to_prototype(
     """
     with torch.autocast(embeddings.device.type, enabled=False):  # fp32 island: exp(1 / tau) overflows fp16
         logits = _logits(at_least_float32(embeddings), at_least_float32(prototypes), temperature)
-        return F.cross_entropy(logits, labels.flatten().long(), reduction="none").view_as(labels)
+        return _losses(logits, labels)
 
 
 def contrast_loss(
@@ -116,7 +117,7 @@ def contrast_loss(
     noise: Float[Tensor, "2 n h w"],
     warp: Warp | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """Weighted terms "cross-prototype", "cross-cam" and "intra" of both views; their sum is L_contrast  (Du et al., Eq. 1).
+    """Weighted terms "cross-prototype", "cross-cam" and "intra" of both views, whose sum is L_contrast  (Du et al.).
 
     A term of weight 0 is left out.
 
@@ -124,12 +125,13 @@ def contrast_loss(
         view1: of the images, on any grid; maps and embeddings are brought to the grid of view2.
         view2: of the smaller copies of the images.
         tags: 1 where the class is in the image, else 0; class t is channel t + 1 of the maps.
-        noise: uniform random numbers for each pixel of both views on the grid of view2, which choose the random half of the
-            pixels: `torch.rand(2, n, h, w, generator=generator, device=device)`.
+        noise: uniform random numbers for each pixel of both views on the grid of view2, which choose the random half of
+            the pixels: `torch.rand(2, n, h, w, generator=generator, device=device)`.
         warp: if the second view is more than a smaller copy; pixels from outside the image take no part.
     """
     weight = {"cross-prototype": config.cross_prototype, "cross-cam": config.cross_cam, "intra": config.intra}
     terms = contrast_terms(view1, view2, tags, config, noise, warp)
+    # Eq. 1 and 8 (Du et al.)
     return {name: weight[name] * (term.sum() if config.sum_views else term.mean()) for name, term in terms.items()}
 
 
@@ -145,18 +147,28 @@ def contrast_terms(
 
     Args: as in `contrast_loss`.
     """
-    _check(view1, view2, tags, noise)
-    size = view2.cam.shape[2:]
-    inside = None if warp is None else warp.inside(tuple(size))  # n 1 h w
+    for number, view in enumerate((view1, view2), 1):
+        if view.embeddings is None:
+            raise ValueError(
+                f"Expected embeddings beside the maps of view {number}, got None; the network needs a projector."
+            )
+        check_maps(view.cam, tags)
+    size = tuple(view2.cam.shape[2:])
+    if noise.shape != (2, len(tags), *size):
+        raise ValueError(
+            f"Expected a random number for each pixel of both views on the grid of the second, {(2, len(tags), *size)},"
+            f" got noise of the shape {tuple(noise.shape)}."
+        )
     with torch.autocast(tags.device.type, enabled=False):  # fp32 island: all of it
         if warp is not None:
             view1, view2 = warp.align(view1, view2)
-        cam = torch.stack(
-            [resize((view.refined if config.refined else view.cam).detach(), size) for view in (view1, view2)]
-        )
+        maps = (view.refined if config.refined else view.cam for view in (view1, view2))
+        cam = torch.stack([resize(own.detach(), size) for own in maps])  # 2 n c h w
         embeddings = [resize(view.embeddings, size) for view in (view1, view2)]  # n d h w each
         labels, confidence = pseudo_labels(cam, tags, config)
-        if inside is not None:
+        inside = None
+        if warp is not None:
+            inside = warp.inside(size)  # n 1 h w
             confidence, inside = torch.where(inside, confidence, -torch.inf), inside.flatten()  # m
         prototypes = torch.stack(
             [  # 2 c d
@@ -174,11 +186,13 @@ def contrast_terms(
         own, other = logits.chunk(2, 2)  # 2 m c each
         terms = {}
         if config.cross_prototype:
-            terms["cross-prototype"] = _cross(other, labels, None if competing is None else competing.flip(0), inside)
+            theirs = None if competing is None else competing.flip(0)
+            terms["cross-prototype"] = _cross(other, labels, theirs, inside)  # Eq. 6 (Du et al.)
         if config.cross_cam:
-            terms["cross-cam"] = _cross(own, labels.flip(0), competing, inside)
+            terms["cross-cam"] = _cross(own, labels.flip(0), competing, inside)  # Eq. 7 (Du et al.)
         if config.intra:
-            terms["intra"] = _intra(own, labels, counts, competing, noise.flatten(1), config, inside)
+            noise = noise.flatten(1)
+            terms["intra"] = _intra(own, labels, counts, competing, noise, config, inside)  # Eq. 9 (Du et al.)
     return terms
 
 
@@ -212,46 +226,49 @@ def pseudo_labels(
 def min_max(cam: Float[Tensor, "*views n c h w"]) -> Float[Tensor, "*views n c h w"]:
     """Each map scaled by its minimum and maximum after a ReLU, literally as released.
 
-    Values at the minimum are zeroed before it is subtracted, so they come out at about -low / (high - low): negative. A zero
-    map becomes -1 everywhere and a constant one is far below. None of them can be a label, since the background is above.
+    Values at the minimum are zeroed before it is subtracted, so they come out at about -low / (high - low): negative. A
+    zero map becomes -1 everywhere and a constant one is far below. None of them can be a label, since the background is
+    above.
     """
     maps = at_least_float32(cam).relu()
     low, high = maps.amin((-2, -1), keepdim=True), maps.amax((-2, -1), keepdim=True)
     return (torch.where(maps < low + EPS, 0.0, maps) - low - EPS) / (high - low + EPS)
 
 
-def _logits(
-    embeddings: Float[Tensor, "n d h w"], prototypes: Float[Tensor, "c d"], temperature: float
-) -> Float[Tensor, "m c"]:
+def _logits(embeddings: Tensor, prototypes: Tensor, temperature: float) -> Tensor:  # n d h w, c d -> m c
     """Cosines of pixels and prototypes, over the temperature."""
     pixels = embeddings.movedim(1, -1).flatten(0, 2)  # m d
     # Lengths are divided out last: there are fewer prototypes than channels.
     return pixels @ (prototypes.T / temperature) / _lengths(pixels)
 
 
-def _lengths(embeddings: Float[Tensor, "n d *grid"]) -> Float[Tensor, "n 1 *grid"]:
-    """Lengths to divide by, 1 for a zero: its cosines are 0 and their gradient is finite (with F.normalize it is 1e12)."""
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:  # ... c, ... -> ...
+    return F.cross_entropy(  # Eq. 4 (Du et al.)
+        logits.flatten(0, -2), labels.flatten().long(), reduction="none"
+    ).view_as(labels)
+
+
+def _lengths(embeddings: Tensor) -> Tensor:  # n d ... -> n 1 ...
+    """Lengths to divide by, 1 for a zero: its cosines are 0, their gradient is finite (with F.normalize it is 1e12)."""
     lengths = embeddings.norm(dim=1, keepdim=True)
     return torch.where(lengths > TINY, lengths, 1.0)
 
 
-def _one_hot(labels: Int[Tensor, "*shape"], num_classes: int) -> Bool[Tensor, "*shape c"]:
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:  # ... -> ... c
     return labels[..., None] == torch.arange(num_classes, device=labels.device)
 
 
-def _cross(
-    logits: Float[Tensor, "2 m c"],
-    labels: Int[Tensor, "2 m"],
-    competing: Bool[Tensor, "2 c"] | None,
-    inside: Bool[Tensor, " m"] | None,
-) -> Float[Tensor, "2"]:
-    """Mean contrast over the pixels inside (None: all) with the competing prototypes (None: all).
+def _cross(logits: Tensor, labels: Tensor, competing: Tensor | None, inside: Tensor | None) -> Tensor:
+    """Mean contrast over the pixels inside (None: all) with the competing prototypes (None: all), for each view.
 
     A pixel whose own prototype does not compete is left out.
+
+    Args:
+        logits: 2 m c; labels: 2 m; competing: 2 c; inside: m.
     """
     if competing is not None:  # its own stays in, so that the loss is finite
         logits = torch.where(competing[:, None] | _one_hot(labels, logits.shape[2]), logits, -torch.inf)
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    losses = _losses(logits, labels)
     if competing is None and inside is None:
         return losses.mean(1)
     valid = torch.ones_like(labels, dtype=torch.bool) if competing is None else competing.gather(1, labels)
@@ -260,94 +277,76 @@ def _cross(
 
 
 def _intra(
-    logits: Float[Tensor, "2 m c"],
-    labels: Int[Tensor, "2 m"],
-    counts: Int[Tensor, "2 c"],
-    competing: Bool[Tensor, "2 c"] | None,
-    noise: Float[Tensor, "2 m"],
+    logits: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    competing: Tensor | None,
+    noise: Tensor,
     config: ContrastConfig,
-    inside: Bool[Tensor, " m"] | None,
-) -> Float[Tensor, "2"]:
-    """Contrast with the prototypes of the same view: mined ones, on mined pixels."""
+    inside: Tensor | None,
+) -> Tensor:
+    """Contrast with the prototypes of the same view: mined ones, on mined pixels.
+
+    Args:
+        logits: 2 m c; labels, noise: 2 m; counts: 2 c, pixels of each class; competing: 2 c or None; inside: m or None.
+    """
     own = logits.gather(2, labels[..., None])  # 2 m 1
     rivals = torch.ones_like(counts, dtype=torch.bool)[:, None] if competing is None else competing[:, None]
     if not (config.mine_prototypes and config.mine_positive):
         rivals = rivals & ~_one_hot(labels, logits.shape[2])
     count = rivals.sum(2, keepdim=True)  # 2 m 1, or 2 1 1 if the same for all pixels
     ranked = torch.where(rivals, logits, -torch.inf).sort(2, descending=True).values
-    rank = torch.arange(logits.shape[2], device=logits.device)
-    # The counts of the released code for 21 prototypes: of the 13 most similar (60 %) the last 10 (half of all).
-    end = -(-6 * count // 10) if config.mine_prototypes else count
-    start = end - (count // 2).clamp_min(1) if config.mine_prototypes else 0
-    ranked = torch.where((rank >= start) & (rank < end), ranked, -torch.inf)
-    logits = torch.cat((own, ranked), 2).flatten(0, 1)  # the positive comes first
-    losses = F.cross_entropy(logits, torch.zeros_like(labels).flatten(), reduction="none").view_as(labels)
+    if config.mine_prototypes:
+        # The counts of the released code for 21 prototypes: of the 13 most similar (60 %) the last 10 (half of all).
+        rank, end = torch.arange(logits.shape[2], device=logits.device), -(-6 * count // 10)
+        ranked = torch.where((rank >= end - (count // 2).clamp_min(1)) & (rank < end), ranked, -torch.inf)
+    losses = _losses(torch.cat((own, ranked), 2), torch.zeros_like(labels))  # the positive comes first
     return _sum(losses, _pixel_weights(labels, own.detach()[..., 0], noise, counts, config, inside))
 
 
 def _pixel_weights(
-    labels: Int[Tensor, "2 m"],
-    similarity: Float[Tensor, "2 m"],
-    noise: Float[Tensor, "2 m"],
-    counts: Int[Tensor, "2 c"],
+    labels: Tensor,
+    similarity: Tensor,
+    noise: Tensor,
+    counts: Tensor,
     config: ContrastConfig,
-    inside: Bool[Tensor, " m"] | None = None,
-) -> Float[Tensor, "2 m"]:
-    """Weight of each pixel in the intra-view term. The weights of all processes sum to 1, less where classes are too small.
+    inside: Tensor | None = None,
+) -> Tensor:
+    """Weight of each pixel in the intra-view term, 2 m.
 
-    Of a class of k pixels k // 2 are drawn at random and k // 2 are hard: a pixel may be both, and then counts twice.
+    The weights of all processes sum to 1, less where classes are too small. Of a class of k pixels k // 2 are drawn at
+    random and k // 2 are hard: a pixel may be both, and then counts twice.
+
+    Args:
+        labels, similarity, noise: 2 m; counts: 2 c, pixels of each class inside; inside: m, or None for all.
     """
-    taken, times = counts, torch.ones_like(similarity)
+    taken = counts
+    times = torch.ones_like(similarity) if inside is None else inside.to(similarity.dtype).expand_as(similarity)
     if config.mine_pixels:
-        half = counts // 2
-        skip = 6 * counts // 10 - half if config.skip_hardest else torch.zeros_like(counts)
-        kinds, sizes = labels, counts
-        if inside is not None:  # outside is a class of its own, behind all others
-            kinds, sizes = torch.where(inside, labels, counts.shape[1]), F.pad(counts, (0, 1))
-        everyone = torch.stack((kinds.to(similarity.dtype), similarity, noise.to(similarity.dtype)))  # 3 2 m
-        classes, *keys = gathered(everyone.movedim(-1, 0)).movedim(0, -1)
-        rank = _rank_in_class(torch.stack(keys), classes.long().expand(2, -1, -1), sizes)
-        hardness, chance = rank[..., process() * labels.shape[1] : (process() + 1) * labels.shape[1]]
-        first, enough = skip.gather(1, labels), half.gather(1, labels)
-        hard = (hardness >= first) & (hardness < first + enough)
-        taken, times = 2 * half, hard.to(times.dtype) + (chance < enough)
-    if inside is not None:
-        times = times * inside
+        keys = torch.stack((similarity, noise.to(similarity.dtype)))  # 2 2 m
+        if inside is not None:  # what is outside comes last in its class, where nothing is taken
+            keys = torch.where(inside, keys, torch.inf)
+        hardness, chance = _ranks_in_class(keys, labels)
+        whole = counts.gather(1, labels)
+        half, taken = whole // 2, counts // 2 * 2
+        first = 6 * whole // 10 - half if config.skip_hardest else 0
+        times = ((hardness >= first) & (hardness < first + half)).to(times.dtype) + (chance < half)
     if config.class_mean:
         # A class of one pixel cannot be halved. It adds nothing, but is counted among the classes, as released.
         return times / taken.clamp_min(1).gather(1, labels) / (counts > 0).sum(1, keepdim=True).clamp_min(1)
     return times / taken.sum(1, keepdim=True).clamp_min(1)
 
 
-def _rank_in_class(
-    keys: Float[Tensor, "2 2 m"], labels: Int[Tensor, "2 2 m"], counts: Int[Tensor, "2 c"]
-) -> Int[Tensor, "2 2 m"]:
-    """Rank of each key among those of its class, from 0 for the smallest."""
-    order = keys.sort(stable=True).indices
-    classes, again = labels.gather(2, order).sort(stable=True)  # by class, and by key within it
-    start = (counts.cumsum(1) - counts).expand(2, -1, -1)
-    rank = torch.arange(keys.shape[2], device=keys.device) - start.gather(2, classes)
-    return torch.empty_like(order).scatter(2, order.gather(2, again), rank)
+def _ranks_in_class(keys: Tensor, labels: Tensor) -> Tensor:  # k 2 m, 2 m -> k 2 m
+    """Rank of each key among those of its class, from 0 for the smallest, over the pixels of all processes."""
+    everyone = gathered(torch.cat((keys, labels[None].to(keys.dtype))).movedim(-1, 0)).movedim(0, -1)  # k+1 2 all
+    order = everyone[:-1].sort(stable=True).indices
+    # By class, and by key within it.
+    classes, again = everyone[-1:].expand_as(order).gather(2, order).sort(stable=True)
+    rank = torch.arange(order.shape[2], device=order.device) - torch.searchsorted(classes, classes)
+    return torch.empty_like(order).scatter(2, order.gather(2, again), rank).chunk(processes(), 2)[process()]
 
 
-def _sum(losses: Float[Tensor, "2 m"], weights: Float[Tensor, "2 m"]) -> Float[Tensor, "2"]:
+def _sum(losses: Tensor, weights: Tensor) -> Tensor:  # 2 m, 2 m -> 2
     """Weighted sums over the pixels of all processes, as this one's share of a mean over processes."""
     return processes() * (weights * losses).sum(1)
-
-
-def _check(view1: View, view2: View, tags: Float[Tensor, "n t"], noise: Float[Tensor, "2 n h w"]) -> None:
-    for number, view in enumerate((view1, view2), 1):
-        if view.embeddings is None:
-            raise ValueError(f"View {number} has no embeddings. Contrast needs those of a projector, beside the maps.")
-        wanted = (len(tags), tags.shape[1] + 1, *view.embeddings.shape[2:])
-        if not view.cam.shape == view.refined.shape == wanted:
-            raise ValueError(
-                f"Maps of view {number} were expected of shape {wanted}: images, background and classes with "
-                "tags, grid of the embeddings; but "
-                f"{tuple(view.cam.shape)} and {tuple(view.refined.shape)} came."
-            )
-    if noise.shape != (2, len(tags), *view2.cam.shape[2:]):
-        raise ValueError(
-            f"A random number for each pixel of both views on the grid of the second was expected, "
-            f"{(2, len(tags), *view2.cam.shape[2:])}, but noise of shape {tuple(noise.shape)} came."
-        )

@@ -4,19 +4,19 @@
                         Lee et al., "Railroad is not a Train: Saliency as Pseudo-pixel Supervision", CVPR 2021
 
 with p the softmax of the maps over all classes and the background, and S a saliency map that knows no classes. A tagged
-class whose confident pixels mostly lie on salient ones (overlap > tau) explains foreground (F); a tagged class that does not
-is taken with the background (B): what is tagged and not salient, like the railroad, may stay. Classes without a tag are in
-neither, so in the second sum what they hold counts as foreground.
+class whose confident pixels mostly lie on salient ones (overlap > tau) explains foreground (F); a tagged class that
+does not is taken with the background (B): what is tagged and not salient, like the railroad, may stay. Classes without
+a tag are in neither, so in the second sum what they hold counts as foreground.
 
-What the released code adds to the formula, and we follow: the overlap is a precision (share of the confident pixels that are
-salient) with 1e-4 for each pixel in its denominator; tau is 0.5 in the code and 0.4 in its script for VOC, which we take.
-There the background is the last channel, here the first. The loss stands beside `tag_loss` of the mean of the maps, at
-weight 1.
+What the released code adds to the formula, and we follow: the overlap is a precision (share of the confident pixels
+that are salient) with 1e-4 for each pixel in its denominator; tau is 0.5 in the code and 0.4 in its script for VOC,
+which we take. There the background is the last channel, here the first. The loss stands beside `tag_loss` of the mean
+of the maps, at weight 1.
 
-With pixel-to-prototype contrast the released branch sums `seam_loss` on the grids of features (size1 and size2 those of the
-maps), `contrast_loss`, and half of this loss for the maps and for the refined maps of either view; the saliency of the second
-view is resized bilinearly to the size of its image first. (There the winners of cross-equivariance compete with the background
-and leave out aeroplanes, because the background had moved to the last channel; here they do not.)
+With pixel-to-prototype contrast the released branch sums `seam_loss` on the grids of features (size1 and size2 those of
+the maps), `contrast_loss`, and half of this loss for the maps and for the refined maps of either view; the saliency of
+the second view is resized bilinearly to the size of its image first. (There the winners of cross-equivariance compete
+with the background and leave out aeroplanes, because the background had moved to the last channel; here they do not.)
 """
 
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from course_lib.prototypes import at_least_float32
+from course_lib.wsss import check_maps
 
 OVERLAP = 0.4  # tau
 FOREGROUND = 0.5  # lambda
@@ -31,7 +32,7 @@ EPS = 1e-4  # in the denominator, for each pixel
 
 
 def overlaps(probabilities: Float[Tensor, "n c h w"], saliency: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n t"]:
-    """Share of the confident pixels (p > 0.5) of each foreground class that are salient (> 0.5); 0 without such pixels."""
+    """Share of each foreground class's confident pixels (p > 0.5) that are salient (> 0.5); 0 without such pixels."""
     confident = probabilities[:, 1:].detach().round()  # half to even, so 0.5 is not confident
     return (confident * saliency.round()).sum((2, 3)) / (confident + EPS).sum((2, 3))
 
@@ -39,7 +40,7 @@ def overlaps(probabilities: Float[Tensor, "n c h w"], saliency: Float[Tensor, "n
 def explanations(
     probabilities: Float[Tensor, "n c h w"], tags: Float[Tensor, "n t"], valid: Bool[Tensor, "n t"]
 ) -> tuple[Float[Tensor, "n h w"], Float[Tensor, "n h w"]]:
-    """Two estimates of saliency: what tagged and valid classes hold, and 1 - what tagged other ones and the background hold.
+    """Two estimates of saliency: what valid tagged classes hold, and 1 - what other ones and the background hold.
 
     Args:
         valid: which classes lie on salient pixels (their overlap exceeds tau).
@@ -65,11 +66,7 @@ def saliency_loss(
         overlap: tau, above which a tagged class explains foreground.
         foreground: lambda, the weight of the first estimate; that of the second is 1 - lambda.
     """
-    if cam.shape[1] != tags.shape[1] + 1:
-        raise ValueError(
-            f"Maps of the background (channel 0) and of the {tags.shape[1]} classes with tags were expected, "
-            f"but {cam.shape[1]} maps came."
-        )
+    check_maps(cam, tags)
     cam = at_least_float32(cam)  # fp32 island: softmax and differences
     saliency = F.interpolate(saliency.to(cam.dtype), cam.shape[2:], mode="nearest")
     probabilities = cam.softmax(1)

@@ -1,16 +1,17 @@
 """The second view of an image: the first one made smaller, and on request flipped, turned and shifted.
 
-    view 2 = A(image)               what is learned from: maps of view 2 against A(maps of view 1), and so with embeddings
+    view 2 = A(image)           what is learned from: maps of view 2 against A(maps of view 1), and so with embeddings
                         Wang et al., CVPR 2020 (SEAM); Du et al., CVPR 2022 (Table 7)
 
-The released code of both knows the rescaling only. What papers leave open is decided here: half of the images are flipped; an
-image is turned by any angle up to the largest, about its centre; it is shifted by the whole distance along both axes, either
-way. Rescaling, turning and shifting are one bilinear sampling, corner on corner, so that one A fits images, maps and
-embeddings on any grids; a flip moves pixels only.
+The released code of both knows the rescaling only. What papers leave open is decided here: half of the images are
+flipped; an image is turned by any angle up to the largest, about its centre; it is shifted by the whole distance along
+both axes, either way. Rescaling, turning and shifting are one bilinear sampling, corner on corner, so that one A fits
+images, maps and embeddings on any grids; a flip moves pixels only.
 
-What A brings in from outside the image has the mean colour in view 2, as the padding of a crop has. Networks look at it, tags
-and min-pool count it. Where both views are compared it does not exist: maps of both are zero there before they are scaled,
-which makes all differences zero (they count in the means, as classes without a tag do), and no term of contrast has its pixels.
+What A brings in from outside the image has the mean colour in view 2, as the padding of a crop has. Networks look at
+it, tags and min-pool count it. Where both views are compared it does not exist: maps of both are zero there before they
+are scaled, which makes all differences zero (they count in the means, as classes without a tag do), and no term of
+contrast has its pixels.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ def resize(maps: Float[Tensor, "n c h w"], size: int | tuple[int, int]) -> Float
     maps = at_least_float32(maps)
     if maps.shape[2:] == size:
         return maps
-    # A small matrix for each axis: with its backward twice as fast as F.interpolate, whose gradients no GPU repeats exactly.
+    # A small matrix for each axis: with its backward twice as fast as F.interpolate, whose gradients no GPU repeats
+    # exactly.
     rows, columns = (
         F.interpolate(
             torch.eye(old, dtype=maps.dtype, device=maps.device)[None], new, mode="linear", align_corners=True
@@ -64,17 +66,15 @@ class Warp(NamedTuple):
             moved = resize(maps, size)
         else:
             maps = at_least_float32(maps)
-            source = self._origins(_pair(size))
+            source = self._origins(*_pair(size))
+            within = (source.abs() <= 1 + 1e-5).all(-1)[:, None]  # rounding must not lose the border
             with torch.autocast(maps.device.type, enabled=False):  # fp32 island: weights of neighbours
-                moved = F.grid_sample(maps, source.to(maps.dtype), padding_mode="border", align_corners=True)
-            moved = moved * _within(source)
-        return self._flipped(moved)
+                moved = F.grid_sample(maps, source.to(maps.dtype), padding_mode="border", align_corners=True) * within
+        return torch.where(self.flip[:, None, None, None], moved.flip(-1), moved)
 
     def inside(self, size: int | tuple[int, int]) -> Bool[Tensor, "n 1 H W"]:
         """Where the second view shows the image; elsewhere it shows the mean colour."""
-        if self.rigid is None:
-            return self.flip.new_ones(len(self.flip), 1, *_pair(size))
-        return self._flipped(_within(self._origins(_pair(size))))
+        return self(torch.ones(len(self.flip), 1, 1, 1, device=self.flip.device), size) > 0.5
 
     def align(self, view1: View, view2: View) -> tuple[View, View]:
         """Both views in the place of the second and on its grid, with maps that are zero outside."""
@@ -83,15 +83,12 @@ class Warp(NamedTuple):
         moved = View(*(None if maps is None else self(maps, size) for maps in view1))
         return moved, view2._replace(cam=view2.cam * inside, refined=view2.refined * inside)
 
-    def _origins(self, size: tuple[int, int]) -> Float[Tensor, "n H W 2"]:
+    def _origins(self, height: int, width: int) -> Tensor:  # n H W 2
         """Where each pixel comes from before the flip, (x, y) in -1..1 from corner to corner."""
         angle, right, down = self.rigid[..., None, None]  # n 1 1 each
-        y, x = (torch.linspace(-1, 1, side, device=angle.device) for side in size)
+        y, x = (torch.linspace(-1, 1, side, device=angle.device) for side in (height, width))
         y, x = y[:, None] - down, x - right  # n H 1, n 1 W
         return torch.stack((angle.cos() * x + angle.sin() * y, angle.cos() * y - angle.sin() * x), -1)
-
-    def _flipped(self, maps: Tensor) -> Tensor:
-        return torch.where(self.flip[:, None, None, None], maps.flip(-1), maps)
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,3 @@ class Transformation:
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
-
-
-def _within(source: Float[Tensor, "n H W 2"]) -> Bool[Tensor, "n 1 H W"]:
-    return (source.abs() <= 1 + 1e-5).all(-1)[:, None]  # rounding must not lose the border

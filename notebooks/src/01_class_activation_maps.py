@@ -45,6 +45,7 @@ from course_lib import backbones, maps
 from course_lib.worlds import photographs as fetch, minis, scenes
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.images import load
+from course_lib.data.miniature import fingerprint
 from course_lib.evaluate.localization import THRESHOLDS, MaxBoxAcc, PxAP, iou
 from course_lib.show import plots, widgets
 from course_lib.checks import check, expect_error, same
@@ -503,7 +504,7 @@ if data.photos[0].mask:
         lesson.record(f"PxAP, {name}", 100 * pixels.compute(), "%")
 assert cam.max_box_acc > max(cam.centre_best, cam.whole_image), "worse than those who never looked"
 assert cam.top1_best <= min(cam.max_box_acc, cam.accuracy)
-lesson.finish(fingerprint=minis.fingerprint(root))
+lesson.finish(fingerprint=fingerprint(root))
 
 # %% [markdown]
 # ## You can now

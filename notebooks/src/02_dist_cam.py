@@ -38,6 +38,7 @@ from sklearn.linear_model import LogisticRegression
 from course_lib import backbones, maps, prototypes
 from course_lib.worlds import photographs as fetch, minis, scenes
 from course_lib.data.ilsvrc import Ilsvrc
+from course_lib.data.miniature import fingerprint
 from course_lib.evaluate import controls
 from course_lib.evaluate.localization import MaxBoxAcc
 from course_lib.show import plots, widgets
@@ -562,7 +563,7 @@ if lesson.profile != "smoke":
     assert error["W = P"] < error["Dist-CAM (Eq. 4-6)"] - 10
     assert empty > 0.5
     assert right["W = P - mean P"] > 80 > 50 > right["Dist-CAM"]
-lesson.finish(fingerprint=minis.fingerprint(root))
+lesson.finish(fingerprint=fingerprint(root))
 
 # %% [markdown]
 # ## You can now

@@ -43,10 +43,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from course_lib import backbones, engine, maps, prototypes
 from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
+from course_lib.data.miniature import fingerprint
 from course_lib.evaluate import controls
 from course_lib.evaluate.localization import THRESHOLDS, MaxBoxAcc
-from course_lib.metric_learning import features as embed, losses, learner as train
-from course_lib.experiments import localise
+from course_lib.metric_learning import losses, rules
+from course_lib.metric_learning.features import extract, tail, trunk
+from course_lib.metric_learning.learner import LOSSES, RATES, SCALE, BalancedBatches, Learner, linear_probe
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
@@ -71,15 +73,15 @@ known, unseen = Ilsvrc(root, "train"), Ilsvrc(root, "val")
 kinds = list(known.classes.values())
 before = backbones.create("tf_efficientnet_lite0").to(lesson.device, memory_format=torch.channels_last)
 
-known_t = embed.extract(lambda images: train.trunk(before, images), known, (side, side),
-                        device=lesson.device, progress=False)
+known_t = extract(lambda images: trunk(before, images), known, (side, side),
+                  device=lesson.device, progress=False)
 known_y = torch.tensor([photo.label for photo in known.photos])
 print(known, f"  trunk    {tuple(known_t.shape)}, {known_t[0].nbytes / 1024:.0f} KB an image", sep="\n")
 
 # %%
 seen = list(islice(unseen.batches(side, 16), lesson.choose(smoke=4, mini=None, paper=None)))
 with torch.inference_mode():
-    unseen_t = torch.cat([train.trunk(before, batch.images.to(lesson.device)).cpu() for batch in seen])
+    unseen_t = torch.cat([trunk(before, batch.images.to(lesson.device)).cpu() for batch in seen])
 photos, unseen_y, masks = (torch.cat([getattr(batch, part) for batch in seen])
                            for part in ("images", "labels", "masks"))
 masks, boxes = masks.bool(), [box for batch in seen for box in batch.boxes]
@@ -88,7 +90,7 @@ def look(network, features):
     """Last feature maps, n 1280 h w, from features of the trunk."""
     network.eval()
     with torch.inference_mode():
-        return torch.cat([train.tail(network, part.to(network.mean.device)).cpu() for part in features.split(16)])
+        return torch.cat([tail(network, part.to(network.mean.device)).cpu() for part in features.split(16)])
 
 pooled = look(before, known_t).mean((2, 3))                               # 714 1280, before any training
 print(unseen, tuple(unseen_t.shape), sep="\n")
@@ -262,9 +264,9 @@ assert abs(triplet_loss(torch.tensor([[0.0], [1.0], [3.0], [4.0]]), torch.tensor
 
 # %%
 P, K = 8, 5
-batch = next(iter(train.BalancedBatches(known_y, P, K, torch.Generator().manual_seed(SEED))))
+batch = next(iter(BalancedBatches(known_y, P, K, torch.Generator().manual_seed(SEED))))
 factors = torch.logspace(-2, 0.3, 40)
-scale = train.SCALE / pooled.shape[1]
+scale = SCALE / pooled.shape[1]
 by_factor = {
     "prototype softmax, L1": [losses.batch_prototype_softmax(f * pooled[batch], known_y[batch], "l1", scale).item()
                               for f in factors],
@@ -365,7 +367,7 @@ assert all(weight.requires_grad for weight in tiny(one_epoch)[0].parameters())
 # ## Three networks
 #
 # All start from the same pretrained weights, see the same $8 \times 5$ batches and take the same number of steps with the
-# same optimiser, SGD with momentum. They differ in the **loss** and in its learning rate (`train.RATES`, rates at which each
+# same optimiser, SGD with momentum. They differ in the **loss** and in its learning rate (`RATES`, rates at which each
 # loss moves the features and destroys nothing). The classifier of the first one starts from zero; this will matter.
 #
 # | name | loss | compares |
@@ -387,14 +389,14 @@ def watch(network):
     return 100 * right.float().mean().item(), found.mean(1)
 
 def learn(name):
-    """A network trained with one of train.LOSSES; the mean loss of each epoch; what `watch` saw before and after each."""
+    """A network trained with one of LOSSES; the mean loss of each epoch; what `watch` saw before and after each."""
     network = backbones.create("tf_efficientnet_lite0", num_classes=len(kinds)).to(lesson.device)
     nn.init.zeros_(network.classifier.weight), nn.init.zeros_(network.classifier.bias)
-    learner = train.Learner(network, train.LOSSES[name], len(kinds), last_block=True)
-    batches = train.BalancedBatches(known_y, P, K, torch.Generator())
+    learner = Learner(network, LOSSES[name], len(kinds), last_block=True)
+    batches = BalancedBatches(known_y, P, K, torch.Generator())
     loader = DataLoader(TensorDataset(known_t, known_y), batch_sampler=batches)
     weights = [weight for weight in learner.parameters() if weight.requires_grad]
-    optimizer = torch.optim.SGD(weights, train.RATES[name], momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(weights, RATES[name], momentum=0.9, weight_decay=1e-4)
     history, views = [], [watch(network)]
     for epoch in range(epochs):                                           # one at a time, to look in between
         plan = engine.Plan(1, seed=1000 * SEED + epoch)
@@ -434,7 +436,7 @@ lines = ["| network | classifier | nearest prototype, L1 | cosine | L1, on train
 for name, network in networks.items():
     train_q[name], found[name] = look(network, known_t).mean((2, 3)), look(network, unseen_t)
     own = network.classifier.weight.detach().cpu(), network.classifier.bias.detach().cpu()
-    w, b = own if name == "softmax" else localise.linear_probe(train_q[name], known_y, len(kinds))
+    w, b = own if name == "softmax" else linear_probe(train_q[name], known_y, len(kinds))
     rows[name] = {"classifier": w, "prototypes": prototypes.class_prototypes(train_q[name], known_y, len(kinds))}
     query = found[name].mean((2, 3))
     guess = {rule: losses.distances(query, rows[name]["prototypes"], rule).argmin(1) for rule in ("l1", "cosine")}
@@ -472,7 +474,7 @@ wrong = controls.wrong_classes(unseen_y, len(kinds), torch.Generator().manual_se
 def raw_maps(features, name, rule, classes):
     """Maps n h w of the given classes by one of RULES, with the prototypes and classifier of a network."""
     query = features.mean((2, 3))
-    source, weights = localise.METHODS.get(RULES[rule], ("prototypes", lambda q, *_: torch.ones_like(q)[:, None]))
+    source, weights = rules.RULES.get(RULES[rule], ("prototypes", lambda q, *_: torch.ones_like(q)[:, None]))
     return maps.weighted_map(features, weights(query, rows[name][source], classes))[:, 0]
 
 def localised(raw, hit):
@@ -550,7 +552,7 @@ def classifier(optimizer, rate):
     """Weight and bias of a linear layer trained from zero on the pooled features of the softmax network."""
     layer = nn.Linear(1280, len(kinds))
     nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
-    batches = train.BalancedBatches(known_y, P, K, torch.Generator())
+    batches = BalancedBatches(known_y, P, K, torch.Generator())
     loader = DataLoader(TensorDataset(train_q["softmax"], known_y), batch_sampler=batches)
     engine.train(layer, lambda model, batch: {"softmax": F.cross_entropy(model(batch[0]), batch[1])}, loader,
                  optimizer(layer.parameters(), rate), engine.Plan(6, seed=SEED), progress=False)
@@ -703,7 +705,7 @@ if lesson.profile != "smoke":                                             # what
     assert mean["triplet"][-1] > mean["softmax"][-1] + 0.1
     assert rose["triplet"] > 85 < rose["prototype-l1"]
     assert all(change[name][0] > 1.1 * change[name][1] for name in ("prototype-l1", "triplet"))
-lesson.finish(fingerprint=minis.fingerprint(root))
+lesson.finish(fingerprint=fingerprint(root))
 
 # %% [markdown]
 # ## You can now

@@ -41,13 +41,14 @@ from matplotlib.figure import Figure
 from torch import Generator
 from torch.utils.data import Subset
 
-from course_lib import backbones, maps, prototypes
+from course_lib import backbones, maps, prototypes, published
 from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
+from course_lib.data.miniature import fingerprint
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.evaluate import controls, episodes
-from course_lib.metric_learning import rules as context, features as embed
-from course_lib.experiments import fewshot
+from course_lib.metric_learning import rules
+from course_lib.metric_learning.features import extract
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
@@ -77,13 +78,13 @@ novel, validation = MiniImageNet(root, "test"), MiniImageNet(root, "val")
 
 def look(data):
     """Last feature maps of all images of a data set."""
-    return embed.extract(lambda images: network.features(network.normalise(images)), data, (side, side),
-                         device=lesson.device, progress=False)
+    return extract(lambda images: network.features(network.normalise(images)), data, (side, side),
+                   device=lesson.device, progress=False)
 
 novel_maps = look(novel)                                                  # 300 1280 5 5
 novel_q, validation_q = novel_maps.mean((2, 3)), look(validation).mean((2, 3))
 print(novel, ", ".join(novel.classes), tuple(novel_maps.shape), "", validation, sep="\n")
-print("", fewshot.SEEN, sep="\n")
+print("", published.IMAGENET_CAVEAT, sep="\n")
 
 # %% [markdown]
 # (The last sentence matters. Pretraining is no few-shot learning of unseen classes; here it stands in for a
@@ -478,10 +479,10 @@ for method, word in WORDS.items():
         cells += ["{:.1f} ± {:.1f}".format(*episodes.interval(by[method])),
                   "" if method == "cosine" else gain(by[method], by["cosine"])]
     lines.append(f"| {' | '.join(cells)} |")
-for name, transductive, figures in fewshot.PAPERS:
+for name, transductive, figures in published.FEW_SHOT:
     kind = {"yes": "**transductive**", "no": "inductive"}.get(transductive, transductive)
     lines.append(f"| *{name}* | {kind} | {figures.get(1, '')} | | {figures.get(5, '')} | |")
-display(Markdown("\n".join([*lines, "", fewshot.CAVEAT])))
+display(Markdown("\n".join([*lines, "", published.FEW_SHOT_CAVEAT])))
 spread = found[1]["cosine"].std().item()
 print(f"An interval of ±0.42 with the spread of episodes here ({spread:.1f} points) takes "
       f"{(1.96 * spread / 0.42) ** 2:,.0f} of them.")
@@ -696,8 +697,8 @@ RULES = {"uniform": "uniform (no support at all)", "random": "random weights, 1/
          "match-activity": "match × activity", "prototype": "W = P", "prototype-centred": "W = P − mean P"}
 energy, alike = {}, {}
 for shots in (1, 5):
-    pairs_of = context.pair_maps(query_maps, support_q[:, :shots].mean(1), torch.stack((query_y, wrong), 1), generator,
-                                 tuple(RULES))
+    pairs_of = rules.pair_maps(query_maps, support_q[:, :shots].mean(1), torch.stack((query_y, wrong), 1), generator,
+                               tuple(RULES))
     for rule, raw in pairs_of.items():
         heat = maps.heatmap(raw, side)                                    # n 2 H W: own class, wrong class
         energy[shots, rule] = controls.energy_per_area(heat, masks[:, None].expand(-1, 2, -1, -1))
@@ -730,8 +731,8 @@ order = centred[:, 0].argsort()
 photos = torch.cat([batch.images for batch in seen])
 kinds = list(unseen.classes.values())
 panels, names, heats = [], [], []
-raw = context.pair_maps(query_maps, support_q[:, :1].mean(1), torch.stack((query_y, wrong), 1), generator,
-                        ("dist-cam", "prototype-centred"))
+raw = rules.pair_maps(query_maps, support_q[:, :1].mean(1), torch.stack((query_y, wrong), 1), generator,
+                      ("dist-cam", "prototype-centred"))
 for i in order[[len(order) // 10, len(order) // 2, 9 * len(order) // 10]].tolist():      # 10 %, median, 90 %
     panels += [known[forty[query_y[i], 0].item()][0], *[photos[i]] * 5]
     names += [f"support: {kinds[query_y[i]]}", "query"]
@@ -766,8 +767,8 @@ def explore(number, query, shots, rule, rectify):
     answers = (F.normalize(P, dim=1) @ moved.mT).argmax(0)                # 75
     rows, place = drawn[shots].query[number].view(5, 15)[:, query], torch.arange(5) * 15 + query
     features = novel_maps[rows] / novel_q[rows].norm(dim=1)[:, None, None, None] + by[place, :, None, None]
-    raw = context.pair_maps(features, P, torch.stack((answers[place], torch.arange(5)), 1), Generator().manual_seed(0),
-                            (rule,))[rule]
+    raw = rules.pair_maps(features, P, torch.stack((answers[place], torch.arange(5)), 1), Generator().manual_seed(0),
+                          (rule,))[rule]
     heat = maps.heatmap(raw, 84).transpose(0, 1).flatten(0, 1)            # predicted classes, then true ones
     kind = [novel.classes[c] for c in novel.labels[drawn[shots].support[number, :, 0]]]
     asked = [novel[i][0] for i in rows.tolist()]
@@ -804,7 +805,7 @@ explorer
 # never saw its test classes; here the network has seen a thousand classes, and the scenes are a miniature.
 
 # %%
-papers = {"cosine": fewshot.PAPERS[0][2], "rectified": fewshot.PAPERS[1][2]}
+papers = {"cosine": published.FEW_SHOT[0][2], "rectified": published.FEW_SHOT[1][2]}
 for shots, by in found.items():
     for method, values in by.items():
         m, h = episodes.interval(values)
@@ -844,7 +845,7 @@ if lesson.profile != "smoke":                                             # what
         assert energy[shots, "prototype-centred"][:, 0].mean() > energy[shots, "prototype-centred"][:, 1].mean() + 0.3
         assert 0.75 < energy[shots, "prototype-centred"][:, 1].mean() < 1.25
     assert energy[5, "prototype-centred"][:, 0].mean() > energy[1, "prototype-centred"][:, 0].mean()
-lesson.finish(fingerprint=minis.fingerprint(root))
+lesson.finish(fingerprint=fingerprint(root))
 
 # %% [markdown]
 # ## You can now
@@ -861,6 +862,6 @@ lesson.finish(fingerprint=minis.fingerprint(root))
 # `rectify`; `course_lib.metric_learning.rules.pair_maps`. ResNet-12 trained on base classes, then on episodes, on the
 # real miniImageNet: `python -m course_lib train fewshot --data PATH --backbone resnet12 --folder runs/fewshot`, then
 # `python -m course_lib evaluate fewshot --data PATH --backbone resnet12 --checkpoint runs/fewshot/model.safetensors`;
-# with `--queries 15,2,2,2,2` the counter-example.
+# with `--queries 15 2 2 2 2` the counter-example.
 #
 # {{next}}

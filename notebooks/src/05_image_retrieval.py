@@ -41,9 +41,11 @@ from torchvision.transforms.v2 import functional as transforms
 from course_lib import backbones, engine, maps
 from course_lib.worlds import minis
 from course_lib.data.cub import Cub
+from course_lib.data.miniature import fingerprint
 from course_lib.evaluate import controls, ranking
-from course_lib.metric_learning import rules as context, features as embed, learner as train
-from course_lib.experiments import retrieval
+from course_lib.metric_learning import rules
+from course_lib.metric_learning.features import extract, tail, trunk
+from course_lib.metric_learning.learner import EMBEDDING_LOSSES, BalancedBatches, Learner, embedding
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
@@ -71,11 +73,11 @@ known, unseen = Cub(root, "train"), Cub(root, "test")
 labels, species = unseen.labels, unseen.classes
 before = backbones.create("tf_efficientnet_lite0").to(lesson.device, memory_format=torch.channels_last)
 
-def trunk(data):
+def trunk_of(data):
     """Features in front of the last block: made once, they serve every network of this lesson."""
-    return embed.extract(lambda images: train.trunk(before, images), data, (side, side), device=lesson.device, progress=False)
+    return extract(lambda images: trunk(before, images), data, (side, side), device=lesson.device, progress=False)
 
-known_t, unseen_t = trunk(known), trunk(unseen)
+known_t, unseen_t = trunk_of(known), trunk_of(unseen)
 print(known, unseen, tuple(unseen_t.shape), sep="\n")
 
 # %%
@@ -83,7 +85,7 @@ def look(network, features):
     """Last feature maps, n 1280 h w, from features of the trunk."""
     network.eval()
     with torch.inference_mode():
-        return torch.cat([train.tail(network, part.to(lesson.device)).cpu() for part in features.split(32)])
+        return torch.cat([tail(network, part.to(lesson.device)).cpu() for part in features.split(32)])
 
 def by_direction(features):
     """Cosine distances of all pairs, 0..2: n k -> n n."""
@@ -106,12 +108,12 @@ others = ~torch.eye(len(unseen), dtype=torch.bool)                        # whom
 # %%
 def first_right(distance):
     """Rank of the first right answer of every probe, from 1."""
-    order = context.ranked(distance, others, len(labels))
+    order = rules.ranked(distance, others, len(labels))
     return 1 + (labels[order] == labels[:, None]).int().argmax(1)
 
 def answer(probe, state, weights=None, k=6):
     """The rank list of a probe, as arguments of `plots.rank_list`; with maps by `weights(state, images, partners)`."""
-    order = context.ranked(state["distance"][[probe]], others[[probe]], k)[0]
+    order = rules.ranked(state["distance"][[probe]], others[[probe]], k)[0]
     heat = [None] * (k + 1)
     if weights is not None:                                               # each image against its partner in the pair
         images, partners = torch.tensor([probe, *order]), torch.tensor([order[0], *[probe] * k])
@@ -189,7 +191,7 @@ assert [float(recall_at_k(torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]]), tor
 ### END HIDDEN TESTS
 
 # %%
-for k, share in ranking.retrieval(raw["rows"], labels, retrieval.KS).recall.items():         # what you have just written
+for k, share in ranking.retrieval(raw["rows"], labels, ranking.KS).recall.items():         # what you have just written
     print(f"Recall@{k}  {share:.1%}")
 
 # %% [markdown]
@@ -277,11 +279,11 @@ display(Markdown("\n".join(lines)))
 
 # %%
 assert torch.allclose(torch.cdist(raw["rows"], raw["rows"]).square(), 2 * raw["distance"], atol=1e-4)
-results = {"pooled, Euclidean": ranking.retrieval(pooled, labels, retrieval.KS),
-           "pooled, cosine": ranking.retrieval(raw["rows"], labels, retrieval.KS)}
+results = {"pooled, Euclidean": ranking.retrieval(pooled, labels, ranking.KS),
+           "pooled, cosine": ranking.retrieval(raw["rows"], labels, ranking.KS)}
 
 def table():
-    columns = [*(f"Recall@{k}" for k in retrieval.KS), "R-precision", "MAP@R"]
+    columns = [*(f"Recall@{k}" for k in ranking.KS), "R-precision", "MAP@R"]
     lines = [f"| compared | {' | '.join(columns)} |", "|---" * 7 + "|"]
     for name, found in results.items():
         values = (*found.recall.values(), found.r_precision, found.map_at_r)
@@ -308,10 +310,10 @@ print(f"lengths of the pooled features: {length.min():.1f} to {length.max():.1f}
 # %%
 torch.manual_seed(SEED)
 tuned = backbones.create("tf_efficientnet_lite0", num_classes=512)        # its linear layer is A, a
-terms = lambda learner, q, y: {"triplet": retrieval.LOSSES["triplet"](retrieval.embedding(tuned, q), y)}
-learner = train.Learner(tuned, terms, len(known.classes), last_block=True).to(lesson.device)
+terms = lambda learner, q, y: {"triplet": EMBEDDING_LOSSES["triplet"](embedding(tuned, q), y)}
+learner = Learner(tuned, terms, len(known.classes), last_block=True).to(lesson.device)
 A, a = tuned.classifier.requires_grad_(True).parameters()                 # 512 1280, 512
-batches = train.BalancedBatches(known.labels, 16, 4, torch.Generator())
+batches = BalancedBatches(known.labels, 16, 4, torch.Generator())
 loader = DataLoader(TensorDataset(known_t, known.labels), batch_sampler=batches)
 optimizer = torch.optim.AdamW([w for w in learner.parameters() if w.requires_grad], 1e-3, weight_decay=1e-4)
 
@@ -319,7 +321,7 @@ def state_of(features):
     """What `tuned` makes of features of the trunk: maps, pooled features, embeddings, and what they compare."""
     found = look(tuned, features)
     with torch.inference_mode():
-        e = retrieval.embedding(tuned, found.mean((2, 3)).to(lesson.device)).cpu()
+        e = embedding(tuned, found.mean((2, 3)).to(lesson.device)).cpu()
     return {"maps": found, "pooled": found.mean((2, 3)), "e": e, "rows": e @ A.detach().cpu(), "distance": 1 - e @ e.T}
 
 # %% [markdown]
@@ -346,7 +348,7 @@ RULES = {                                                                 # name
 def pairs(state, images, chosen, name):
     """Raw maps of images against r partners each: indices b and b r -> b r h w."""
     rule, rows = RULES[name]
-    return context.pair_maps(state["maps"][images], state[rows], chosen, generator, [rule])[rule]
+    return rules.pair_maps(state["maps"][images], state[rows], chosen, generator, [rule])[rule]
 
 def by_rule(name):
     return lambda state, images, partners: pairs(state, images, partners[:, None], name)[:, 0]
@@ -392,8 +394,8 @@ title = f"MAP@R rises by {gain['species of the training']:.0f} points on species
         f"{gain['other species']:.0f} on others"
 plots.show(plots.curve(range(epochs + 1), curve, xlabel="epoch", ylabel="MAP@R, %", title=title),
            alt=f"MAP@R over the epochs of training for both halves of the species. {title}.")
-results["trained: pooled, cosine"] = ranking.retrieval(F.normalize(tuned_state["pooled"], dim=1), labels, retrieval.KS)
-results["trained: embedding"] = ranking.retrieval(tuned_state["e"], labels, retrieval.KS)
+results["trained: pooled, cosine"] = ranking.retrieval(F.normalize(tuned_state["pooled"], dim=1), labels, ranking.KS)
+results["trained: embedding"] = ranking.retrieval(tuned_state["e"], labels, ranking.KS)
 table()
 
 # %% [markdown]
@@ -432,7 +434,7 @@ widgets.flipbook(turn, list(range(epochs + 1)), label="epoch",
 
 # %%
 rank = first_right(tuned_state["distance"])
-near = context.neighbours(tuned_state["distance"], labels, labels, others)
+near = rules.neighbours(tuned_state["distance"], labels, labels, others)
 worst = rank.argsort(descending=True, stable=True)[:6].tolist()
 lines = ["| probe | first right answer | nearest image | times nearer than the right one |", "|---" * 4 + "|"]
 for i in worst:
@@ -483,11 +485,11 @@ for i, (x0, y0, x1, y1) in enumerate(unseen.boxes):
 area = boxes.float().mean((1, 2))
 
 # %%
-stranger = context.random_wrong(labels, labels, others, generator)
+stranger = rules.random_wrong(labels, labels, others, generator)
 lines = ["| | failures | background nearer | lost: grey | lost: others | area: lost | area: found |", "|---" * 7 + "|"]
 excuse = {}
 for name, state in {"before": raw, "trained": tuned_state}.items():
-    lost, wrong = first_right(state["distance"]) > 1, context.neighbours(state["distance"], labels, labels, others).wrong
+    lost, wrong = first_right(state["distance"]) > 1, rules.neighbours(state["distance"], labels, labels, others).wrong
     nearer = (colour - colour[wrong]).norm(dim=1) < (colour - colour[stranger]).norm(dim=1)
     excuse[name] = 100 * nearer[lost].float().mean().item()
     lines.append(f"| {name} | {lost.sum()} of {len(lost)} | {excuse[name]:.0f} % | {100 * lost[grey].float().mean():.0f} % | "
@@ -517,7 +519,7 @@ display(Markdown("\n".join(lines)))
 # %%
 def on_trial(state, names):
     """For each rule: energy per area with four partners, and how the map with the right one agrees with two others."""
-    near = context.neighbours(state["distance"], labels, labels, others)
+    near = rules.neighbours(state["distance"], labels, labels, others)
     chosen = torch.stack([*near, stranger], 1)                            # n 4
     found = {}
     for name in names:
@@ -595,7 +597,7 @@ for name, raw_maps in hot.items():
     mask = F.interpolate(mask, (side, side)).bool()
     changed = torch.where(mask, seen.float().mean((2, 3), keepdim=True), seen.float()).to(torch.uint8)
     with torch.inference_mode():
-        parts = torch.cat([train.trunk(before, part.to(lesson.device)).cpu() for part in changed.split(8)])
+        parts = torch.cat([trunk(before, part.to(lesson.device)).cpu() for part in changed.split(8)])
     covered[name] = recall_of(state_of(parts)["e"])
 for name, value in covered.items():
     print(f"covered: {name:26} Recall@1 {value:5.1f} %")
@@ -670,7 +672,7 @@ if lesson.profile != "smoke":
     assert trial["trained"]["similarity"][4] > 0.85
     by_map = [value for name, value in covered.items() if name not in ("nothing", "cells drawn by lot")]
     assert covered["cells drawn by lot"] > max(by_map) + 20 and covered["uniform"] < min(by_map) + 15
-lesson.finish(fingerprint=minis.fingerprint(root))
+lesson.finish(fingerprint=fingerprint(root))
 
 # %% [markdown]
 # ## You can now

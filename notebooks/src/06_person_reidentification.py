@@ -34,14 +34,15 @@ import ipywidgets
 import torch
 from IPython.display import Markdown, display
 
-from course_lib import maps
+from course_lib import backbones, maps
 from course_lib.worlds import minis
 from course_lib.data.images import load
 from course_lib.data.market1501 import PARTS, Market1501
+from course_lib.data.miniature import fingerprint
 from course_lib.evaluate import controls, ranking
-from course_lib.metric_learning import rules as context, features as embed, strong_baseline, learner as train
-from course_lib.experiments import reid
-from course_lib.metric_learning.pedestrians import Occluded
+from course_lib.metric_learning import rules as context, features as embed, strong_baseline
+from course_lib.metric_learning.pedestrians import Occluded, market_scores
+from course_lib.published import REID_TRICKS
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
@@ -147,7 +148,7 @@ assert first == 2 and abs(ap - 0.5) < 1e-6
 # one trick a row. It takes a GPU (the command stands at the end of the lesson):
 
 # %%
-rows = "\n".join(f"| {'' if name == 'none' else '+ '}{name} | {rank} | {mean} |" for name, (rank, mean) in reid.PAPER.items())
+rows = "\n".join(f"| {'' if name == 'none' else '+ '}{name} | {rank} | {mean} |" for name, (rank, mean) in REID_TRICKS.items())
 display(Markdown("| Luo et al., ResNet-50, Market-1501 | rank-1, % | mAP, % |\n|---|---|---|\n" + rows))
 
 # %% [markdown]
@@ -162,7 +163,7 @@ epochs = lesson.choose(smoke=1, mini=20, paper=120)
 
 def first_blocks(model, data):
     """Features in front of the block that is trained, of all images: n j h w."""
-    return embed.extract(lambda images: train.trunk(model.backbone, images).contiguous(), data, size,
+    return embed.extract(lambda images: embed.trunk(model.backbone, images).contiguous(), data, size,
                          device=lesson.device, progress=False)
 
 @torch.inference_mode()
@@ -175,20 +176,21 @@ def look(model, features):
 # %%
 models, blocks, before = {}, {}, {}
 for identity, splits in worlds.items():
-    config = strong_baseline.Training(str(splits["train"].root), tricks=(), loss="prototype-cosine", last_block=True, classes=8,
-                                      epochs=epochs, size=size, seed=SEED)
-    model = strong_baseline.build(config, len(splits["train"].classes)).to(lesson.device)
+    config = strong_baseline.ReidTraining(tricks=(), loss="prototype-cosine", last_block=True, classes=8, epochs=epochs,
+                                          size=size, device=lesson.device.type, seed=SEED)
+    backbone = backbones.create("tf_efficientnet_lite0")
+    model = strong_baseline.Baseline(backbone, len(splits["train"].classes), config).to(lesson.device)
     blocks[identity] = {split: first_blocks(model, splits[split]) for split in ("query", "gallery")}
     before[identity] = {split: look(model, found).mean((2, 3)) for split, found in blocks[identity].items()}
-    history = strong_baseline.fit(model, strong_baseline.views(model, splits["train"], progress=False),
-                                  splits["train"].labels, config, progress=False)
+    pairs = strong_baseline.mirrored_features(model, splits["train"], progress=False)
+    history = strong_baseline.fit_baseline(model, pairs, splits["train"].labels, config, progress=False)
     print(f"{identity:8} loss of the first epoch {history[0]['loss']:.2f}, of the last {history[-1]['loss']:.2f}")
     models[identity] = model
 
 # %%
 def protocol(identity, distances):
     """Rank-1, -5, -10 and mAP, %."""
-    return reid.scores(distances, worlds[identity]["query"], worlds[identity]["gallery"])
+    return market_scores(distances, worlds[identity]["query"], worlds[identity]["gallery"])
 
 features, scores = {}, {}
 lines = ["| identity is | network | rank-1 | rank-5 | rank-10 | mAP |", "|---|---|---|---|---|---|"]
@@ -196,7 +198,7 @@ for identity in worlds:
     features[identity] = {split: look(models[identity], found) for split, found in blocks[identity].items()}
     after = {split: found.mean((2, 3)) for split, found in features[identity].items()}
     for name, vectors in {"never saw a pedestrian": before[identity], "trained": after}.items():
-        score = scores[identity, name] = protocol(identity, reid.cosine(vectors["query"], vectors["gallery"]))
+        score = scores[identity, name] = protocol(identity, ranking.cosine_distances(vectors["query"], vectors["gallery"]))
         lines.append(f"| {identity} | {name} | " + " | ".join(f"{value:.1f}" for value in score.values()) + " |")
 display(Markdown("\n".join(lines)))
 
@@ -213,7 +215,7 @@ display(Markdown("\n".join(lines)))
 gallery_of = {}
 for identity, splits in worlds.items():
     query, gallery = splits["query"], splits["gallery"]
-    distances = reid.cosine(*(features[identity][split].mean((2, 3)) for split in ("query", "gallery")))
+    distances = ranking.cosine_distances(*(features[identity][split].mean((2, 3)) for split in ("query", "gallery")))
     keep = ~((query.identities[:, None] == gallery.identities) & (query.cameras[:, None] == gallery.cameras))
     ids = query.identities, gallery.identities
     found = context.neighbours(distances, *ids, keep)
@@ -312,7 +314,7 @@ for identity, splits in worlds.items():
     row = [scores[identity, "trained"]]
     for name, which in hidden.items():
         covered = look(models[identity], first_blocks(models[identity], Occluded(splits["query"], which))).mean((2, 3))
-        row.append(protocol(identity, reid.cosine(covered, theirs)))
+        row.append(protocol(identity, ranking.cosine_distances(covered, theirs)))
         occluded[identity, name] = row[-1]["mAP"]
     lines.append(f"| {identity} | " + " | ".join(f"mAP {score['mAP']:.1f}, rank-1 {score['rank-1']:.1f}" for score in row) + " |")
 display(Markdown("\n".join(lines)))
@@ -501,7 +503,7 @@ if lesson.profile != "smoke":
         assert scores[identity, "trained"]["mAP"] > scores[identity, "never saw a pedestrian"]["mAP"] + 10
         assert occluded[identity, cause] < occluded[identity, rest]
         assert likeness[identity, "nearest and random"] > 0.5                       # and hardly the partner
-lesson.finish(fingerprint=minis.fingerprint(worlds["clothes"]["train"].root))
+lesson.finish(fingerprint=fingerprint(worlds["clothes"]["train"].root))
 
 # %% [markdown]
 # ## You can now
@@ -514,7 +516,7 @@ lesson.finish(fingerprint=minis.fingerprint(worlds["clothes"]["train"].root))
 # to forget? · Our cameras differ in light and background. How would you find out whether the network uses the street?
 #
 # **Where things are** · `course_lib.evaluate.ranking` (CMC, mAP, re-ranking, exact and in chunks),
-# `course_lib.metric_learning.strong_baseline` (the tricks), `course_lib.metric_learning.rules` (maps of pairs). The real
+# `course_lib.metric_learning.strong_baseline` (the baseline), `course_lib.metric_learning.rules` (maps of pairs). The real
 # benchmark: `python -m course_lib train reid --backbone resnet50 --data PATH --folder RUN`, then
 # `python -m course_lib evaluate reid --checkpoint RUN/model.safetensors --data PATH`; the table of tricks is
 # `python -m course_lib train reid --ablation ...`.

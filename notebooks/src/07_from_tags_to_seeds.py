@@ -40,15 +40,18 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from torch.utils.data import Subset
 
+from course_lib import evidence
 from course_lib.worlds import minis, saliency
+from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.evaluate.segmentation import THRESHOLDS, ThresholdSweep
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
-from course_lib.wsss import eps, seam, seeds, learner as train
-from course_lib.course import studies as study
+from course_lib.published import SEED_MIOU
+from course_lib.wsss import eps, recipes, seam, seeds
 from course_lib.wsss.cam_net import build
+from course_lib.wsss.learner import TagLearner, fit, train, training_images
 
 lesson = start("07", PROFILE, DATA_ROOT, DEVICE, SEED)
 
@@ -165,9 +168,9 @@ assert torch.allclose(edge.grad, torch.tensor([[0.5, -0.5]]))
 def recipe(method):
     """The settings of a method on a CPU; "smoke" makes everything small."""
     tiny = {"size": 64, "small": 48, "epochs": 2, "scored_at": 64}
-    return train.recipe(method, data=str(folder), seed=SEED, **lesson.choose(smoke=tiny, mini={}, paper={}))
+    return recipes.recipe(method, data=str(folder), seed=SEED, **lesson.choose(smoke=tiny, mini={}, paper={}))
 
-kept = train.training_images(recipe("cam"), progress=False)
+kept = training_images(recipe("cam"), progress=False)
 scenes = Subset(kept, range(lesson.choose(smoke=48, mini=len(kept), paper=len(kept))))
 steps = len(scenes) // recipe("cam").batch_size                           # of an epoch
 print(f"{len(scenes)} training scenes, {steps} steps an epoch, {recipe('cam').epochs} epochs")
@@ -199,7 +202,7 @@ def learn(method):
             net.train()
 
     pages[method] = []
-    net, history = train.train(recipe(method), images=scenes, watch=watch, progress=False)
+    net, history = train(recipe(method), images=scenes, watch=watch, progress=False)
     nets[method] = net
     watch(net, 0)
     net.eval()
@@ -393,7 +396,7 @@ def two_scales(net, pictures, refined=False):
     """Maps of both views on the grid of the small one, in 0..1: (b c h w, b c h w); the first one is A(cam)."""
     pictures = pictures.to(net.trunk.mean.device)
     views = [net(net.prepare(pictures, size=size)) for size in (recipe("seam").size, recipe("seam").small)]
-    large, small = (seam.max_norm(view.refined if refined else view.cam)[:, 1:].cpu() for view in views)
+    large, small = (seam.min_max_scaled(view.refined if refined else view.cam)[:, 1:].cpu() for view in views)
     return seam.resize(large, tuple(small.shape[2:])), small
 
 def inequivariance(method, refined=False):
@@ -676,7 +679,7 @@ print(f"in training scenes with a {vehicle}, the track covers {track_area:.0f} %
 # the **masks themselves** (an oracle; no method may have it). *Predict both rows before you run them.*
 
 # %%
-class Variation(train.Learner):
+class Variation(TagLearner):
     """EPS with another threshold of the rule: below 0 every tagged class explains foreground, wherever it lies."""
 
     def __init__(self, overlap):
@@ -692,7 +695,7 @@ class Variation(train.Learner):
 def vary(name, overlap, scenes):
     """Train a variation, and score it like the others."""
     learner = Variation(overlap)
-    train.fit(learner, scenes, progress=False)
+    fit(learner, scenes, progress=False)
     nets[name] = learner.net.eval()
     for split, part in data.items():
         rows[name, split] = seeds.score(nets[name], part)
@@ -765,20 +768,20 @@ display(Markdown("\n".join(lines)))
 # trained.
 
 # %%
-table = study.table()
+table = evidence.table("methods")
 
 def strip(figure_name, label, split="val"):
     """All runs of the evidence, and the live one, in both worlds."""
     figure, methods = Figure((9, 3.6), layout="constrained"), ("cam", "seam", "eps")
     for axes, world in zip(figure.subplots(1, 2), ("photographs", "creatures")):
-        runs = torch.tensor([study.values(table, world, method, split, figure_name) for method in methods])      # 3 n
+        runs = torch.tensor([evidence.values(table, world, method, split, figure_name) for method in methods])      # 3 n
         axes.plot(range(3), runs, color="0.85", linewidth=1, zorder=1)
         for place, method in enumerate(methods):
             axes.plot([place] * runs.shape[1], runs[place], "o", color=plots.PALETTE[place], markersize=5, alpha=0.8)
             if world == "photographs":
                 axes.plot([place], [published(method, split).get(figure_name, float("nan"))], "D", markersize=11,
                           markerfacecolor="none", markeredgecolor="black")
-        steps = [study.interval((runs[place] - runs[0]).tolist()) for place in (1, 2)]
+        steps = [evidence.interval((runs[place] - runs[0]).tolist()) for place in (1, 2)]
         axes.set_title(f"{world}, minus CAM:\nSEAM {steps[0][0]:+.1f} [{steps[0][1]:+.1f}, {steps[0][2]:+.1f}], "
                        f"EPS {steps[1][0]:+.1f} [{steps[1][1]:+.1f}, {steps[1][2]:+.1f}]", fontsize="small")
         axes.set(xticks=range(3), xticklabels=[LABELS[method] for method in methods], ylabel=label)
@@ -786,7 +789,7 @@ def strip(figure_name, label, split="val"):
     return figure
 
 if table is None:
-    display(Markdown("The table of many seeds (data/evidence/seeds.json) is not there: this run stands alone."))
+    display(Markdown("The table of many seeds (data/evidence/methods.json) is not there: this run stands alone."))
 else:
     for figure_name, label in (("miou", "mIoU of seeds on val, %"), ("track", "track called its class on val, %")):
         plots.show(strip(figure_name, label), alt=f"Strip plots in two worlds: {label}; CAM, SEAM and EPS, every seed a dot.")
@@ -842,7 +845,7 @@ for method, name in LABELS.items():
     kept_as = (lambda value: f"{value:.1f}") if method in ("eps", "oracle") else float
     for split in data:
         for reading, row in rows[method, split].items():
-            paper = seeds.PAPER.get(method, {}).get(split) if row is published(method, split) else None
+            paper = SEED_MIOU.get(method, {}).get(split) if row is published(method, split) else None
             lesson.record(f"mIoU of seeds, {split}, {name} {reading}", kept_as(row["miou"]), "%", paper=paper,
                           note=f"without {vehicle} {row['miou_others']:.1f}" + ("; paper: VOC" if paper else ""))
     on_val = published(method, "val")
@@ -872,7 +875,7 @@ if lesson.profile != "smoke":
     assert min(published(method, "val")["track"] for method in ("cam", "seam")) > 60
     assert published("free", "val")["track"] < published("cam", "val")["track"] - 20
     assert believes["cam"][2] > believes["cam"][3] + 20
-lesson.finish(fingerprint=minis.fingerprint(folder))
+lesson.finish(fingerprint=fingerprint(folder))
 
 # %% [markdown]
 # ## You can now

@@ -43,15 +43,19 @@ from matplotlib.figure import Figure
 from torch import Generator
 from torch.utils.data import Subset
 
+from course_lib import evidence
+from course_lib.backbones.weights import LITE0
 from course_lib.worlds import minis
+from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.prototypes import class_prototypes, pixel_prototypes
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
-from course_lib.wsss import cam_net, contrast, seeds, learner as train
-from course_lib.course import studies as study
-from course_lib.experiments.wsss import PAPER
+from course_lib.published import CONTRAST_TABLES
+from course_lib.wsss import cam_net, contrast, seeds
+from course_lib.wsss.learner import TagLearner, fit, training_images
+from course_lib.wsss.recipes import recipe
 from course_lib.wsss.views import resize
 
 lesson = start("08", PROFILE, DATA_ROOT, DEVICE, SEED)
@@ -72,10 +76,10 @@ lesson = start("08", PROFILE, DATA_ROOT, DEVICE, SEED)
 # %%
 source = lesson.choose(smoke="creatures", mini="creatures", paper="photographs")
 folder = minis.mini_voc(lesson.data, source, SEED)
-config = train.recipe("seam+p2p", "small" if source == "creatures" else train.LITE0, data=str(folder), seed=SEED)
+config = recipe("seam+p2p", "small" if source == "creatures" else LITE0, data=str(folder), seed=SEED)
 config = replace(config, epochs=lesson.choose(smoke=2, mini=config.epochs, paper=2 * config.epochs))
 known, unseen = Voc(folder, "trainaug"), Voc(folder, "val")
-images = train.training_images(config, progress=False)
+images = training_images(config, progress=False)
 images = Subset(images, range(lesson.choose(smoke=48, mini=len(images), paper=len(images))))
 
 classes = [name.removesuffix(" creature") for name in known.classes]
@@ -408,8 +412,8 @@ def learn(method, shuffled=False):
     net = cam_net.build(own.architecture(known.classes), own.weights)
     if shuffled:
         net.projector.register_forward_hook(Shuffled())
-    watched = net.architecture.contrasted
-    history = train.fit(train.Learner(net, own), images, progress=False, watch=lambda net, step: seen.update(
+    watched = net.method.contrast
+    history = fit(TagLearner(net, own), images, progress=False, watch=lambda net, step: seen.update(
         {step: look(net)} if watched and step in turns else {}))
     return net.eval(), history, seen | ({steps: look(net)} if watched else {})
 
@@ -744,24 +748,24 @@ plots.show(plots.grid([unseen[i][0] for i in looked] * 5, titles, masks=tints, c
 STRIPS = {"CAM": ("CAM", "cam", "without PCM"), "SEAM\nwithout PCM": ("SEAM", "seam", "without PCM"),
           "SEAM + P2P\nwithout PCM": ("SEAM + P2P", "seam+p2p", "without PCM"), "SEAM": ("SEAM", "seam", "with PCM"),
           "SEAM + P2P": ("SEAM + P2P", "seam+p2p", "with PCM")}
-table = study.table()
+table = evidence.table("methods")
 worlds = ("photographs", "creatures") if table else (source,)
 
 def verdict(differences):
     """A difference over runs in words: its mean, its interval, and whether zero lies in it."""
-    mean, low, high = study.interval(differences)
+    mean, low, high = evidence.interval(differences)
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if low > 0 or high < 0 else ", inside the noise")
 
 def compared(world, better, worse, split="val", figure="miou"):
     """Differences of mIoU of two of STRIPS, run by run; "miou_others": without the confounded class."""
-    a, b = (study.values(table, world=world, method=method, split=split, figure=figure, reading=reading)
+    a, b = (evidence.values(table, world=world, method=method, split=split, figure=figure, reading=reading)
             for _, method, reading in (STRIPS[better], STRIPS[worse]))
     return [x - y for x, y in zip(a, b, strict=True)]
 
 PAIRS = {"SEAM - CAM": ("SEAM", "CAM"), "P2P - SEAM": ("SEAM + P2P", "SEAM"),
          "P2P - SEAM, without PCM": ("SEAM + P2P\nwithout PCM", "SEAM\nwithout PCM")}
 P2P = "+ pixel sampling"                                                   # the last row of Table 5: everything
-PUBLISHED = {name: ", ".join(f"{a - b:+.1f} ({split})" for split, a, b in zip(("train", "val"), PAPER[5][new], PAPER[5][old]))
+PUBLISHED = {name: ", ".join(f"{a - b:+.1f} ({split})" for split, a, b in zip(("train", "val"), CONTRAST_TABLES[5][new], CONTRAST_TABLES[5][old]))
              for name, new, old in (("SEAM - CAM", "SEAM", "CAM"), ("P2P - SEAM", P2P, "SEAM"))}
 
 # %%
@@ -770,7 +774,7 @@ said = []
 for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds):
     lines_of = []
     for x, (name, (net, method, reading)) in enumerate(STRIPS.items()):
-        runs = study.values(table, world=world, method=method, split="val", figure="miou", reading=reading) if table else []
+        runs = evidence.values(table, world=world, method=method, split="val", figure="miou", reading=reading) if table else []
         spread = torch.linspace(-0.15, 0.15, max(2, len(runs)))[: len(runs)]
         axes.scatter(x + spread, runs, s=26, color=plots.PALETTE[x], alpha=0.8, zorder=2)
         lines_of.append((x + spread, torch.tensor(runs)))
@@ -788,7 +792,7 @@ plots.show(figure, alt="mIoU of seeds on val by method, a dot for each run, this
 
 # %%
 if table is None:
-    display(Markdown("The table of many runs is not there (`python -m course_lib evidence seeds` writes it), so this run "
+    display(Markdown("The table of many runs is not there (`python -m course_lib evidence methods` writes it), so this run "
                      "stands alone, and whether its differences are beyond noise cannot be said."))
 else:
     lines = ["| mIoU of seeds, points | world | runs | train | val | the paper, VOC |", "|---|---|---|---|---|---|"]
@@ -810,7 +814,7 @@ else:
 # released code makes them, or contrast as the paper has it?
 
 # %%
-measured_gains = [study.gains(*asked) for asked in (("train",), ("val",), ("val", "without PCM"))]
+measured_gains = [evidence.gains(*asked) for asked in (("train",), ("val",), ("val", "without PCM"))]
 if measured_gains[0] is None:
     display(Markdown("That table is not there: `python -m course_lib evidence contrast` writes it."))
 else:
@@ -833,7 +837,7 @@ else:
 # %%
 LOOK = {"train": 0, "val": 1}
 CHOSEN = {5: (None, "val"), 6: ("K = 32", "train"), 7: ("rescale", "train")}        # compared with what, on which split
-results = {number: rows for number in CHOSEN if (rows := study.ablation(number))}
+results = {number: rows for number in CHOSEN if (rows := evidence.ablation(number))}
 for number, rows in results.items():
     reference, split_of = CHOSEN[number]
     lines = [f"| Table {number} | train | paper | val | paper | to {reference or 'the row before'}, {split_of} |",
@@ -915,7 +919,7 @@ display(Markdown("\n".join(f"- {sentence}" for sentence in sentences)))
 # %%
 for name, readings in found.items():
     for reading, row in readings.items():
-        published = {"SEAM": PAPER[5]["SEAM"][1], "SEAM + P2P": PAPER[5][P2P][1]}.get(name) if reading == "with PCM" else None
+        published = {"SEAM": CONTRAST_TABLES[5]["SEAM"][1], "SEAM + P2P": CONTRAST_TABLES[5][P2P][1]}.get(name) if reading == "with PCM" else None
         lesson.record(f"mIoU of seeds, val, {name}, {reading}", row["miou"], "%", paper=published,
                       note="paper: ResNet38 on VOC val (Table 5)" if published else "")
 for reading, by_name in gain.items():
@@ -942,7 +946,7 @@ if lesson.profile != "smoke":                                             # what
     assert gap["SEAM + P2P"][-1] > gap["SEAM + P2P"][0] + 0.02
     assert gap["SEAM + P2P"][-1] > gap["control"][-1] + 0.02
     assert measured["the recipe of this lesson"][1] > measured["**code()**"][1]
-lesson.finish(fingerprint=minis.fingerprint(folder))
+lesson.finish(fingerprint=fingerprint(folder))
 
 # %% [markdown]
 # ## You can now
@@ -957,7 +961,7 @@ lesson.finish(fingerprint=minis.fingerprint(folder))
 # a memory over batches gain, and what would it do with classes whose early pixels were wrong?
 #
 # **Where things are** · `course_lib.prototypes.pixel_prototypes` (Eq. 5); `course_lib.wsss.contrast` (Eq. 1–9 and all
-# differences); `course_lib.course.studies` (many runs). On PASCAL VOC, as published:
+# differences); `course_lib.evidence` (many runs). On PASCAL VOC, as published:
 # `python -m course_lib train wsss --method seam+p2p --backbone resnet38 --weights PATH --data VOCdevkit/VOC2012
 # --folder runs/p2p`, then
 # `python -m course_lib evaluate seeds --checkpoint runs/p2p/model.safetensors --data VOCdevkit/VOC2012`; Tables 5 and 6:

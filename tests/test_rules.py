@@ -1,4 +1,4 @@
-"""Maps in context: the right reference is chosen whatever is left out, and every map is that of its pair alone."""
+"""Rules: the right reference is chosen whatever is left out, and every map is that of its pair alone."""
 
 import pytest
 import torch
@@ -8,8 +8,7 @@ from torch import Generator
 
 from course_lib import maps
 from course_lib.evaluate import controls
-from course_lib.metric_learning import context
-from course_lib.metric_learning.rules import NONE, neighbours, pair_maps, random_wrong, ranked
+from course_lib.metric_learning.rules import NAMES, NONE, RULES, neighbours, pair_maps, random_wrong, ranked
 
 
 def seeded(seed=0):
@@ -23,7 +22,7 @@ def problem(queries, gallery, classes, seed, kept=0.7):
     return distances, *ids, torch.rand(queries, gallery, generator=g) < kept
 
 
-# neighbours --------------------------------------------------------------------------------------------------------------
+# neighbours -----------------------------------------------------------------------------------------------------------
 
 
 def slow_neighbours(distances, query_ids, gallery_ids, keep):
@@ -92,7 +91,7 @@ def test_a_random_wrong_reference_is_wrong_kept_and_any_of_them():
     assert torch.equal(drawn[7], random_wrong(query_ids, gallery_ids, keep, seeded(7)))
 
 
-# maps of pairs -----------------------------------------------------------------------------------------------------------
+# maps of pairs --------------------------------------------------------------------------------------------------------
 
 BY_HAND = {  # one pooled query, one reference, mean reference
     "uniform": lambda q, p, mean: torch.ones_like(q),
@@ -131,6 +130,15 @@ def test_each_map_is_that_of_its_pair_made_by_hand(b, r, g, seed):
 
 def test_rules_are_those_of_lesson_02():
     features, references = images()
+    query, labels = features.mean((-2, -1)), torch.tensor([2, 0, 4])
+    for name, all_weights in {
+        "cam": references,
+        "cam-positive": maps.positive_weights(references),
+        "cam-centred": maps.centred_weights(references),
+    }.items():
+        source, rule = RULES[name]
+        assert source == "classifier"
+        assert torch.equal(rule(query, references, labels), all_weights[labels][:, None])
     chosen = torch.tensor([[0, 4], [1, 1], [2, 3]])
     found = pair_maps(features, references, chosen, seeded())
     torch.testing.assert_close(found["dist-cam"], maps.dist_cam(features, references[chosen]))
@@ -185,4 +193,4 @@ def test_an_unknown_rule_is_refused_with_the_names_there_are():
     features, references = images()
     with pytest.raises(ValueError, match="no rule 'cam'; there are: uniform, dist-cam,"):
         pair_maps(features, references, torch.zeros(3, 1, dtype=torch.long), seeded(), ["cam"])
-    assert set(context.NAMES) == {*BY_HAND, "random"}
+    assert set(NAMES) == {*BY_HAND, "random"}

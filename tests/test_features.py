@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torchvision.transforms.v2.functional import resize
 
-from course_lib.metric_learning.features import extract
+from course_lib import backbones
+from course_lib.metric_learning.features import extract, freeze_trunk, tail, trunk, trunk_features
 
 
 def items(count: int = 5) -> list:
@@ -43,3 +45,23 @@ def test_features_can_be_trained_on():
 def test_empty_data_are_named():
     with pytest.raises(ValueError, match="is empty"):
         extract(mean_colour, [], (4, 4), progress=False)
+
+
+def test_trunk_and_tail_are_the_network():
+    model = backbones.create("test_efficientnet", False)
+    with torch.no_grad():
+        images = torch.stack([resize(image, [64, 64]) for image, _ in items()])
+        whole = model.features(model.normalise(images))
+        torch.testing.assert_close(tail(model, trunk(model, images)), whole)
+        found = tail(model, trunk_features(model, items(), 64, progress=False))
+        torch.testing.assert_close(found, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_behind_a_frozen_trunk_the_tail_still_learns():
+    model = backbones.create("test_efficientnet", False)
+    freeze_trunk(model)
+    images = torch.stack([resize(image, [64, 64]) for image, _ in items()])
+    before = trunk(model, images)
+    assert not before.requires_grad and tail(model, before).requires_grad and model.classifier.weight.requires_grad
+    with pytest.raises(ValueError, match=r"EfficientNets of timm; expected one of them, got a ResNet\."):
+        freeze_trunk(backbones.create("test_resnet", False))

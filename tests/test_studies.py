@@ -1,4 +1,4 @@
-"""Evidence of seeds: the same training is done once, tables are read by method and seed, intervals are Student's."""
+"""Studies: the same training is done once, tables are read by method and seed, intervals are Student's."""
 
 import json
 from dataclasses import replace
@@ -6,18 +6,19 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from course_lib import lesson
-from course_lib.course import evidence
-from course_lib.course import studies as study
-from course_lib.course.studies import Case, ablations, collect, interval, methods, summary, values
-from course_lib.experiments import wsss as ablate
+from course_lib import evidence, lesson
+from course_lib.course import evidence as command
+from course_lib.course import studies
+from course_lib.course.studies import STUDIES, Case, ablations, measure, methods, summary
+from course_lib.evidence import interval, values
+from course_lib.published import CONTRAST_TABLES
 from course_lib.worlds import minis
-from course_lib.wsss.learner import recipe
+from course_lib.wsss.recipes import recipe
 
 
 @pytest.fixture
 def trainings(monkeypatch, tmp_path, inline_pool):
-    """Trainings that take no time: what was trained. Seeds score 40 and their number, 10 more for SEAM, 1 less without PCM."""
+    """Trainings that take no time: what was trained. Seeds score 40 and their number, SEAM 10 more, 1 less without."""
     done = []
 
     def train(config, images=None, progress=True):
@@ -47,13 +48,13 @@ def trainings(monkeypatch, tmp_path, inline_pool):
         def __init__(self, root, split):
             self.split = split
 
-    monkeypatch.setattr(study, "train", train)
-    monkeypatch.setattr(study, "_images", lambda *asked: None)
-    monkeypatch.setattr(study.seeds, "score", score)
-    monkeypatch.setattr(study, "Voc", Split)
-    monkeypatch.setattr(study, "ProcessPoolExecutor", inline_pool)
+    monkeypatch.setattr(studies, "train", train)
+    monkeypatch.setattr(studies, "_images", lambda *asked: None)
+    monkeypatch.setattr(studies.seeds, "score", score)
+    monkeypatch.setattr(studies, "Voc", Split)
+    monkeypatch.setattr(studies, "ProcessPoolExecutor", inline_pool)
     monkeypatch.setattr(minis, "mini_voc", lambda **asked: tmp_path / f"{asked['source']}{asked['seed']}")
-    monkeypatch.setattr(minis, "fingerprint", lambda folder: folder.name)
+    monkeypatch.setattr(studies, "fingerprint", lambda folder: folder.name)
     return done
 
 
@@ -66,12 +67,12 @@ ROWS = [creatures(method, seed, data_seed) for data_seed in (0, 1) for seed in (
 
 def test_rows_that_ask_for_the_same_training_share_it(trainings, tmp_path):
     rows = [*ROWS, ("the same as SEAM", ROWS[1][1])]
-    table = collect(rows, tmp_path / "runs", 1)
+    table = measure(rows, tmp_path / "runs", 1)
     assert len(trainings) == len(ROWS) and len(table["runs"]) == len(rows)
     assert {name: value for name, value in table["runs"][-1].items() if name != "row"} == {
         name: value for name, value in table["runs"][1].items() if name != "row"
     }
-    assert collect(rows, tmp_path / "runs", 1)["runs"] == table["runs"] and len(trainings) == len(ROWS), (
+    assert measure(rows, tmp_path / "runs", 1)["runs"] == table["runs"] and len(trainings) == len(ROWS), (
         "finished ones run again"
     )
     assert {config.data for config in trainings} == {str(tmp_path / "creatures0"), str(tmp_path / "creatures1")}
@@ -80,13 +81,13 @@ def test_rows_that_ask_for_the_same_training_share_it(trainings, tmp_path):
 def test_other_settings_are_another_training(trainings, tmp_path):
     row, case = ROWS[0]
     changed = (row, case._replace(config=replace(case.config, epochs=case.config.epochs + 1)))
-    collect([ROWS[0]], tmp_path, 1)
-    collect([changed], tmp_path, 1)
+    measure([ROWS[0]], tmp_path, 1)
+    measure([changed], tmp_path, 1)
     assert len(trainings) == 2
 
 
 def test_values_of_a_method_stand_in_the_order_of_the_seeds(trainings, tmp_path):
-    table = collect(ROWS, tmp_path, 1)
+    table = measure(ROWS, tmp_path, 1)
     assert values(table, "creatures", "cam", "train") == [40, 41, 40, 41]
     assert values(table, "creatures", "seam", "val") == [50.5, 51.5, 50.5, 51.5]
     assert values(table, "creatures", "seam", "val", reading="without PCM") == [49.5, 50.5, 49.5, 50.5]
@@ -97,11 +98,11 @@ def test_values_of_a_method_stand_in_the_order_of_the_seeds(trainings, tmp_path)
 
 
 def test_what_is_written_can_be_read(trainings, tmp_path, monkeypatch):
-    monkeypatch.setitem(study.STUDIES, "seeds", lambda: ROWS)
-    monkeypatch.setattr(study.paths, "checkout", lambda: tmp_path)
-    table = study.write("seeds", tmp_path)
-    assert json.loads((tmp_path / "seeds.json").read_text()) == json.loads(json.dumps(table))
-    assert sum('"world": "creatures"' in line for line in (tmp_path / "seeds.json").read_text().splitlines()) == len(
+    monkeypatch.setitem(STUDIES, "methods", lambda: ROWS)
+    monkeypatch.setattr(studies.paths, "checkout", lambda: tmp_path)
+    table = studies.write("methods", tmp_path)
+    assert json.loads((tmp_path / "methods.json").read_text()) == json.loads(json.dumps(table))
+    assert sum('"world": "creatures"' in line for line in (tmp_path / "methods.json").read_text().splitlines()) == len(
         ROWS
     )
 
@@ -129,46 +130,48 @@ def test_every_method_and_every_row_has_its_seeds():
             >= 6
         )
     rows = {row for row, _ in ablations()}
-    assert rows == {f"{table}: {row}" for table, paper in ablate.PAPER.items() for row in paper}
+    assert rows == {f"{table}: {row}" for table, paper in CONTRAST_TABLES.items() for row in paper}
 
 
 def test_a_table_of_rows(trainings, tmp_path, monkeypatch):
-    table = collect(ablations(), tmp_path, 1)
-    monkeypatch.setattr(study, "table", lambda name="seeds": table)
-    five = study.ablation(5)
-    assert list(five) == list(ablate.PAPER[5]) and five["CAM"]["train"] == [40, 41, 42]
-    assert five["SEAM"]["paper"] == (55.41, 52.54) and study.ablation(7)["rescale"]["paper"] == (61.54, None)
-    monkeypatch.setattr(study, "table", lambda name="seeds": None)
-    assert study.ablation(5) is None
+    table = measure(ablations(), tmp_path, 1)
+    monkeypatch.setattr(evidence, "table", lambda name: table)
+    five = evidence.ablation(5)
+    assert list(five) == list(CONTRAST_TABLES[5]) and five["CAM"]["train"] == [40, 41, 42]
+    assert five["SEAM"]["paper"] == (55.41, 52.54) and evidence.ablation(7)["rescale"]["paper"] == (61.54, None)
+    monkeypatch.setattr(evidence, "table", lambda name: None)
+    assert evidence.ablation(5) is None
 
 
 def test_gains_are_those_of_a_seed_over_itself(trainings, tmp_path, monkeypatch):
-    tables = {"seeds": collect(methods(), tmp_path / "a", 1), "contrast": collect(study.changes(), tmp_path / "b", 1)}
-    monkeypatch.setattr(study, "table", tables.get)
-    found = study.gains()
-    assert list(found) == ["as in the recipe", *study.CHANGES]
+    tables = {
+        "methods": measure(methods(), tmp_path / "a", 1),
+        "contrast": measure(studies.changes(), tmp_path / "b", 1),
+    }
+    monkeypatch.setattr(evidence, "table", tables.get)
+    found = evidence.gains()
+    assert list(found) == ["as in the recipe", *studies.CHANGES]
     assert found["as in the recipe"] == [-10.0] * 4  # contrast scores as any method here, SEAM 10 more
-    assert all(found[name] == [-10.0] * 3 for name in study.CHANGES)
+    assert all(found[name] == [-10.0] * 3 for name in studies.CHANGES)
     sizes = {config.size for config in trainings if config.backbone != "small"}
     assert sizes == {192, 288} and len({config.contrast for config in trainings if config.method == "seam+p2p"}) == 3
-    monkeypatch.setattr(study, "table", lambda name="seeds": None)
-    assert study.gains() is None
+    monkeypatch.setattr(evidence, "table", lambda name: None)
+    assert evidence.gains() is None
 
 
-def test_the_command_measures_studies(monkeypatch, capsys, trainings):
+def test_the_command_measures_studies(monkeypatch, trainings):
     asked = []
     table = {"runs": []}
-    monkeypatch.setattr(study, "write", lambda name, shelf: asked.append(name) or table)
-    monkeypatch.setattr(evidence.build, "build_solved", lambda *_: [])
-    assert evidence.main(["seeds"]) == 0 and asked == ["seeds"]
-    with pytest.raises(SystemExit):
-        evidence.main(["sedes"])
-    assert "there is no lesson sedes" in capsys.readouterr().err
+    monkeypatch.setattr(studies, "write", lambda name, shelf: asked.append(name) or table)
+    monkeypatch.setattr(command.build, "build_solved", lambda *_: [])
+    assert evidence.main(("seeds",)) == 0 and asked == ["seeds"]
+    with pytest.raises(ValueError, match="there is no lesson sedes"):
+        evidence.main(("sedes",))
 
 
-@pytest.mark.parametrize("name", study.STUDIES)
+@pytest.mark.parametrize("name", STUDIES)
 def test_committed_tables_have_every_run(name):
-    table = study.table(name)
-    asked = [(row, case.world, case.data_seed, case.config.seed) for row, case in study.STUDIES[name]()]
+    table = evidence.table(name)
+    asked = [(row, case.world, case.data_seed, case.config.seed) for row, case in STUDIES[name]()]
     assert [(run["row"], run["world"], run["data_seed"], run["seed"]) for run in table["runs"]] == asked
     assert not str(table["commit"]).endswith("dirty") and set(table["versions"]) <= set(lesson.PACKAGES) | {"python"}
