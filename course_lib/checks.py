@@ -1,10 +1,9 @@
 """Checks that speak like a tutor: what is right, what is off, the most likely reason.
 
-In a notebook a check prints [PASS], [FAIL] or [TODO] and never stops *Run all*. While work is graded (NBGRADER_EXECUTION)
-or when COURSE_STRICT=1 is set, it prints the same line and raises.
+In a notebook a check prints [PASS], [FAIL] or [TODO] and never stops *Run all*. While work is graded
+(NBGRADER_EXECUTION) or when COURSE_STRICT=1 is set, it prints the same line and raises.
 """
 
-import linecache
 import math
 import os
 import traceback
@@ -12,16 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 status: dict[str, str] = {}  # "01.1" -> PASS, FAIL or TODO, in order
-
-
-def strict() -> bool:
-    """True while work is graded or tested: checks then raise."""
-    return bool(os.environ.get("NBGRADER_EXECUTION")) or os.environ.get("COURSE_STRICT") == "1"
 
 
 @contextmanager
@@ -39,7 +32,7 @@ def check(exercise: str, hint: str = "") -> Iterator[None]:
         status[exercise] = "TODO" if todo else "FAIL"
         reason = "not written yet." if todo else _reason(error)
         print(f"[{status[exercise]}] {exercise}: {reason}" + (f"  Hint: {hint}" if hint else ""))
-        if strict():
+        if os.environ.get("NBGRADER_EXECUTION") or os.environ.get("COURSE_STRICT") == "1":
             raise
     else:
         status[exercise] = "PASS"
@@ -48,7 +41,7 @@ def check(exercise: str, hint: str = "") -> Iterator[None]:
 
 @contextmanager
 def expect_error(*types: type[Exception]) -> Iterator[None]:
-    """Show an instructive error in one line without stopping *Run all*; raises AssertionError if none of `types` came."""
+    """Show an instructive error in one line without stopping *Run all*; AssertionError if none of `types` came."""
     try:
         yield
     except types as error:
@@ -81,107 +74,96 @@ def same(
     Raises:
         AssertionError: with one sentence for the student.
     """
-    wanted = torch.as_tensor(want).detach().cpu()
+    wanted = _tensor(want)
     if got is None:
         raise AssertionError(f"{name} is None: does your function end with `return`?")
     if isinstance(want, Tensor) and not isinstance(got, Tensor):
         raise AssertionError(f"{name} should be a torch.Tensor, but a {_kind(got)} came.")
     try:
-        came = torch.as_tensor(got).detach().cpu()
+        came = _tensor(got)
     except (TypeError, ValueError, RuntimeError):
         raise AssertionError(f"{name} should be a {_kind(want)}, but a {_kind(got)} came.") from None
     if _equal(came, wanted, atol):
         return
     for sentence, value in (suspects or {}).items():
-        if _equal(came, torch.as_tensor(value() if callable(value) else value).detach().cpu(), atol):
+        if _equal(came, _tensor(value() if callable(value) else value), atol):
             raise AssertionError(sentence)
-    raise AssertionError(
-        _shape_message(came, wanted, name, axes)
-        if came.shape != wanted.shape
-        else _value_message(came, wanted, name, axes, atol)
-    )
+    raise AssertionError(_difference(came, wanted, name, axes.split(), atol))
+
+
+def _tensor(value: Any) -> Tensor:
+    return torch.as_tensor(value).detach().cpu().double()
 
 
 def _equal(a: Tensor, b: Tensor, atol: float) -> bool:
-    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=atol, equal_nan=True)
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=atol, equal_nan=True)
 
 
 def _kind(value: Any) -> str:
-    return {np.ndarray: "NumPy array", Tensor: "torch.Tensor"}.get(type(value), type(value).__name__)
+    kind = type(value).__name__
+    return {"ndarray": "NumPy array", "Tensor": "torch.Tensor"}.get(kind, kind)
 
 
-def _shape_message(came: Tensor, want: Tensor, name: str, axes: str) -> str:
-    text = f"{name} has the shape {tuple(came.shape)}, but {tuple(want.shape)} is expected" + (
-        f" ({axes})." if axes else "."
-    )
+def _other_shape(came: Tensor, want: Tensor, name: str, axes: list[str]) -> str:
+    named = f" ({' '.join(axes)})" if axes else ""
+    text = f"{name} has the shape {tuple(came.shape)}, but {tuple(want.shape)} is expected{named}."
     if came.squeeze().shape == want.squeeze().shape:
-        return text + " Only axes of length 1 differ: look at keepdim, squeeze and indexing with None."
-    if came.ndim == want.ndim:
-        if sorted(came.shape) == sorted(want.shape):
-            return text + " The axes came in another order."
-        names = axes.split() if len(axes.split()) == want.ndim else [f"number {i}" for i in range(want.ndim)]
-        wrong = [f"axis {axis}: {a} came, {b} expected" for axis, a, b in zip(names, came.shape, want.shape) if a != b]
-        return f"{text} Look at {'; '.join(wrong)}."
-    return text + f" It has {came.ndim} axes in place of {want.ndim}."
+        return f"{text} Only axes of length 1 differ: look at keepdim, squeeze and indexing with None."
+    if came.ndim != want.ndim:
+        return f"{text} It has {came.ndim} axes in place of {want.ndim}."
+    if sorted(came.shape) == sorted(want.shape):
+        return f"{text} The axes came in another order."
+    names = axes if len(axes) == want.ndim else [f"number {i}" for i in range(want.ndim)]
+    wrong = [f"axis {axis}: {a} came, {b} expected" for axis, a, b in zip(names, came.shape, want.shape) if a != b]
+    return f"{text} Look at {'; '.join(wrong)}."
 
 
-def _value_message(came: Tensor, want: Tensor, name: str, axes: str, atol: float) -> str:
-    came, want = came.double(), want.double()
-    if torch.isnan(came).any() and not torch.isnan(want).any():
+def _difference(came: Tensor, want: Tensor, name: str, axes: list[str], atol: float) -> str:
+    """The most likely reason why two tensors differ."""
+    if came.shape != want.shape:
+        return _other_shape(came, want, name, axes)
+    if came.isnan().any() and not want.isnan().any():
         return f"{name} holds NaN ({int(came.isnan().sum())} of {came.numel()} values): is something divided by 0?"
     if came.numel() < 4:  # of few values any wrong answer has some pattern
         return f"{name} is {_few(came)}, but {_few(want)} is expected."
-    ratio = ((came * want).sum() / (want * want).sum()).item()  # least squares: came = ratio * want
-    if math.isfinite(ratio) and abs(ratio) > 1e-6 and _equal(came, ratio * want, atol * abs(ratio)):
-        return (
-            f"{name} has the wrong sign: every value is the negative of the expected one."
-            if abs(ratio + 1) < 1e-4
-            else f"{name} has the right pattern, but every value is {ratio:.4g} times the expected one."
-        )
+    ratio = ((came * want).sum() / want.square().sum()).item()  # least squares: came = ratio * want
+    if 1e-6 < abs(ratio) < math.inf and _equal(came, ratio * want, atol * abs(ratio)):
+        if abs(ratio + 1) < 1e-4:
+            return f"{name} has the wrong sign: every value is the negative of the expected one."
+        return f"{name} has the right pattern, but every value is {ratio:.4g} times the expected one."
     offset = (came - want).mean().item()
     if math.isfinite(offset) and _equal(came, want + offset, atol):
         return f"{name} has the right pattern, but every value is off by the same {offset:+.4g}."
     wrong = ~torch.isclose(came, want, rtol=1e-4, atol=atol)
-    error = (came - want).abs().nan_to_num(math.inf, math.inf)
-    worst = np.unravel_index(int(error.argmax()), tuple(want.shape))
-    at = (
-        ", ".join(f"{axis}={int(i)}" for axis, i in zip(axes.split(), worst))
-        if len(axes.split()) == want.ndim
-        else ", ".join(str(int(i)) for i in worst)
-    )
+    worst = torch.unravel_index((came - want).abs().nan_to_num(math.inf, math.inf).argmax(), want.shape)
+    names = [f"{axis}=" for axis in axes] if len(axes) == want.ndim else [""] * want.ndim
+    at = ", ".join(f"{axis}{index}" for axis, index in zip(names, worst))
     return (
-        f"{name}: {int(wrong.sum())} of {want.numel()} values differ"
-        + (f", most at [{at}]" if at else "")
-        + f": {came[worst].item():.5g} came, {want[worst].item():.5g} is expected."
+        f"{name}: {int(wrong.sum())} of {want.numel()} values differ, most at [{at}]: "
+        f"{came[worst].item():.5g} came, {want[worst].item():.5g} is expected."
     )
 
 
 def _few(values: Tensor) -> str:
-    return (
-        str([float(f"{value:.5g}") for value in values.flatten().tolist()]) if values.ndim else f"{values.item():.5g}"
-    )
+    return str([float(f"{value:.5g}") for value in values.flatten()]) if values.ndim else f"{values:.5g}"
 
 
 def _reason(error: Exception) -> str:
     """One sentence about an error: an assertion's own, or the kind of error and the line of the student's code."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first frame is `check` itself
-    cell = frames[0].filename if frames else ""
+    cell = frames[0].filename
     if isinstance(error, AssertionError):
         inside = [frame for frame in frames if frame.filename == cell]
-        return str(error) or f"this does not hold: {inside[-1].line if inside else 'an assertion without a sentence'}"
+        return str(error) or f"this does not hold: {inside[-1].line}"
     if isinstance(error, NameError) and len(frames) == 1:
         return f"{error.name!r} does not exist yet: run the cell above first, and keep the name that is given there."
     what = f"{type(error).__name__}: {error}"
     own = [frame for frame in frames if frame.filename != cell and _is_cell(frame.filename)]
     if own:
-        return f"your code stopped with {what}  (line {own[-1].lineno} of {own[-1].name}: {_line(own[-1])})"
+        return f"your code stopped with {what}  (line {own[-1].lineno} of {own[-1].name}: {own[-1].line})"
     return f"the check stopped with {what}  Does your function return what the text above asks for?"
 
 
 def _is_cell(filename: str) -> bool:
-    """True for code typed into a notebook: it has a name like that of a file, but no file (generated code has <names>)."""
+    """True for code typed into a notebook: its name is like that of a file, but there is none (generated: <names>)."""
     return filename.startswith("<ipython-input") or not (filename.startswith("<") or os.path.exists(filename))
-
-
-def _line(frame: traceback.FrameSummary) -> str:
-    return (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()

@@ -83,20 +83,6 @@ def this_process(device: str = "auto") -> PartialState:
     return PartialState(cpu)
 
 
-def tell(history: list[dict[str, float]], folder: Path, evaluate: str) -> None:
-    """Print the mean loss terms of each epoch, where the trained network lies, and how to go on; the main process does.
-
-    Args:
-        evaluate: what is evaluated next, as in "python -m course_lib evaluate seeds".
-    """
-    if this_process().is_main_process:
-        for epoch, row in enumerate(history, 1):
-            print(f"epoch {epoch:3}  " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
-        print(
-            f"Trained: {folder / 'model.safetensors'}. Evaluate it: python -m course_lib evaluate {evaluate} --checkpoint ..."
-        )
-
-
 def train(
     model: nn.Module,
     step: Step,

@@ -56,7 +56,7 @@ def values(
     return [run[reading or next(iter(run))][figure] for run in runs]
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float, float]:
+def t_interval(differences: Sequence[float]) -> tuple[float, float, float]:
     """Mean, and the ends of its 95 % interval by Student's t. One value has an interval without ends."""
     centre, half, count = mean(differences), math.inf, len(differences)
     if count > 1:

@@ -1,15 +1,16 @@
 """The frame of a lesson: `start` seeds, picks the device and finds the data; `finish` writes what was measured."""
 
-import importlib.metadata
 import json
 import math
 import os
 import platform
 import random
+import re
 import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,7 @@ from course_lib import checks, evidence, paths
 
 PROFILES = ("smoke", "mini", "paper")
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured number (or word), with its unit, the paper's number for the same thing, and a remark."""
-
-    name: str
-    value: float | int | str | None
-    unit: str = ""
-    paper: float | int | str | None = None
-    note: str = ""
+Value = float | int | str | None
 
 
 @dataclass(frozen=True)
@@ -43,15 +34,13 @@ class Lesson:
     data: Path
     seed: int
     started: float = field(default_factory=time.perf_counter, repr=False)
-    figures: list[Figure] = field(default_factory=list, repr=False)
+    figures: dict[str, dict] = field(default_factory=dict, repr=False)  # by name, in order
 
     def choose(self, *, smoke: Any, mini: Any, paper: Any) -> Any:
         """The value that belongs to this run's profile."""
         return {"smoke": smoke, "mini": mini, "paper": paper}[self.profile]
 
-    def record(
-        self, name: str, value: Any, unit: str = "", paper: float | int | str | None = None, note: str = ""
-    ) -> None:
+    def record(self, name: str, value: Any, unit: str = "", paper: Value = None, note: str = "") -> None:
         """Keep a measured figure for the lesson's table and the report; recording a name again replaces it.
 
         Args:
@@ -62,16 +51,15 @@ class Lesson:
             note: what a reader must know to compare the two.
         """
         value = value.item() if hasattr(value, "item") else value
-        if value is not None and not isinstance(value, int | float | str):
+        if not isinstance(value, Value):
             raise TypeError(
                 f"A figure is a number, a word or None, but {name!r} is a {type(value).__name__}. "
                 "Record one number at a time."
             )
         if isinstance(value, float) and not math.isfinite(value):
             value, note = None, f"{note} (came out as {value})".strip()
-        self.figures[:] = [figure for figure in self.figures if figure.name != name] + [
-            Figure(name, value, unit, paper, note)
-        ]
+        self.figures.pop(name, None)
+        self.figures[name] = {"name": name, "value": value, "unit": unit, "paper": paper, "note": note}
 
     def finish(self, fingerprint: str = "") -> None:
         """Write <results>/<number>.json in one piece, and print what stands in it.
@@ -91,25 +79,17 @@ class Lesson:
             "commit": commit(),
             "fingerprint": fingerprint,
             "exercises": dict(checks.status),
-            "figures": [asdict(figure) for figure in self.figures],
+            "figures": list(self.figures.values()),
         }
         path = paths.results() / f"{self.number}.json"
         paths.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        table = evidence.table(self.number) if self.profile == "mini" else None
-        known = table["figures"] if table else {}
-        known = {name: evidence.over_seeds(figure["values"]) for name, figure in known.items()}
-        header = ("measured", "here", f"{len(table['seeds'])} seeds" if table else "", "in the paper", "note")
-        rows = [
-            (
-                f.name,
-                with_unit(f.value, f.unit),
-                known.get(f.name, ""),
-                "" if f.paper is None else with_unit(f.paper, f.unit),
-                f.note,
-            )
-            for f in self.figures
-        ]
-        print(*_columns([header, *rows]), sep="\n")
+        table = (evidence.table(self.number) if self.profile == "mini" else None) or {"seeds": [], "figures": {}}
+        known = {name: evidence.over_seeds(figure["values"]) for name, figure in table["figures"].items()}
+        rows = [("measured", "here", f"{len(table['seeds'])} seeds", "in the paper", "note")]
+        for name, figure in self.figures.items():
+            paper = "" if figure["paper"] is None else with_unit(figure["paper"], figure["unit"])
+            rows.append((name, with_unit(figure["value"], figure["unit"]), known.get(name, ""), paper, figure["note"]))
+        print(*_columns(rows) if self.figures else ["(no figure recorded)"], sep="\n")
         for exercise, verdict in checks.status.items():
             print(f"[{verdict}] {exercise}")
         print(f"{result['seconds']} s, {result['peak_mb']} MB at most; written to {path}")
@@ -135,9 +115,10 @@ def start(
     if profile not in PROFILES:
         raise ValueError(f"PROFILE is one of {', '.join(PROFILES)}, but {profile!r} came.")
     device = os.environ.get("COURSE_DEVICE") or device
+    gpu = torch.cuda.is_available()
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
+        device = "cuda" if gpu else "cpu"
+    if device.startswith("cuda") and not gpu:
         raise ValueError(
             f"DEVICE is {device!r}, but torch sees no CUDA device here. "
             'On Colab choose Runtime > Change runtime type > GPU; DEVICE = "auto" always works.'
@@ -147,43 +128,38 @@ def start(
     torch.manual_seed(seed)
     checks.status.clear()
     plots.theme()
-    lesson = Lesson(
-        number, profile, torch.device(device), paths.data_root(os.environ.get("COURSE_DATA") or data_root), seed
-    )
+    data = paths.data_root(os.environ.get("COURSE_DATA") or data_root)
+    lesson = Lesson(number, profile, torch.device(device), data, seed)
     print(f"Lesson {number} · profile {profile} · device {lesson.device} · data {lesson.data} · seed {seed}")
     return lesson
 
 
-def with_unit(value: float | int | str | None, unit: str = "") -> str:
+def with_unit(value: Value, unit: str = "") -> str:
     """A figure as text: four significant digits, with its unit; a dash where there is none."""
     if value is None:
         return "–"
-    text = str(value)
     if isinstance(value, float):
-        text = f"{value:.0f}" if abs(value) >= 1e4 else f"{value:.4g}" if abs(value) >= 1e-3 else f"{value:.2g}"
-    return f"{text} {unit}".strip()
+        digits = ".0f" if abs(value) >= 1e4 else ".4g" if abs(value) >= 1e-3 else ".2g"
+        value = f"{value:{digits}}"
+    return f"{value} {unit}".strip()
 
 
 def peak_memory() -> float:
     """The largest amount of memory this process has held so far, in MB."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss would count the parent's memory too
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status.read_text())[1]) / 1024
     import resource  # exists on Unix only
 
-    unit = 2**20 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, as macOS counts
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that figures depend on; a package that is missing is left out."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
     return found
 
 
@@ -192,15 +168,15 @@ def commit() -> str | None:
     root = paths.checkout()
     if root is None or not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    answer = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+    command = "git --no-optional-locks describe --always --dirty --abbrev=12 --exclude=*"
+    answer = subprocess.run(command.split(), cwd=root, capture_output=True, text=True)
     return answer.stdout.strip() or None
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of text as aligned lines; columns that hold nothing but their header are left out."""
-    kept = [column for column in zip(*rows) if len(rows) == 1 or any(column[1:])]
+    """Rows of text as aligned lines, a rule under the first; columns with nothing but their header are left out."""
+    kept = [column for column in zip(*rows) if any(column[1:])]
     widths = [max(map(len, column)) for column in kept]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in zip(*kept)]
-    rule = "  ".join("-" * width for width in [*widths[:-1], len(kept[-1][0])])  # a long note must not wrap the rule
-    return [lines[0], rule, *lines[1:]] if len(rows) > 1 else ["(no figure recorded)"]
+    header, *others = zip(*kept)
+    rule = ["-" * width for width in (*widths[:-1], len(header[-1]))]  # a long note must not wrap the rule
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, rule, *others)]

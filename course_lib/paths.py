@@ -20,19 +20,19 @@ def data_root(given: str | Path = "") -> Path:
 
 
 def results() -> Path:
-    """The folder of measured figures: COURSE_RESULTS of the environment, else build/results of the checkout, or of here."""
+    """The folder of measured figures: COURSE_RESULTS of the environment, else build/results of the checkout or of here."""
     chosen = os.environ.get("COURSE_RESULTS") or (checkout() or Path.cwd()) / "build" / "results"
     return Path(chosen).expanduser().absolute()
 
 
 def shelf() -> Path:
-    """The folder with photographs.json and evidence/: data/ of the checkout, else the copy inside the installed library."""
+    """The folder with photographs.json and evidence/: data/ of the checkout, else the copy in the installed library."""
     root = checkout()
     return root / "data" if root else HERE / "shelf"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all, so that neither an interrupt nor two writers at once leave half a file."""
+    """Write a UTF-8 file whole or not at all: neither an interrupt nor two writers at once leave half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

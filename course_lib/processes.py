@@ -1,4 +1,4 @@
-"""What processes that share a batch tell each other under torch.distributed. In one process, all of this does nothing."""
+"""What processes that share a batch tell each other under torch.distributed. In one process this does nothing."""
 
 import torch
 import torch.distributed as dist

@@ -1,12 +1,12 @@
-"""Shapes are checked while the tests run: every annotated function of course_lib is wrapped by jaxtyping and beartype."""
+"""Shapes are checked while the tests run: jaxtyping and beartype wrap every annotated function of course_lib."""
 
 from jaxtyping import install_import_hook
 
 install_import_hook("course_lib", "beartype.beartype")
 
-import pytest
-import torch
-from hypothesis import HealthCheck, settings
+import pytest  # noqa: E402  (course_lib is imported after the hook)
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 # No clock decides a test, on a busy machine either. (`--timeout` in pyproject.toml ends what hangs.)
 settings.register_profile("course", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,7 +11,7 @@ from course_lib.backbones import released
 from course_lib.backbones.dense import parameter_groups
 from course_lib.wsss import cam_net
 from course_lib.wsss.cam_net import HEAD_NAMES, Architecture, build, load, save
-from course_lib.wsss.methods import METHODS
+from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.seam import pixel_correlation, winning_maps
 
 CLASSES = ("background", "bird", "fish", "train")
@@ -43,7 +43,7 @@ def pictures(count=2, height=48, width=40, seed=0):
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TAG_METHODS)
 def test_views_of_every_method_on_every_trunk(trunk, method):
     model = net(trunk, method)
     view = model(model.prepare(pictures()))
@@ -67,7 +67,7 @@ def test_published_counts():
     assert sum(weight.numel() for weight in model.parameters() if weight.requires_grad) == 105_013_824
     groups = parameter_groups(model.trunk, model.new_layers(), 0.01, 5e-4)
     assert [len(group["params"]) for group in groups] == [43, 0, 5, 0]
-    for name, method in METHODS.items():
+    for name, method in TAG_METHODS.items():
         with torch.device("meta"):
             heads = build(Architecture(name)).heads()
         shapes = {released_name: tuple(head.weight.shape[:2]) for released_name, head in heads.items()}
@@ -189,7 +189,7 @@ def test_released_checkpoints(tmp_path, monkeypatch):
             for method, layout in released.LAYOUTS.items()
         },
     )
-    for method, theirs in ((name, method.released) for name, method in METHODS.items()):
+    for method, theirs in ((name, method.released) for name, method in TAG_METHODS.items()):
         torch.manual_seed(1)
         model = build(Architecture(method, width=2))
         state = model.trunk.state_dict() | {

@@ -150,7 +150,7 @@ def test_no_images():
 
 
 def test_a_size_of_zero_is_refused():
-    with pytest.raises(ValueError, match="1 x 1 to 2894 x 2894 pixels were expected, but 0 x 4 came"):
+    with pytest.raises(ValueError, match="Expected heatmaps of 1 x 1 to 2894 x 2894 pixels, got 0 x 4"):
         largest_boxes(torch.zeros(2, 0, 4, dtype=torch.uint8))
 
 

@@ -368,9 +368,11 @@ def test_half_of_a_class_is_random_and_half_hard():
     labels = torch.tensor([[1] * 10 + [0] * 3 + [2]] * 2)
     similarity = torch.cat((torch.arange(10.0), torch.arange(4.0))).expand(2, -1)
     noise = torch.cat((torch.arange(10.0).flip(0), torch.arange(4.0))).expand(2, -1)
-    counts = torch.tensor([[3, 10, 1, 0]] * 2)
+    counts, everywhere = torch.tensor([[3, 10, 1, 0]] * 2), torch.ones(14, dtype=torch.bool)
     for config, hard in ((CODE, [1, 2, 3, 4, 5]), (PAPER, [0, 1, 2, 3, 4])):
-        weights = contrast._pixel_weights(labels, similarity, noise, counts, replace(config, class_mean=True))
+        weights = contrast._pixel_weights(
+            labels, similarity, noise, counts, replace(config, class_mean=True), everywhere
+        )
         times = torch.zeros(14)
         times[hard] += 1 / 10
         times[5:10] += 1 / 10
@@ -379,9 +381,9 @@ def test_half_of_a_class_is_random_and_half_hard():
     sizes = {2: (0, 1), 3: (0, 1), 4: (0, 2), 5: (1, 3), 7: (1, 4), 10: (1, 6)}  # hard ranks of classes of these sizes
     for size, (first, end) in sizes.items():
         ranks = torch.arange(float(size)).expand(2, -1)
-        weights = contrast._pixel_weights(torch.zeros(2, size).long(), ranks, -ranks, torch.tensor([[size]] * 2), CODE)[
-            0
-        ]
+        whole = torch.ones(size, dtype=torch.bool)
+        of, counts = torch.zeros(2, size).long(), torch.tensor([[size]] * 2)
+        weights = contrast._pixel_weights(of, ranks, -ranks, counts, CODE, whole)[0]
         random_half = torch.arange(size) >= size - size // 2
         assert ((weights * size).round() > 0).tolist() == (
             (torch.arange(size) >= first) & (torch.arange(size) < end) | random_half

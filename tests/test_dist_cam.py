@@ -32,7 +32,7 @@ def pearson(a, b):
     return torch.corrcoef(torch.stack((a.flatten().double(), b.flatten().double())))[0, 1].item()
 
 
-# the equations -----------------------------------------------------------------------------------------------------------
+# the equations --------------------------------------------------------------------------------------------------------
 
 
 def dist_cam_in_loops(features, reference):
@@ -87,7 +87,7 @@ def test_translation_moves_the_map_and_leaves_the_weights():
 
 
 def test_distances_after_batch_normalisation_are_scaled_channel_by_channel():
-    """|BN(a) - BN(b)| = |gamma / sqrt(var + eps)| |a - b|: after a BN the map is that of rescaled features and references."""
+    """|BN(a) - BN(b)| = |gamma / sqrt(var + eps)| |a - b|: after a BN the map is that of rescaled features."""
     features, reference = sample(2, 3, 8, 4, 4, seed=1)
     norm = torch.nn.BatchNorm1d(8).eval()
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_each_image_may_bring_its_own_references():
     torch.testing.assert_close(own[:, 0], maps.dist_cam(features, reference)[range(4), nearest])
 
 
-# norm and floor ----------------------------------------------------------------------------------------------------------
+# norm and floor -------------------------------------------------------------------------------------------------------
 
 
 def test_norms_that_only_scale_give_one_heatmap_and_min_max_nearly_the_same():
@@ -157,7 +157,7 @@ def test_wrong_norms_and_unpooled_references_are_refused():
         channel_weights(features.mean((-2, -1)), features)
 
 
-# traps -------------------------------------------------------------------------------------------------------------------
+# traps ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["sum", "min-max", "softmax"])
@@ -259,7 +259,7 @@ def test_dist_cam_compiles_into_one_graph(own, monkeypatch):
         torch.testing.assert_close(compiled(features, reference, norm=norm), dist_cam(features, reference, norm=norm))
 
 
-# relatives ---------------------------------------------------------------------------------------------------------------
+# relatives ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_rules_are_their_definitions_number_by_number():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Generator
 
 from course_lib.evaluate import episodes
-from course_lib.evaluate.episodes import METHODS, TRANSDUCTIVE, accuracies, interval, recalls, sample
+from course_lib.evaluate.episodes import CLASSIFIERS, TRANSDUCTIVE, accuracies, interval, recalls, sample
 from course_lib.prototypes import rectify
 
 
@@ -27,7 +27,7 @@ def data(sizes=(12, 9, 15, 10), k=6, seed=0):
     return centres[labels] + torch.randn(len(labels), k, generator=generator), labels
 
 
-# sampling ----------------------------------------------------------------------------------------------------------------
+# sampling -------------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=30)
@@ -66,7 +66,7 @@ def test_the_generator_decides():
 
 
 def test_every_image_is_as_likely_in_every_place():
-    """8 images of each of 3 classes, 2 of them drawn for each place: 1/3 x 1/8 for an image to stand in a given place."""
+    """8 images of each of 3 classes, 2 of them drawn for each place: 1/3 x 1/8 for an image to stand in a place."""
     labels = torch.arange(3).repeat_interleave(8)
     drawn = sample(labels, 3, 1, 4, 20_000, seeded())
     places = torch.cat((drawn.support, drawn.query.view(-1, 3, 4)), 2).flatten(1)  # e 15
@@ -101,7 +101,7 @@ def test_what_cannot_be_drawn_is_explained():
             sample(labels, 2, shots, queries, 3, seeded())
 
 
-# answers -----------------------------------------------------------------------------------------------------------------
+# answers --------------------------------------------------------------------------------------------------------------
 
 
 def episode_by_episode(features, drawn, method):
@@ -122,10 +122,9 @@ def episode_by_episode(features, drawn, method):
         right = torch.zeros(len(support))
         for image, label in zip(query, drawn.labels):
             x = features[image] + shift
-            far = {"l1": lambda p: (x - p).abs().sum(), "l2": lambda p: (x - p).square().sum()}.get(
-                method, lambda p: 1 - F.cosine_similarity(x, p, 0)
-            )
-            distances = [float(far(prototype)) for prototype in prototypes]
+            difference = x - prototypes
+            far = {"l1": difference.abs().sum(1), "l2": difference.square().sum(1)}
+            distances = far.get(method, 1 - F.cosine_similarity(x[None], prototypes)).tolist()
             nearest, next_one = sorted(distances)[:2]
             assert next_one - nearest > 1e-5, "rounding alone decides this answer: draw other episodes"
             right[label] += distances.index(nearest) == label
@@ -133,7 +132,7 @@ def episode_by_episode(features, drawn, method):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 @pytest.mark.parametrize("shots,queries", [(1, 4), (3, 4), (2, (4, 1, 1))])
 def test_answers_are_those_of_the_loop(method, shots, queries):
     features, labels = data()
@@ -143,7 +142,7 @@ def test_answers_are_those_of_the_loop(method, shots, queries):
     assert 0.4 < found.mean() < 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 def test_the_pieces_do_not_matter(method, monkeypatch):
     features, labels = data()
     drawn = sample(labels, 3, 2, 3, 11, seeded())
@@ -152,7 +151,7 @@ def test_the_pieces_do_not_matter(method, monkeypatch):
     assert torch.equal(recalls(features, drawn, method), whole)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CLASSIFIERS)
 def test_equal_features_are_chance(method):
     _, labels = data()
     drawn = sample(labels, 4, 2, 3, 7, seeded())
@@ -205,7 +204,7 @@ def test_predictions_are_those_of_easyfsl():
     torch.testing.assert_close(recalls(features, drawn, "l2").mean(1), torch.stack(right))
 
 
-# interval ----------------------------------------------------------------------------------------------------------------
+# interval -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count,half", [(600, 0.0080), (10_000, 0.0020)])

@@ -13,7 +13,7 @@ from torch import Generator, nn
 
 from course_lib import __main__
 from course_lib.data.miniimagenet import MiniImageNet
-from course_lib.evaluate.episodes import METHODS, interval, recalls, sample
+from course_lib.evaluate.episodes import CLASSIFIERS, interval, recalls, sample
 from course_lib.experiments import fewshot
 from course_lib.experiments.fewshot import (
     EpisodeBatches,
@@ -21,7 +21,7 @@ from course_lib.experiments.fewshot import (
     FewShotTraining,
     episode_terms,
     evaluate,
-    network,
+    few_shot_network,
     table,
     train,
 )
@@ -101,7 +101,7 @@ def test_both_stages_train_and_leave_a_checkpoint_each(root, trained):
     folder, history = trained
     assert [list(row) for row in history["classes"]] == [["softmax", "loss", "seconds"]] * 2
     assert [list(row) for row in history["episodes"]] == [["episodes", "loss", "seconds"]]
-    start = network("test_resnet", "random", 5).state_dict()
+    start = few_shot_network("test_resnet", "random", 5).state_dict()
     first, second = (load_file(folder / f"{name}.safetensors") for name in ("pretrained", "model"))
     weights = [name for name in start if name.endswith("weight")]
     assert all(not torch.equal(start[name], first[name]) for name in weights)
@@ -205,7 +205,7 @@ def test_figures_are_those_of_the_episodes(root, trained, tmp_path):
     config = quick(root, checkpoint=str(folder / "model.safetensors"))
     result = evaluate(config, tmp_path, progress=False)
     assert json.loads((tmp_path / "fewshot.json").read_text())["rows"] == json.loads(json.dumps(result["rows"]))
-    data, model = MiniImageNet(root, "test"), network("test_resnet", config.checkpoint)
+    data, model = MiniImageNet(root, "test"), few_shot_network("test_resnet", config.checkpoint)
     model.to(memory_format=torch.channels_last)  # as in the evaluation, to the last bit: answers jump
     features = extract(
         lambda images: model.features(model.normalise(images)).mean((-2, -1)),
@@ -221,7 +221,7 @@ def test_figures_are_those_of_the_episodes(root, trained, tmp_path):
     assert row["balanced"] == pytest.approx(interval(share), rel=1e-4)
     assert row["gain"] == pytest.approx(interval(share - cosine), rel=1e-4, abs=1e-4)
     assert [(row["shots"], row["method"]) for row in result["rows"]] == [
-        (k, method) for k in (1, 2) for method in METHODS
+        (k, method) for k in (1, 2) for method in CLASSIFIERS
     ]
     assert {row["method"] for row in result["rows"] if row["transductive"]} == {"shift", "rectified"}
 

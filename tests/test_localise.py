@@ -23,16 +23,17 @@ from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.evaluate.localization import MaxBoxAcc
 from course_lib.experiments import localise
 from course_lib.experiments.localise import (
-    METHODS,
+    CLASS_RULES,
     LocaliseEvaluation,
     LocaliseTraining,
     crop,
     evaluate,
-    fit,
+    fit_learner,
     table,
     train,
 )
-from course_lib.metric_learning.features import tail, timm_name, trunk_features
+from course_lib.experiments.shared import network, timm_name
+from course_lib.metric_learning.features import tail, trunk_features
 from course_lib.metric_learning.learner import (
     CLASSIFYING,
     LOSSES,
@@ -40,7 +41,6 @@ from course_lib.metric_learning.learner import (
     BalancedBatches,
     Learner,
     linear_probe,
-    network,
 )
 from course_lib.prototypes import class_prototypes
 from course_lib.published import DIST_CAM_TABLE_1
@@ -148,11 +148,11 @@ def test_random_weights_are_fresh_and_wrong_classes_fixed():
 
 
 def test_every_method_and_the_table(tree, tmp_path):
-    result = evaluate(small(tree, methods=tuple(METHODS), limit=4, samples=1), tmp_path, progress=False)
+    result = evaluate(small(tree, methods=tuple(CLASS_RULES), limit=4, samples=1), tmp_path, progress=False)
     assert result["settings"]["images"] == 4 and all(row["split_half"] is None for row in result["rows"].values())
     text = (tmp_path / "localise.md").read_text()
     assert text == table(result) and json.loads((tmp_path / "localise.json").read_text()) == result
-    for name in METHODS:
+    for name in CLASS_RULES:
         assert f"\n| {name} |" in text and f"\n| {name}, wrong class |" in text
     # A linear probe is centred as it stands, and centring changes nothing: rounding moves few boxes of 100 thresholds.
     differ = [
@@ -339,7 +339,7 @@ def test_centers_learn_at_their_own_rate(tree):
     dataset = trunk_dataset(model, Ilsvrc(tree))
     with torch.no_grad():
         pooled = tail(model, dataset.tensors[0]).mean((2, 3))
-    fit(learner, dataset, dataset.tensors[1], quick(tree, loss="center", classes=6, epochs=1), progress=False)
+    fit_learner(learner, dataset, dataset.tensors[1], quick(tree, loss="center", classes=6, epochs=1), progress=False)
     means = class_prototypes(pooled, dataset.tensors[1], 6)
     torch.testing.assert_close(learner.centers.detach(), means / 6, rtol=1e-3, atol=1e-4)
 
@@ -349,7 +349,7 @@ def test_a_loss_of_pytorch_metric_learning_fits_in(tree):
     other = TripletMarginLoss()
     learner = Learner(model, lambda learner, query, labels: {"theirs": other(query, labels)}, 6, last_block=True)
     dataset = trunk_dataset(model, Ilsvrc(tree, "train"))
-    history = fit(learner, dataset, dataset.tensors[1], quick(tree), progress=False)
+    history = fit_learner(learner, dataset, dataset.tensors[1], quick(tree), progress=False)
     assert history[-1]["theirs"] > 0
 
 

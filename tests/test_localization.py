@@ -11,7 +11,7 @@ from course_lib import maps
 from course_lib.evaluate.localization import (
     CENTRE_SHARES,
     DELTAS,
-    THRESHOLDS,
+    HEATMAP_THRESHOLDS,
     MaxBoxAcc,
     PxAP,
     baseline_boxes,
@@ -59,7 +59,7 @@ def test_squashed_boxes():
 
 
 def test_the_grid_of_thresholds_is_the_published_one():
-    np.testing.assert_array_equal(THRESHOLDS.numpy(), np.arange(0, 1, 0.001))
+    np.testing.assert_array_equal(HEATMAP_THRESHOLDS.numpy(), np.arange(0, 1, 0.001))
 
 
 def test_baseline_boxes_are_centred_and_cover_their_share():
@@ -79,7 +79,7 @@ def test_curves_equal_those_of_one_box_at_a_time():
     for at in range(0, 1000, 37):
         hits = np.zeros((2, len(DELTAS)))
         for heatmap, gold in zip((heatmaps * 255).to(torch.uint8).numpy(), truth):
-            largest, every = twin(heatmap, int(THRESHOLDS[at] * heatmap.max()))
+            largest, every = twin(heatmap, int(HEATMAP_THRESHOLDS[at] * heatmap.max()))
             for mode, found in enumerate(([largest], every or [largest])):
                 hits[mode] += iou(torch.tensor(found), gold).max().item() >= np.array(DELTAS)
         np.testing.assert_allclose(result.single[:, at], hits[0] / len(truth))

@@ -43,7 +43,7 @@ def distance(a, b, metric):
     return (a - b).abs().sum() if metric == "l1" else ((a - b) ** 2).sum()
 
 
-# slow twins --------------------------------------------------------------------------------------------------------------
+# slow twins -----------------------------------------------------------------------------------------------------------
 
 
 def batch_prototypes_in_loops(features, labels, metric, scale):
@@ -102,7 +102,7 @@ def test_distances_and_given_prototypes(metric):
     torch.testing.assert_close(prototype_softmax(query, labels, reference, metric, 2.0), loss, rtol=1e-5, atol=1e-5)
 
 
-# pytorch-metric-learning -------------------------------------------------------------------------------------------------
+# pytorch-metric-learning ----------------------------------------------------------------------------------------------
 
 
 def test_triplet_is_that_of_pytorch_metric_learning():
@@ -114,7 +114,7 @@ def test_triplet_is_that_of_pytorch_metric_learning():
 
 
 def test_prototype_softmax_is_that_of_pytorch_metric_learning():
-    """Given prototypes are proxies: their ProxyNCA for squared Euclidean distance, their NormalizedSoftmax for cosine."""
+    """Given prototypes are proxies: their ProxyNCA for squared Euclidean distance, NormalizedSoftmax for cosine."""
     (features, labels), (prototypes, _) = sample(10, 4, 8), sample(4, 4, 8, seed=1)
     proxy = theirs.ProxyNCALoss(4, 8, softmax_scale=3, distance=LpDistance(normalize_embeddings=False, power=2))
     softmax = theirs.NormalizedSoftmaxLoss(4, 8, temperature=0.05)
@@ -135,7 +135,7 @@ def test_distances_of_close_pairs_are_exact():
     assert batch_hard_triplet(three, torch.tensor([0, 0, 1]), margin=1.0).item() == 0.5
 
 
-# centers -----------------------------------------------------------------------------------------------------------------
+# centers --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch, way", [(64, 1 / 16), (8, 1 / 2)])
@@ -156,7 +156,7 @@ def test_center_loss_by_hand():
     assert center_loss(features, torch.tensor([0, 1]), centers).item() == (5 + 25) / 2
 
 
-# nothing to compare, and other degenerate batches ------------------------------------------------------------------------
+# nothing to compare, and other degenerate batches ---------------------------------------------------------------------
 
 LOSSES = [
     *(lambda f, y, metric=metric: batch_prototype_softmax(f, y, metric) for metric in METRICS),
@@ -214,7 +214,7 @@ def test_distance_losses_do_not_see_the_origin(shape):
 
 
 def test_gradients_are_those_of_finite_differences():
-    """In float32, as the losses are: central differences of a wide step, where no hinge and no other hardest pair is near."""
+    """In float32, as the losses are: central differences of a wide step, with no hinge or other hardest pair near."""
     features, labels = sample(8, 3, 4, seed=4)
     for loss in LOSSES:
         at = features.clone().requires_grad_()
@@ -224,7 +224,7 @@ def test_gradients_are_those_of_finite_differences():
         torch.testing.assert_close((at.grad * direction).sum(), slope, rtol=2e-2, atol=2e-3)
 
 
-# speed -------------------------------------------------------------------------------------------------------------------
+# speed ----------------------------------------------------------------------------------------------------------------
 
 
 class NoWaiting(TorchDispatchMode):

@@ -12,7 +12,7 @@ from test_backbones import SPLITTABLE, network
 
 from course_lib import backbones, maps
 
-# cam ---------------------------------------------------------------------------------------------------------------------
+# cam ------------------------------------------------------------------------------------------------------------------
 
 
 def cam_in_loops(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_cam_of_chosen_classes_is_a_part_of_all():
     torch.testing.assert_close(maps.cam(features, weight[[7, 2]]), maps.cam(features, weight)[:, [7, 2]])
 
 
-# heatmap -----------------------------------------------------------------------------------------------------------------
+# heatmap --------------------------------------------------------------------------------------------------------------
 
 
 def cubic(distance: float, a: float = -0.75) -> float:
@@ -132,7 +132,7 @@ def test_maps_with_nothing_to_show_are_zero_with_one_warning(bad):
     st.floats(-30, 30), st.sampled_from([-1, 1]), st.integers(1, 14), st.sampled_from([14, 30, 224]), st.integers(0, 99)
 )
 def test_rounding_noise_on_a_constant_is_no_picture(exponent, sign, side, size, seed):
-    """A constant with its last bit unsettled, at any scale: bicubic weights that sum to 1 only nearly add their own noise."""
+    """A constant with its last bit unsettled, at any scale: bicubic weights sum to 1 only nearly and add noise."""
     noise = 1.2e-7 * torch.randint(-1, 2, (side, side), generator=torch.Generator().manual_seed(seed))
     with pytest.warns(UserWarning, match="1 of 1 maps are constant"):
         assert not maps.heatmap(sign * 10**exponent * (1 + noise), size).any()

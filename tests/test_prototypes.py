@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from course_lib.prototypes import ClassPrototypes, class_prototypes
+from course_lib.experiments.localise import ClassPrototypes
+from course_lib.prototypes import class_prototypes
 
 
 def sample(n, k, classes, seed=0):

@@ -1,4 +1,4 @@
-"""The README says what is there: every lesson with its badge, every equation with its code and test, the two commands."""
+"""The README says what is there: lessons with their badges, equations with their code and test, the two commands."""
 
 import importlib
 import json

@@ -22,28 +22,26 @@ from course_lib.data.wrappers import Changed
 from course_lib.evaluate.ranking import cosine_distances
 from course_lib.experiments import reid
 from course_lib.experiments.reid import (
+    TRICKS,
+    Baseline,
     Comparison,
     ReidEvaluation,
+    ReidTraining,
     ablate_tricks,
     build,
     evaluate,
+    fit_baseline,
     idle_tricks,
     last_stride_one,
+    learning_rate_factor,
     load,
+    mirrored_features,
     named_tricks,
     train,
 )
 from course_lib.metric_learning.features import trunk
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
 from course_lib.metric_learning.pedestrians import Occluded, market_scores
-from course_lib.metric_learning.strong_baseline import (
-    TRICKS,
-    Baseline,
-    ReidTraining,
-    fit_baseline,
-    learning_rate_factor,
-    mirrored_features,
-)
 
 SMALL = (64, 32)
 

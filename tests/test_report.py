@@ -12,9 +12,10 @@ from course_lib.course import report
 from course_lib.course import run as runner
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n-").decode()
+FRAME = f'src="data:image/png;base64,{PNG}"'
 FLIPBOOK = (
     '<figure class="flipbook"><label>threshold <input type="range" min="0" max="1" value="0"></label>'
-    f'<img alt="Frame at 0.1" src="data:image/png;base64,{PNG}"><img alt="Frame at 0.2" hidden src="data:image/png;base64,{PNG}"></figure>'
+    f'<img alt="Frame at 0.1" {FRAME}><img alt="Frame at 0.2" hidden {FRAME}></figure>'
 )
 
 
@@ -80,7 +81,7 @@ def page(tmp_path, monkeypatch):
 class Balance(HTMLParser):
     """Tags that are opened are closed, in order; cells know their scope; pictures have alternatives."""
 
-    VOID = {"meta", "img", "input", "br"}
+    VOID = frozenset(("meta", "img", "input", "br"))
 
     def __init__(self, text):
         super().__init__()

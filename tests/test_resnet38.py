@@ -263,7 +263,7 @@ def test_broken_files_are_named(tmp_path, content, sentence):
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_no_broken_file_goes_further_than_a_sentence(tmp_path_factory, data):
-    """Whatever bytes are changed or cut off: the arrays come back, or the sentence does; no array is larger than the file."""
+    """Whatever bytes are changed or cut off: arrays come back, or the sentence does; none is larger than the file."""
     whole = bytearray(
         params({name: record(np.ones((2, 2), np.float32), kind) for name, kind in (("a", "legacy"), ("b", "V2"))})
     )

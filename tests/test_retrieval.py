@@ -33,7 +33,7 @@ CLASSES, IMAGES = 8, 4
 
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
-    """The layout of CUB-200-2011, eight classes of four images: a class is a colour, on noise. The last has one image."""
+    """The layout of CUB-200-2011, eight classes of four images, the last of one: a class is a colour, on noise."""
     root, rng = tmp_path_factory.mktemp("cub"), np.random.default_rng(0)
     lists = {name: [] for name in ("classes", "images", "image_class_labels", "bounding_boxes", "train_test_split")}
     for number in range(1, CLASSES + 1):
@@ -267,7 +267,7 @@ def test_embeddings_have_length_1_whatever_the_precision():
 
 def test_crops_follow_the_generator_and_keep_labels(birds, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(retrieval.engine, "train", lambda learner, step, loader, *_, **__: seen.append(loader.dataset))
+    monkeypatch.setattr(retrieval.engine, "train", lambda *given, **_: seen.append(given[2].dataset) or [])
     train(tiny(birds, size=32), tmp_path, progress=False)
     data, known = seen[0], Cub(birds, "train")
     torch.manual_seed(1)

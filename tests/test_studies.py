@@ -10,7 +10,7 @@ from course_lib import evidence, lesson
 from course_lib.course import evidence as command
 from course_lib.course import studies
 from course_lib.course.studies import STUDIES, Case, ablations, measure, methods, summary
-from course_lib.evidence import interval, values
+from course_lib.evidence import t_interval, values
 from course_lib.published import CONTRAST_TABLES
 from course_lib.worlds import minis
 from course_lib.wsss.recipes import recipe
@@ -110,8 +110,8 @@ def test_what_is_written_can_be_read(trainings, tmp_path, monkeypatch):
 def test_interval_is_that_of_a_paired_test():
     first, second = [40.0, 43.0, 41.0, 39.5], [42.0, 44.0, 43.5, 41.0]
     low, high = stats.ttest_rel(second, first).confidence_interval(0.95)
-    assert interval([b - a for a, b in zip(first, second)]) == pytest.approx((1.75, low, high))
-    assert interval([2.0]) == (2.0, -float("inf"), float("inf"))
+    assert t_interval([b - a for a, b in zip(first, second)]) == pytest.approx((1.75, low, high))
+    assert t_interval([2.0]) == (2.0, -float("inf"), float("inf"))
 
 
 def test_every_method_and_every_row_has_its_seeds():
@@ -164,9 +164,9 @@ def test_the_command_measures_studies(monkeypatch, trainings):
     table = {"runs": []}
     monkeypatch.setattr(studies, "write", lambda name, shelf: asked.append(name) or table)
     monkeypatch.setattr(command.build, "build_solved", lambda *_: [])
-    assert evidence.main(("seeds",)) == 0 and asked == ["seeds"]
+    assert command.main(("methods",)) == 0 and asked == ["methods"]
     with pytest.raises(ValueError, match="there is no lesson sedes"):
-        evidence.main(("sedes",))
+        command.main(("sedes",))
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -26,7 +26,7 @@ from course_lib.wsss.cam_net import build, load
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss
 from course_lib.wsss.eps import saliency_loss
 from course_lib.wsss.learner import KeptImages, TaggedImages, TagLearner, fit, loss_terms, train, window
-from course_lib.wsss.methods import METHODS
+from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.recipes import TagTraining, recipe
 from course_lib.wsss.seam import seam_loss
 from course_lib.wsss.views import Transformation
@@ -78,7 +78,7 @@ def published(tree, method="seam+p2p", **changes):
 
 def test_published_settings():
     images = VOC_COUNTS["trainaug"][0]
-    configs = {method: recipe(method, "resnet38", data="voc") for method in METHODS}
+    configs = {method: recipe(method, "resnet38", data="voc") for method in TAG_METHODS}
     steps = {method: config.epochs * (images // config.batch_size) for method, config in configs.items()}
     assert steps == {"cam": 9915, "seam": 10576, "eps": 19830, "seam+p2p": 10576, "eps+p2p": 19830}
     assert {config.optimizer for config in configs.values()} == {"sgd"} and not any(
@@ -86,8 +86,8 @@ def test_published_settings():
     )
     assert {config.momentum for config in configs.values()} == {5e-4}, "as released, where papers say 0.9"
     assert [configs[method].small for method in ("seam", "seam+p2p", "eps+p2p")] == [134, 128, 128]
-    assert [configs[method].learning_rate for method in METHODS] == [0.1, 0.01, 0.01, 0.01, 0.01]
-    assert [configs[method].dropout for method in METHODS] == [0.5, 0.5, 0.0, 0.5, 0.0]
+    assert [configs[method].learning_rate for method in TAG_METHODS] == [0.1, 0.01, 0.01, 0.01, 0.01]
+    assert [configs[method].dropout for method in TAG_METHODS] == [0.5, 0.5, 0.0, 0.5, 0.0]
     assert configs["eps+p2p"].contrast == ContrastConfig.code(saliency=True)
     assert configs["seam+p2p"].contrast == ContrastConfig.code()
     assert recipe("cam", "resnet50", data="voc").long_side == (256, 512), (
@@ -154,12 +154,12 @@ def test_terms_are_the_sums_that_the_table_names():
     found = {
         method: loss_terms(
             recipe(method, "resnet38", size=48, small=24, contrast=ContrastConfig()),
-            [one, two][: METHODS[method].views],
+            [one, two][: TAG_METHODS[method].views],
             tags,
             saliency,
             noise,
         )
-        for method in METHODS
+        for method in TAG_METHODS
     }
     mean = tag_loss(one.cam.mean((2, 3))[:, 1:], tags)
     contrast = contrast_loss(one, two, tags, ContrastConfig(), noise)
@@ -261,7 +261,7 @@ def test_image_and_saliency_are_cut_and_turned_alike():
 
 
 def test_batches_of_methods_without_saliency_do_not_read_it(tree):
-    for method in METHODS:
+    for method in TAG_METHODS:
         item = TaggedImages(Voc(tree, "trainaug"), tiny(tree, method))[0]
         assert ("saliency" in item) == ("eps" in method)
         assert item["image"].shape == (3, 32, 32) and item["inside"].all()
@@ -290,7 +290,7 @@ def test_kept_features_are_those_of_the_images(tree):
 # training -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TAG_METHODS)
 def test_every_method_learns_and_can_be_loaded(tree, tmp_path, method):
     config = tiny(tree, method, epochs=4)
     _, history = train(config, tmp_path, progress=False)

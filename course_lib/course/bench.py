@@ -162,7 +162,7 @@ def row_threshold_sweep() -> Contestants:
     scores = torch.rand(1, 20, 375, 500, generator=generator) ** 3
     truth = torch.randint(0, 21, (1, 375, 500), generator=generator)
     truth[torch.rand(truth.shape, generator=generator) < 0.05] = segmentation.IGNORE
-    classes, thresholds = [str(label) for label in range(21)], segmentation.THRESHOLDS
+    classes, thresholds = [str(label) for label in range(21)], segmentation.SEED_THRESHOLDS
 
     def confusion(labels: Tensor) -> Tensor:
         valid = truth != segmentation.IGNORE
@@ -421,7 +421,7 @@ def _maps(model: backbones.Backbone, images: Tensor) -> Tensor:
 
 def _box_curves(heatmap: Tensor, boxes: list[Tensor]) -> Contestants:  # n H W
     levels = (heatmap * 255).to(torch.uint8).numpy()
-    thresholds = (localization.THRESHOLDS * 255).long()
+    thresholds = (localization.HEATMAP_THRESHOLDS * 255).long()
 
     def ours() -> Tensor:
         metric = localization.MaxBoxAcc()

@@ -35,7 +35,7 @@ from course_lib.worlds import minis
 from course_lib.wsss import seeds
 from course_lib.wsss.contrast import ContrastConfig
 from course_lib.wsss.learner import train, training_images
-from course_lib.wsss.methods import METHODS
+from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.recipes import SMALL_RECIPES, TagTraining, recipe, rows
 
 BACKBONES = {"photographs": LITE0, "creatures": "small"}
@@ -75,7 +75,7 @@ def methods() -> list[tuple[str, Case]]:
         (method, Case(world, data_seed, recipe(method, BACKBONES[world], seed=seed)))
         for world, pairs in RANDOM_SEEDS.items()
         for data_seed, seed in pairs
-        for method in METHODS
+        for method in TAG_METHODS
     ]
 
 
@@ -95,7 +95,7 @@ def changes() -> list[tuple[str, Case]]:
         (f"{name}: {method}", Case("photographs", 0, recipe(method, LITE0, seed=seed, **change)))
         for name, change in CHANGES.items()
         for method in ("seam", "seam+p2p")
-        if "contrast" not in change or METHODS[method].contrast
+        if "contrast" not in change or TAG_METHODS[method].contrast
         for seed in ABLATION_SEEDS
     ]
 

@@ -22,7 +22,7 @@ def read_lines(path: Path, otherwise: str = "is missing.") -> list[str]:
     return existing(path, otherwise).read_text(encoding="utf-8").splitlines()
 
 
-def read_xml(path: Path, otherwise: str = "is missing.") -> ElementTree.Element:
+def read_xml(path: Path, otherwise: str) -> ElementTree.Element:
     """The outermost element of an annotation; `otherwise` as in `existing`."""
     try:
         return ElementTree.parse(existing(path, otherwise)).getroot()

@@ -1,18 +1,17 @@
 """Controls: what a map must be held against before it is trusted.
 
-A box around one object is found by the sum of all channels, too. That a map shows *this class*, and shows it again tomorrow,
-takes other questions:
+A box around one object is found by the sum of all channels, too. That a map shows *this class*, and shows it again
+tomorrow, takes other questions:
 
-    wrong class      does the map change if the class does?                         wrong_classes
-    chance           are weights of the same heavy tail, but random, any worse?     random_weights
-    split half       do two halves of the training set give the same map?           split_half_prototypes, map_correlation
-    two objects      is each class hotter on its own object than on the other?      own_object_hotter
-    energy           how much of the heat lies on the object, for its area?         energy_per_area
-    energy by part   and how much on each part of it, and on the background?        energy_by_part
-    pointing game    does the maximum lie on the object?                            pointing_game
+    wrong class      does the map change if the class does?                       wrong_classes
+    chance           are weights of the same heavy tail, but random, any worse?   random_weights
+    split half       do two halves of the training set give the same map?         split_half_prototypes, map_correlation
+    two objects      is each class hotter on its own object than on the other?    own_object_hotter
+    energy           how much of the heat lies on the object, for its area?       energy_per_area
+    energy by part   and how much on each part of it, and on the background?      energy_by_part
 
-The curve over thresholds and the baselines that never look at the image belong to `localization.MaxBoxAcc`. Randomness comes
-from an explicit generator, on the device of which results are made.
+The curve over thresholds and the baselines that never look at the image belong to `localization.MaxBoxAcc`. Randomness
+comes from an explicit generator, on the device of which results are made.
 """
 
 from typing import NamedTuple
@@ -31,36 +30,31 @@ class PartEnergy(NamedTuple):
     area: Float64[Tensor, "b p"]  # of the pixels; sums to 1
 
     @property
-    def images(self) -> Int[Tensor, " p"]:
-        """How many images each part occurs in."""
-        return (self.area > 0).sum(0)
-
-    @property
     def per_area(self) -> Float64[Tensor, " p"]:
         """Share of the heat over share of the area, mean over the images in which the part occurs: 1 is chance.
 
-        A part that occurs in no image has nothing to measure: it gets 0, and `images` says that it is of 0 images.
+        A part that occurs in no image has nothing to measure: it gets 0.
         """
-        return (self.share / self.area.where(self.area > 0, torch.inf)).sum(0) / self.images.clamp_min(1)
+        occurs = self.area > 0
+        return (self.share / self.area.where(occurs, torch.inf)).sum(0) / occurs.sum(0).clamp_min(1)
 
 
 def wrong_classes(labels: Int[Tensor, " n"], num_classes: int, generator: Generator) -> Int[Tensor, " n"]:
     """A class other than its own for each image: all images of a class get the same one, no two classes share it.
 
-    The classes stand in a random circle and each one takes its neighbour, so that every class serves as a wrong one, and as
-    often as there are images of the class it is taken for.
+    The classes stand in a random circle and each one takes its neighbour, so that every class serves as a wrong one,
+    and as often as there are images of the class it is taken for.
     """
     if num_classes < 2:
-        raise ValueError(f"A wrong class takes at least 2 classes, but {num_classes} came.")
+        raise ValueError(f"Expected at least 2 classes, of which one is wrong, got {num_classes}; add classes.")
     check_labels(labels, num_classes)
     circle = torch.randperm(num_classes, generator=generator, device=generator.device)
-    neighbour = torch.empty_like(circle)
-    neighbour[circle] = circle.roll(1)
+    neighbour = circle.roll(1)[circle.argsort()]
     return neighbour.to(labels.device)[labels.long()]
 
 
 def random_weights(images: int, channels: int, generator: Generator) -> Float32[Tensor, "b 1 k"]:
-    """Fresh weights 1/U with U uniform on (0, 1], one set per image, summing to 1: the heavy tail of 1/D without any distance.
+    """Fresh weights 1/U with U uniform on (0, 1], one set per image, summing to 1: the heavy tail of 1/D, no distance.
 
     Shuffled Dist-CAM weights would be no clean control: the giant weights of dead channels land on live ones.
     """
@@ -71,7 +65,7 @@ def random_weights(images: int, channels: int, generator: Generator) -> Float32[
 def split_half_prototypes(
     features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], num_classes: int, generator: Generator
 ) -> tuple[Float32[Tensor, "c k"], Float32[Tensor, "c k"]]:
-    """Class prototypes of two random halves of the training set, split within each class (an odd sample goes to the first).
+    """Class prototypes of two random halves of the training set, split within each class (the first has odd samples).
 
     Make the same map from both, and `map_correlation` is its split-half reliability.
 
@@ -87,11 +81,8 @@ def split_half_prototypes(
     shuffle = torch.randperm(len(labels), generator=generator, device=generator.device).to(labels.device)
     order = shuffle[labels[shuffle].argsort(stable=True)]  # class by class, at random within each
     place = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
-    first, second = order[place % 2 == 0], order[place % 2 == 1]
-    return (
-        class_prototypes(features[first], labels[first], num_classes),
-        class_prototypes(features[second], labels[second], num_classes),
-    )
+    halves = order[place % 2 == 0], order[place % 2 == 1]
+    return tuple(class_prototypes(features[half], labels[half], num_classes) for half in halves)
 
 
 def map_correlation(a: Float[Tensor, "*batch h w"], b: Float[Tensor, "*batch h w"]) -> Float64[Tensor, "*batch"]:
@@ -105,7 +96,8 @@ def map_correlation(a: Float[Tensor, "*batch h w"], b: Float[Tensor, "*batch h w
 def own_object_hotter(heatmaps: Float[Tensor, "b 2 H W"], masks: Bool[Tensor, "b 2 H W"]) -> Bool[Tensor, "b 2"]:
     """The two-object test: is the mean heat of map i higher on object i than on the other one?  (Shen et al., Fig. 3)
 
-    The share of True is "right"; `.all(1).float().mean()` is "both right", 0 for a map that does not depend on the class.
+    The share of True is "right"; `.all(1).float().mean()` is "both right", 0 for a map that does not depend on the
+    class.
 
     Args:
         heatmaps: of the classes of the two objects, values in 0..1.
@@ -113,7 +105,7 @@ def own_object_hotter(heatmaps: Float[Tensor, "b 2 H W"], masks: Bool[Tensor, "b
     """
     _check(heatmaps, masks)
     heat = torch.einsum("bihw,bjhw->bij", heatmaps, masks.to(heatmaps.dtype)) / masks.sum((-2, -1))[:, None]
-    return heat.diagonal(dim1=1, dim2=2) > heat.flip(2).diagonal(dim1=1, dim2=2)
+    return (heat > heat.flip(2)).diagonal(dim1=1, dim2=2)
 
 
 def energy_per_area(
@@ -130,7 +122,7 @@ def energy_per_area(
 
 
 def energy_by_part(heatmaps: Float[Tensor, "b H W"], parts: UInt8[Tensor, "b H W"], num_parts: int) -> PartEnergy:
-    """Share of the heat, and of the area, of each part of each image: `.per_area` is `energy_per_area` for all parts at once.
+    """Share of the heat, and of the area, of each part of each image: `.per_area` is `energy_per_area` of all parts.
 
     An empty heatmap counts as a constant one: it says as much.
 
@@ -151,17 +143,7 @@ def energy_by_part(heatmaps: Float[Tensor, "b H W"], parts: UInt8[Tensor, "b H W
     return PartEnergy(share / heat.sum(1, keepdim=True), area / heat.shape[1])
 
 
-def pointing_game(heatmaps: Float[Tensor, "*batch H W"], masks: Bool[Tensor, "*batch H W"]) -> Float[Tensor, "*batch"]:
-    """Whether the maximum lies in the mask, as 0 or 1  (Zhang et al., ECCV 2016, without their margin of 15 pixels).
-
-    If several pixels are highest, the share of them in the mask: what drawing one by lot would score on average.
-    """
-    _check(heatmaps, masks)
-    highest = heatmaps == heatmaps.amax((-2, -1), keepdim=True)
-    return (highest & masks).sum((-2, -1)) / highest.sum((-2, -1))
-
-
-def _standardised(map: Float[Tensor, "*batch h w"]) -> Float64[Tensor, "*batch pixels"]:
+def _standardised(map: Tensor) -> Tensor:  # ... h w -> ... h*w, in float64, of mean 0 and length 1
     values = map.flatten(-2).double()
     deviation = values - values.mean(-1, keepdim=True)
     norm = deviation.norm(dim=-1, keepdim=True)
@@ -180,5 +162,5 @@ def _check(heatmaps: Tensor, masks: Tensor) -> None:
             "Heatmaps must lie in 0..1, but values outside it or NaN came. Pass maps through maps.heatmap, "
             "which scales each of them by itself."
         )
-    if not masks.any(-1).any(-1).all():
+    if not masks.flatten(-2).any(-1).all():
         raise ValueError("A mask is empty: there is no object for the heat to lie on. Leave such images out.")

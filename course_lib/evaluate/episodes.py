@@ -4,13 +4,13 @@
     found = recalls(features, episodes, "cosine")                         # 10,000 episodes x 5 classes
     accuracy, margin = interval(found.mean(1))                            # mean and half of its 95% interval
 
-Vinyals et al., NeurIPS 2016 (the task) and Snell et al., NeurIPS 2017 (nearest prototype). Features of all images are made
-once; an episode is no more than rows of that table, so all of them are one index tensor and a few batched products, cut into
-pieces that fit into a cache. The classes of an episode are numbered 0..N-1 in it.
+Vinyals et al., NeurIPS 2016 (the task) and Snell et al., NeurIPS 2017 (nearest prototype). Features of all images are
+made once; an episode is no more than rows of that table, so all of them are one index tensor and a few batched
+products, cut into pieces that fit into a cache. The classes of an episode are numbered 0..N-1 in it.
 
-A method is inductive if it answers each query for itself, and transductive if it sees all queries of the episode before it
-answers one. The two do not compare: transductive methods learn from the queries how many there are of each class, which is
-known in a benchmark (15 each) and hardly elsewhere. `queries=(15, 2, 2, 2, 2)` takes that away.
+A classifier is inductive if it answers each query for itself, and transductive if it sees all queries of the episode
+before it answers one. The two do not compare: transductive ones learn from the queries how many there are of each
+class, which is known in a benchmark (15 each) and hardly elsewhere. `queries=(15, 2, 2, 2, 2)` takes that away.
 """
 
 from collections.abc import Callable
@@ -77,19 +77,17 @@ def sample(
     chosen = torch.rand(episodes, len(classes), generator=generator).topk(ways, 1).indices  # e n, in random order
     places = _distinct(sizes[chosen], drawn, generator)
     images = members[(sizes.cumsum(0) - sizes)[chosen][..., None] + places]  # e n drawn
-    taken = torch.arange(max(counts)) < torch.tensor(counts)[:, None]  # n drawn-k
-    return Episodes(
-        images[..., :shots].contiguous(),
-        images[..., shots:][:, taken],
-        torch.arange(ways).repeat_interleave(torch.tensor(counts)),
-    )
+    each = torch.tensor(counts)
+    taken = torch.arange(max(counts)) < each[:, None]  # n drawn-k
+    support, query = images[..., :shots].contiguous(), images[..., shots:][:, taken]
+    return Episodes(support, query, torch.arange(ways).repeat_interleave(each))
 
 
-def _distinct(sizes: Int[Tensor, "e n"], drawn: int, generator: Generator) -> Int[Tensor, "e n drawn"]:
+def _distinct(sizes: Tensor, drawn: int, generator: Generator) -> Tensor:  # e n -> e n drawn
     """Different numbers below each of the sizes, in random order: Floyd's method, for all rows at once.
 
-    Draw one of 0..j for j = size - drawn, ..., size - 1; what was drawn before becomes j. Six times faster than to shuffle
-    the 600 images of each class in each episode (measured).
+    Draw one of 0..j for j = size - drawn, ..., size - 1; what was drawn before becomes j. Six times faster than to
+    shuffle the 600 images of each class in each episode (measured).
     """
     found = torch.empty(drawn, *sizes.shape, dtype=torch.long)
     for number, share in enumerate(torch.rand(drawn, *sizes.shape, dtype=torch.float64, generator=generator)):
@@ -108,10 +106,6 @@ def _prototypes(support: Tensor) -> Tensor:
     return support.mean(2) if support.shape[2] > 1 else support[:, :, 0]  # a mean over one costs a seventh of it all
 
 
-def _l1(support: Tensor, query: Tensor) -> Tensor:
-    return -torch.cdist(_prototypes(support), query, 1.0)
-
-
 def _l2(support: Tensor, query: Tensor) -> Tensor:
     prototypes = _prototypes(support)  # -|q - P|^2 / 2, without the |q|^2 of all classes
     return prototypes @ query.mT - prototypes.norm(dim=-1, keepdim=True).square() / 2
@@ -119,10 +113,6 @@ def _l2(support: Tensor, query: Tensor) -> Tensor:
 
 def _cosine(support: Tensor, query: Tensor) -> Tensor:
     return F.normalize(_prototypes(support), dim=-1) @ query.mT  # the length of a query is the same for all classes
-
-
-def _shift(support: Tensor, query: Tensor) -> Tensor:
-    return _cosine(support, shift(support.flatten(1, 2), query))
 
 
 def _rectified(support: Tensor, query: Tensor, surest: int = 8, epsilon: float = 10.0) -> Tensor:
@@ -133,7 +123,13 @@ def _rectified(support: Tensor, query: Tensor, surest: int = 8, epsilon: float =
     return F.normalize(rectify(support, labels, query, ways, surest, epsilon), dim=-1) @ query.mT
 
 
-METHODS: dict[str, Scores] = {"l1": _l1, "l2": _l2, "cosine": _cosine, "shift": _shift, "rectified": _rectified}
+CLASSIFIERS: dict[str, Scores] = {
+    "l1": lambda support, query: -torch.cdist(_prototypes(support), query, 1.0),
+    "l2": _l2,
+    "cosine": _cosine,
+    "shift": lambda support, query: _cosine(support, shift(support.flatten(1, 2), query)),
+    "rectified": _rectified,
+}
 DIRECTIONS = ("cosine", "shift", "rectified")
 TRANSDUCTIVE = ("shift", "rectified")
 
@@ -142,19 +138,19 @@ TRANSDUCTIVE = ("shift", "rectified")
 def recalls(
     features: Float[Tensor, "n d"], episodes: Episodes, method: str | Scores, **options: int | float
 ) -> Float32[Tensor, "e ways"]:
-    """Share of the queries of each class that are answered rightly, in each episode (NaN for a class without queries).
+    """Share of the queries of each class that are classified correctly, in each episode; NaN for one without queries.
 
-    Its mean over classes is the accuracy if all classes have as many queries, and the balanced accuracy otherwise; the share
-    of all queries is `accuracies`. Scores that are equal count for the first of the classes.
+    Its mean over classes is the accuracy if all classes have as many queries, and the balanced accuracy otherwise; the
+    share of all queries is `accuracies`. Scores that are equal count for the first of the classes.
 
     Args:
         features: pooled features of all images, on any device.
-        method: a name of METHODS, or a function of one's own from (support e n k d, query e q d) to scores e n q.
+        method: a name of CLASSIFIERS, or a function of one's own from (support e n k d, query e q d) to scores e n q.
         options: of the method: "rectified" has `surest` and `epsilon`, as `prototypes.rectify`.
     """
-    if isinstance(method, str) and method not in METHODS:
-        raise ValueError(f"There is no method {method!r}; there are: {', '.join(METHODS)}.")
-    scores = METHODS[method] if isinstance(method, str) else method
+    if isinstance(method, str) and method not in CLASSIFIERS:
+        raise ValueError(f"There is no method {method!r}; there are: {', '.join(CLASSIFIERS)}.")
+    scores = CLASSIFIERS.get(method, method)
     table = F.normalize(features.float(), dim=1) if method in DIRECTIONS else features.float()
     labels = episodes.labels.to(table.device)
     ways, shots = episodes.support.shape[1:]
@@ -163,19 +159,16 @@ def recalls(
     step = max(1, CHUNK // ((ways * shots + len(labels)) * table.shape[1]))
     rows = table.new_empty(step * len(labels), table.shape[1])  # the same place for each piece stays in the cache
     parts = []
-    for support, query in zip(
-        episodes.support.to(table.device).split(step), episodes.query.to(table.device).split(step)
-    ):
+    for support, query in zip(*(part.to(table.device).split(step) for part in (episodes.support, episodes.query))):
         gathered = torch.index_select(table, 0, query.flatten(), out=rows[: query.numel()]).view(*query.shape, -1)
-        parts.append(
-            scores(F.embedding(support, table), gathered, **options).max(1).indices
-        )  # argmax: ten times slower
+        found = scores(F.embedding(support, table), gathered, **options)
+        parts.append(found.max(1).indices)  # argmax: ten times slower
     right = torch.cat(parts) == labels  # e q
     return right.float() @ share
 
 
 def accuracies(recalls: Float[Tensor, "e n"], labels: Int[Tensor, " q"]) -> Float32[Tensor, " e"]:
-    """Share of all queries of each episode that are answered rightly, from the `recalls` of classes."""
+    """Share of all queries of each episode that are classified correctly, from the `recalls` of classes."""
     counts = labels.to(recalls.device).bincount(minlength=recalls.shape[1])
     return recalls.nan_to_num() @ (counts / counts.sum())
 

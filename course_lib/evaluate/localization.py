@@ -3,15 +3,17 @@
     BoxAcc(tau, delta) = mean over images of [ IoU(box at threshold tau, best ground-truth box) >= delta ]
     MaxBoxAcc          = max over tau of BoxAcc(tau, 0.5), box around the largest contour
     MaxBoxAccV2        = mean over delta in {0.3, 0.5, 0.7} of max over tau of BoxAcc(tau, delta), best of all contours
-    PxAP               = sum over thresholds of PxPrec(tau_i) (PxRec(tau_i) - PxRec(tau_i-1)), pixels of the whole set pooled
+    PxPrec, PxRec(tau) = share of the pixels >= tau that are of the object, share of the object's pixels that are >= tau
+    PxAP               = sum over i of PxPrec(tau_i) (PxRec(tau_i) - PxRec(tau_i-1)), pixels of the whole set pooled
                                                                 Choe et al., CVPR 2020, Eq. 1-5 and section 4.1
 
-One threshold serves the whole set: the maximum is taken after the mean over images. It is chosen on the images that it is
-scored on, so MaxBoxAcc says how good a map is, not how good a localiser is; GT-known localisation at the fixed threshold of
-the CAM paper (Zhou et al., CVPR 2016: 0.2 of the maximum) is reported beside it, and so are boxes that never saw the image.
+One threshold serves the whole set: the maximum is taken after the mean over images. It is chosen on the images that it
+is scored on, so MaxBoxAcc says how good a map is, not how good a localiser is; GT-known localisation at the fixed
+threshold of the CAM paper (Zhou et al., CVPR 2016: 0.2 of the maximum) is reported beside it, and so are boxes that
+never saw the image.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int, Num, UInt8
@@ -20,10 +22,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from course_lib.components import contour_boxes
 
-THRESHOLDS = torch.arange(1000, dtype=torch.float64) * 0.001  # shares of the heatmap's maximum
+HEATMAP_THRESHOLDS = torch.arange(1000).double() * 0.001  # shares of the heatmap's maximum
 DELTAS = (0.3, 0.5, 0.7)
 FIXED = 200  # index of threshold 0.2
-CENTRE_SHARES = torch.arange(1, 21, dtype=torch.float64) / 20  # shares of the image area; the last is all of it
+CENTRE_SHARES = torch.arange(1, 21).double() / 20  # shares of the image area; the last is all of it
 
 
 def iou(a: Num[Tensor, "n 4"], b: Num[Tensor, "m 4"]) -> Float64[Tensor, "n m"]:
@@ -31,15 +33,13 @@ def iou(a: Num[Tensor, "n 4"], b: Num[Tensor, "m 4"]) -> Float64[Tensor, "n m"]:
 
     A union without area gives 0.
     """
-    return _iou(a[:, None], b[None])
+    return _iou(a[:, None], b)
 
 
-def _iou(a: Num[Tensor, "*#shape 4"], b: Num[Tensor, "*#shape 4"]) -> Float64[Tensor, "*shape"]:
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.double().unbind(-1), b.double().unbind(-1)
-    inner = (torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0) + 1).clamp(min=0) * (
-        torch.minimum(ay1, by1) - torch.maximum(ay0, by0) + 1
-    ).clamp(min=0)
-    union = (ax1 - ax0 + 1) * (ay1 - ay0 + 1) + (bx1 - bx0 + 1) * (by1 - by0 + 1) - inner
+def _iou(a: Tensor, b: Tensor) -> Tensor:  # ... 4 each, which broadcast -> ...
+    a, b = a.double(), b.double()
+    inner = (torch.minimum(a, b)[..., 2:] - torch.maximum(a, b)[..., :2] + 1).clamp(min=0).prod(-1)
+    union = sum((box[..., 2:] - box[..., :2] + 1).prod(-1) for box in (a, b)) - inner
     return torch.where(union > 0, inner / union, 0.0)
 
 
@@ -50,8 +50,7 @@ def squash_boxes(boxes: Num[Tensor, "n 4"], from_size: tuple[int, int], to_size:
         from_size: (width, height) of the image that the boxes belong to.
         to_size: (width, height) of the heatmap, such as (224, 224).
     """
-    old, new = (torch.tensor(size * 2, dtype=torch.float64, device=boxes.device) for size in (from_size, to_size))
-    return (boxes.double() * new / old).long()
+    return (boxes.double() * boxes.new_tensor(to_size * 2) / boxes.new_tensor(from_size * 2)).long()
 
 
 def baseline_boxes(size: tuple[int, int]) -> Int[Tensor, "20 4"]:
@@ -60,15 +59,15 @@ def baseline_boxes(size: tuple[int, int]) -> Int[Tensor, "20 4"]:
     Args:
         size: (height, width) of the heatmaps.
     """
-    extent = torch.tensor([size[1], size[0]], dtype=torch.float64)
+    extent = torch.tensor(size[::-1])
     side = (extent * CENTRE_SHARES.sqrt()[:, None]).round().clamp(min=1)
-    start = ((extent - side) / 2).floor()
+    start = (extent - side) // 2
     return torch.cat((start, start + side - 1), 1).long()
 
 
 @dataclass(frozen=True)
 class Localization:
-    """Localisation accuracies of a set of images, as shares in 0..1. Curves run over `THRESHOLDS`."""
+    """Localisation accuracies of a set of images, as shares in 0..1. Curves run over `HEATMAP_THRESHOLDS`."""
 
     images: int
     max_box_acc: float  # largest contour, IoU >= 0.5, at the best threshold of the set
@@ -87,33 +86,31 @@ class Localization:
 
     def table(self) -> str:
         """Markdown table of the figures, in percent, one row each."""
-        names = {
-            "max_box_acc": f"MaxBoxAcc (threshold {self.best_threshold:.3f})",
-            "max_box_acc_v2": "MaxBoxAccV2",
-            "gt_known": "GT-known, threshold 0.2",
-            "top1": "top-1 localisation, threshold 0.2",
-            "top1_best": f"top-1 localisation, threshold {self.best_threshold:.3f}",
-            "accuracy": "class accuracy",
-            "whole_image": "baseline: whole image",
-            "centre_half": "baseline: centred half of the image",
-            "centre_best": f"baseline: best centred box ({self.centre_best_share:.0%} of the image)",
+        figures = {
+            f"MaxBoxAcc (threshold {self.best_threshold:.3f})": self.max_box_acc,
+            "MaxBoxAccV2": self.max_box_acc_v2,
+            "GT-known, threshold 0.2": self.gt_known,
+            "top-1 localisation, threshold 0.2": self.top1,
+            f"top-1 localisation, threshold {self.best_threshold:.3f}": self.top1_best,
+            "class accuracy": self.accuracy,
+            "baseline: whole image": self.whole_image,
+            "baseline: centred half of the image": self.centre_half,
+            f"baseline: best centred box ({self.centre_best_share:.0%} of the image)": self.centre_best,
         }
-        figures = ((names[field.name], getattr(self, field.name)) for field in fields(self) if field.name in names)
-        rows = [f"| {name} | {100 * figure:.1f} |" for name, figure in figures if figure is not None]
-        return "\n".join([f"| {self.images} images | % |", "|---|---|", *rows])
+        rows = (f"| {name} | {100 * figure:.1f} |" for name, figure in figures.items() if figure is not None)
+        return "\n".join([f"| {self.images} images | % |\n|---|---|", *rows])
 
 
 class MaxBoxAcc:
     """Localisation accuracy for all thresholds in one pass over the heatmaps: `accumulate` batches, then `compute`."""
 
     def __init__(self) -> None:
-        self.images = 0
-        self.single = torch.zeros(3, len(THRESHOLDS), dtype=torch.long)  # hits for each delta and threshold
-        self.multi = torch.zeros_like(self.single)
-        self.centre = torch.zeros(len(CENTRE_SHARES), dtype=torch.long)
-        self.classified: bool | None = None  # does class_correct come along; None: not yet seen
-        self.correct = 0
-        self.both = torch.zeros(len(THRESHOLDS), dtype=torch.long)  # hits at IoU 0.5 with the right class
+        self.images = self.correct = 0  # images, and those whose predicted class is right
+        # Hits for each delta and threshold, with the box of the largest contour and with the best box of all contours.
+        self.single, self.multi = torch.zeros(2, len(DELTAS), len(HEATMAP_THRESHOLDS)).long()
+        self.both = torch.zeros_like(self.single[1])  # hits at IoU 0.5 with the right class
+        self.centre = torch.zeros_like(CENTRE_SHARES).long()
+        self.classified = None  # does class_correct come along, True or False; None: not yet seen
 
     def accumulate(
         self,
@@ -124,51 +121,67 @@ class MaxBoxAcc:
         """Adds a batch.
 
         Args:
-            heatmaps: values in 0..1, of the ground-truth class. For top-1 localisation the map of the predicted class is
-                asked for; where the prediction counts, it is the same map.
+            heatmaps: values in 0..1, of the ground-truth class. For top-1 localisation the map of the predicted class
+                is asked for; where the prediction counts, it is the same map.
             boxes: ground truth of each image, one or more boxes (x0, y0, x1, y1), inclusive, in pixels of the heatmap.
             class_correct: whether the predicted class of each image is right; given always or never.
         """
         _check_heatmaps(heatmaps)
-        _check_boxes(boxes, len(heatmaps))
-        if self.classified not in (None, class_correct is not None):
+        if len(boxes) != len(heatmaps):
+            raise ValueError(
+                f"One tensor of boxes for each of {len(heatmaps)} heatmaps was expected, but {len(boxes)} came."
+            )
+        for i, truth in enumerate(boxes):
+            if not len(truth):
+                raise ValueError(
+                    f"Image {i} of the batch has no ground-truth box. Leave out images without boxes: "
+                    "nothing can be localised in them."
+                )
+            if (truth[:, 2:] < truth[:, :2]).any():
+                raise ValueError(
+                    f"Boxes are (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1, but image {i} of the batch has "
+                    f"{truth.tolist()}. Convert (x, y, width, height) first."
+                )
+        classified = class_correct is not None
+        if self.classified not in (None, classified):
             raise ValueError(
                 "class_correct came with some batches and not with others. Give it with all or with none of "
                 "them: top-1 localisation is a share of all images."
             )
-        if len(heatmaps) == 0:
+        if not boxes:
             return
-        levels = (heatmaps * 255).to(torch.uint8)
-        largest, image, level, box = (part.cpu() for part in contour_boxes(levels))
+        levels = (heatmaps * 255).byte()
+        largest, image, level, box = map(Tensor.cpu, contour_boxes(levels))
         # Images with fewer boxes than others get some that lie outside and overlap with nothing.
-        truth = pad_sequence([own.cpu() for own in boxes], batch_first=True, padding_value=-1)[:, None]  # b 1 most 4
+        truth = pad_sequence(list(map(Tensor.cpu, boxes)), batch_first=True, padding_value=-1)[:, None]  # b 1 most 4
         single = _iou(largest[:, :, None], truth).amax(2)  # b 256, IoU with the best ground-truth box
         every = _iou(box[:, None], truth[image, 0]).amax(1)
         multi = single.flatten().scatter_reduce(0, image * 256 + level, every, "amax").view_as(single)
         self.centre += (_iou(baseline_boxes(heatmaps.shape[1:])[:, None], truth).amax(2) >= 0.5).sum(0)
-        at = (THRESHOLDS * levels.amax((1, 2)).cpu().double()[:, None]).long()  # b 1000
+        at = (HEATMAP_THRESHOLDS * levels.amax((1, 2)).cpu()[:, None]).long()  # b 1000
         delta = torch.tensor(DELTAS, dtype=torch.float64)[:, None, None]
+        # BoxAcc (Choe et al., section 4.1), before the mean over images.
         single, multi = (best.gather(1, at) >= delta for best in (single, multi))  # 3 b 1000
         self.images += len(boxes)
         self.single += single.sum(1)
         self.multi += multi.sum(1)
-        self.classified = class_correct is not None
-        if class_correct is not None:
+        self.classified = classified
+        if classified:
             self.correct += int(class_correct.sum())
             self.both += single[1, class_correct.cpu()].sum(0)
 
     def compute(self) -> Localization:
         """Accuracies of everything accumulated so far."""
-        if self.images == 0:
+        if not self.images:
             raise ValueError("Nothing to compute: no image was accumulated. Call accumulate(heatmaps, boxes) first.")
         single, multi, centre, both = (
             hits.double() / self.images for hits in (self.single, self.multi, self.centre, self.both)
         )
-        best = int(single[1].argmax())
+        best = single[1].argmax()
         return Localization(
             images=self.images,
-            max_box_acc=float(single[1, best]),
-            best_threshold=float(THRESHOLDS[best]),
+            max_box_acc=float(single[1, best]),  # MaxBoxAcc (Choe et al., section 4.1)
+            best_threshold=float(HEATMAP_THRESHOLDS[best]),
             max_box_acc_v2=float(multi.amax(1).mean()),
             gt_known=float(single[1, FIXED]),
             top1=float(both[FIXED]) if self.classified else None,
@@ -188,9 +201,7 @@ class PxAP:
 
     def __init__(self) -> None:
         # Scores of 1 get a bin of their own; the empty one above it lets recall start at 0.
-        self.edges = torch.cat((THRESHOLDS, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)))
-        self.foreground = torch.zeros(len(self.edges) - 1, dtype=torch.long)
-        self.background = torch.zeros_like(self.foreground)
+        self.pixels = torch.zeros(2, len(HEATMAP_THRESHOLDS) + 2).long()  # of background, of the object
 
     def accumulate(
         self, heatmaps: Float[Tensor, "b H W"], masks: Bool[Tensor, "b H W"] | UInt8[Tensor, "b H W"]
@@ -202,50 +213,31 @@ class PxAP:
             masks: 1 on the object, 0 beside it, 255 where it is not to be counted.
         """
         _check_heatmaps(heatmaps)
-        masks = masks.to(torch.uint8)
         if ((masks > 1) & (masks < 255)).any():
             raise ValueError(
                 f"Masks hold 0, 1 or 255 (ignore), but {int(masks[masks < 255].max())} came. "
                 "Pass `mask > 0` if the values are classes or grey levels."
             )
-        bins = torch.bucketize(heatmaps.double(), self.edges.to(heatmaps.device), right=True) - 1
-        for hits, value in ((self.foreground, 1), (self.background, 0)):
-            hits += torch.bincount(bins[masks == value], minlength=len(hits)).cpu()
+        edges = torch.cat((HEATMAP_THRESHOLDS, torch.ones(1))).to(heatmaps.device)
+        bins = torch.bucketize(heatmaps.double(), edges, right=True) - 1
+        for value, pixels in enumerate(self.pixels):
+            pixels += bins[masks == value].bincount(minlength=len(pixels)).cpu()
 
     def compute(self) -> float:
         """Area under the precision-recall curve of all pixels accumulated so far, 0..1."""
-        if not self.foreground.any():
+        if not self.pixels[1].any():
             raise ValueError(
                 "PxAP needs at least one foreground pixel, but none was accumulated. Check that masks are 1 "
                 "on the object."
             )
-        true, false = (hits.flip(0).cumsum(0).double() for hits in (self.foreground, self.background))
-        precision, recall = true / (true + false).clamp(min=1), true / true[-1]
-        return float((precision[1:] * recall.diff()).sum())
+        false, true = self.pixels.flip(1).cumsum(1).double()
+        precision, recall = true / (true + false).clamp(min=1), true / true[-1]  # PxPrec, PxRec (Choe et al.)
+        return float((precision[1:] * recall.diff()).sum())  # PxAP (Choe et al.)
 
 
-def _check_heatmaps(heatmaps: Float[Tensor, "b H W"]) -> None:
-    if heatmaps.numel() == 0:
-        return
-    low, high = heatmaps.aminmax()
-    if not (low >= 0 and high <= 1):
+def _check_heatmaps(heatmaps: Tensor) -> None:
+    if heatmaps.numel() and not 0 <= heatmaps.amin() <= heatmaps.amax() <= 1:  # false for NaN
         raise ValueError(
             "Heatmaps must lie in 0..1, but values outside it or NaN came. Pass maps through maps.heatmap, "
             "which scales each of them by itself."
         )
-
-
-def _check_boxes(boxes: list[Num[Tensor, "_ 4"]], images: int) -> None:
-    if len(boxes) != images:
-        raise ValueError(f"One tensor of boxes for each of {images} heatmaps was expected, but {len(boxes)} came.")
-    for i, truth in enumerate(boxes):
-        if len(truth) == 0:
-            raise ValueError(
-                f"Image {i} of the batch has no ground-truth box. Leave out images without boxes: "
-                "nothing can be localised in them."
-            )
-        if (truth[:, 2:] < truth[:, :2]).any():
-            raise ValueError(
-                f"Boxes are (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1, but image {i} of the batch has "
-                f"{truth.tolist()}. Convert (x, y, width, height) first."
-            )

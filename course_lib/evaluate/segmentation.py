@@ -2,15 +2,15 @@
 
     IoU_c = TP_c / (truth_c + predicted_c - TP_c),   mIoU = mean over classes, the background among them
 
-Pixels of the whole set are pooled before anything is divided, as on PASCAL VOC: the mean of the images' own IoUs is another
-number. Pixels of truth 255 count nowhere. A class that neither truth nor prediction holds has no IoU, and is left out of the
-mean (the evaluators of VOC's seeds count it 0; on VOC itself it does not happen).
+Pixels of the whole set are pooled before anything is divided, as on PASCAL VOC: the mean of the images' own IoUs is
+another number. Pixels of truth 255 count nowhere. A class that neither truth nor prediction holds has no IoU, and is
+left out of the mean (the evaluators of VOC's seeds count it 0; on VOC itself it does not happen).
 
-A seed is read from foreground scores and a threshold t: a pixel is the class of its highest score if that is above t, else
-background. The confusion matrices for all t follow from one integer histogram of the pixels over (truth, best class, number
-of thresholds below the score), since the best class does not depend on t. They are identical to those of one pass for each
-threshold. The best threshold is chosen on the images that are scored: it says how good a map is, not how good a seed is of
-which nothing is known.
+A seed is read from foreground scores and a threshold t: a pixel is the class of its highest score if that is above t,
+else background. The confusion matrices for all t follow from one integer histogram of the pixels over (truth, best
+class, number of thresholds below the score), since the best class does not depend on t. They are identical to those of
+one pass for each threshold. The best threshold is chosen on the images that are scored: it says how good a map is, not
+how good a seed is of which nothing is known.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from torch import Tensor
 from course_lib.processes import sum_over_processes
 
 IGNORE = 255
-THRESHOLDS = tuple(step / 100 for step in range(60))  # 0.00 to 0.59, as in the evaluation of CAM seeds
+SEED_THRESHOLDS = tuple(step / 100 for step in range(60))  # 0.00 to 0.59, as in the evaluation of CAM seeds
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,6 @@ class Segmentation:
 
     classes: tuple[str, ...]
     miou: float
-    accuracy: float  # share of all pixels
     iou: Float64[Tensor, " c"]
     precision: Float64[Tensor, " c"]  # share of the pixels predicted so that are so
     recall: Float64[Tensor, " c"]  # share of the pixels that are so that were found
@@ -40,17 +39,13 @@ class Segmentation:
 
     def table(self) -> str:
         """Markdown table of the classes, in percent."""
-        share = self.confusion.sum(1) / self.confusion.sum()
-        rows = zip(self.classes, self.iou.tolist(), self.precision.tolist(), self.recall.tolist(), share.tolist())
-        means = [values.nanmean().item() for values in (self.iou, self.precision, self.recall)]
-        rows = [*rows, ("**mean**", *means, 1.0)]
-        return "\n".join(
-            [
-                "| class | IoU % | precision % | recall % | of all pixels % |",
-                "|---|---:|---:|---:|---:|",
-                *("| " + " | ".join([name, *map(_percent, values)]) + " |" for name, *values in rows),
-            ]
-        )
+        columns = torch.stack((self.iou, self.precision, self.recall, self.confusion.sum(1) / self.confusion.sum()))
+        means = torch.cat((columns[:3].nanmean(1), torch.ones(1)))
+        lines = ["| class | IoU % | precision % | recall % | of all pixels % |", "|---|---:|---:|---:|---:|"]
+        for name, shares in zip((*self.classes, "**mean**"), [*columns.T.tolist(), means.tolist()]):
+            cells = ["-" if share != share else f"{100 * share:.1f}" for share in shares]
+            lines.append(f"| {' | '.join([name, *cells])} |")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -68,30 +63,6 @@ class Sweep:
         return segmentation(self.confusion[(self.thresholds - threshold).abs().argmin()], self.best.classes)
 
 
-class Confusion:
-    """Confusion of label images with the truth: `accumulate` batches, then `compute`.
-
-    Args:
-        classes: their names, background first.
-    """
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
-        self.counts = torch.zeros(len(self.classes), len(self.classes), dtype=torch.long)
-
-    def accumulate(self, labels: Integer[Tensor, "*batch h w"], truth: Integer[Tensor, "*batch h w"]) -> None:
-        """Adds label images: 0..c - 1; in the truth also 255, where nothing is counted."""
-        classes = len(self.classes)
-        _check_labels(labels, classes, "Predicted labels", None)
-        _check_labels(truth, classes, "Labels of the truth", IGNORE)
-        pairs = truth.long().clamp(max=classes) * classes + labels  # what is ignored falls behind the matrix
-        self.counts += pairs.flatten().bincount(minlength=(classes + 1) * classes)[: classes**2].view(classes, -1).cpu()
-
-    def compute(self) -> Segmentation:
-        """Agreement over everything accumulated so far. With torch.distributed, by all processes: all must call."""
-        return segmentation(sum_over_processes(self.counts), self.classes)
-
-
 class ThresholdSweep:
     """Seeds at all background thresholds in one pass over the scores: `accumulate` batches, then `compute`.
 
@@ -100,7 +71,7 @@ class ThresholdSweep:
         thresholds: ascending; compared in float32, as scores are.
     """
 
-    def __init__(self, classes: Sequence[str], thresholds: Sequence[float] = THRESHOLDS) -> None:
+    def __init__(self, classes: Sequence[str], thresholds: Sequence[float] = SEED_THRESHOLDS) -> None:
         self.classes = tuple(classes)
         self.thresholds = torch.tensor(thresholds, dtype=torch.float32)
         if not (len(self.thresholds) and (self.thresholds.diff() > 0).all()):
@@ -113,7 +84,7 @@ class ThresholdSweep:
         """Adds a batch.
 
         Args:
-            scores: of the classes after the background, zero where a class has no tag. Of equals the first class counts.
+            scores: of the classes after the background, zero where a class has no tag. Of equals the first one counts.
             truth: 0..t, and 255 where nothing is counted.
         """
         if scores.shape[1] != len(self.classes) - 1:
@@ -123,7 +94,11 @@ class ThresholdSweep:
             )
         if scores.isnan().any():
             raise ValueError("Scores hold NaN, which is neither above nor below a threshold. Look at the maps first.")
-        _check_labels(truth, len(self.classes), "Labels of the truth", IGNORE)
+        if (strange := truth[(truth != IGNORE) & ((truth < 0) | (truth >= len(self.classes)))]).numel():
+            raise ValueError(
+                f"Labels of the truth from 0 to {len(self.classes) - 1}, or {IGNORE} where nothing is counted, were "
+                f"expected, but {int(strange[0])} came."
+            )
         score, best = scores.float().max(1)  # b h w
         below = torch.bucketize(score, self.thresholds.to(score.device))  # thresholds strictly below the score
         fronts, bins = self.counts.shape[1:]
@@ -132,7 +107,7 @@ class ThresholdSweep:
         self.counts += counts[: self.counts.numel()].view(self.counts.shape).cpu()
 
     def compute(self) -> Sweep:
-        """All thresholds over everything accumulated so far. With torch.distributed, by all processes: all must call."""
+        """All thresholds over everything accumulated so far; with torch.distributed by all processes: all must call."""
         counts = sum_over_processes(self.counts)
         above = counts.flip(2).cumsum(2).flip(2)[..., 1:].permute(2, 0, 1)  # s c t: above at least this threshold
         background = counts.sum((1, 2)) - above.sum(2)
@@ -166,30 +141,10 @@ def segmentation(confusion: Int[Tensor, "c c"], classes: Sequence[str]) -> Segme
             "Nothing to compute: no pixel was counted. Accumulate images whose truth is not 255 everywhere."
         )
     hits, iou = confusion.diagonal().double(), _overlap(confusion)
-    return Segmentation(
-        classes=tuple(classes),
-        miou=float(iou.nanmean()),
-        accuracy=float(hits.sum() / confusion.sum()),
-        iou=iou,
-        precision=hits / confusion.sum(0),
-        recall=hits / confusion.sum(1),
-        confusion=confusion,
-    )
+    precision, recall = hits / confusion.sum(0), hits / confusion.sum(1)
+    return Segmentation(tuple(classes), float(iou.nanmean()), iou, precision, recall, confusion)
 
 
-def _overlap(confusion: Int[Tensor, "*batch c c"]) -> Float64[Tensor, "*batch c"]:
+def _overlap(confusion: Tensor) -> Tensor:  # ... c c -> ... c
     hits = confusion.diagonal(dim1=-2, dim2=-1)
     return hits.double() / (confusion.sum(-1) + confusion.sum(-2) - hits)
-
-
-def _percent(share: float) -> str:
-    return "-" if share != share else f"{100 * share:.1f}"
-
-
-def _check_labels(labels: Integer[Tensor, "*batch h w"], classes: int, what: str, ignored: int | None) -> None:
-    valid = (labels >= 0) & (labels < classes)
-    if ignored is not None:
-        valid |= labels == ignored
-    if not valid.all():
-        also = "" if ignored is None else f", or {ignored} where nothing is counted,"
-        raise ValueError(f"{what} from 0 to {classes - 1}{also} were expected, but {int(labels[~valid][0])} came.")

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import BatchSampler, Dataset, RandomSampler, Sampler
 from torchvision.transforms import v2
 
 from course_lib import backbones, checkpoints, engine, published
@@ -36,7 +36,7 @@ from course_lib.backbones import Backbone, resnet12
 from course_lib.data.miniature import fingerprint
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.data.wrappers import Changed
-from course_lib.evaluate.episodes import METHODS, TRANSDUCTIVE, accuracies, interval, recalls, sample
+from course_lib.evaluate.episodes import CLASSIFIERS, TRANSDUCTIVE, accuracies, interval, recalls, sample
 from course_lib.experiments import shared
 from course_lib.metric_learning.features import extract
 from course_lib.metric_learning.learner import LOSSES, Learner, Terms
@@ -92,7 +92,7 @@ class FewShotEvaluation:
     weights: Literal["pretrained", "random"] = "pretrained"  # without a checkpoint
     checkpoint: str = ""  # a model.safetensors of `train fewshot`, or pretrained.safetensors, of before its episodes
     split: Literal["train", "val", "test"] = "test"  # choose settings on "val" only
-    methods: tuple[str, ...] = tuple(METHODS)  # ways to answer a query
+    methods: tuple[str, ...] = tuple(CLASSIFIERS)  # ways to answer a query
     ways: int = 5  # classes in an episode
     shots: tuple[int, ...] = (1, 5)  # support images of each class
     queries: int | tuple[int, ...] = 15  # of each class, or of the first, second, ... class of an episode
@@ -110,11 +110,11 @@ class FewShotEvaluation:
             self,
             positive=("ways", "shots", "episodes", "surest", "size", "batch_size"),
             not_negative=("queries", "epsilon", "workers"),
-            known={"methods": METHODS},
+            known={"methods": CLASSIFIERS},
         )
 
 
-def network(
+def few_shot_network(
     backbone: str, weights: str, num_classes: int | None = None, seed: int = 0, drop: float = resnet12.DROP
 ) -> Backbone:
     """A network in evaluation mode.
@@ -173,7 +173,7 @@ def episode_terms(ways: int, shots: int, queries: int) -> Terms:
         with torch.autocast(features.device.type, enabled=False):  # fp32 island: cosines
             directions = F.normalize(features.float(), dim=1).view(-1, per_episode, features.shape[1])
             support, query = directions.split((ways * shots, ways * queries), 1)
-            logits = learner.temperature * METHODS["cosine"](support.unflatten(1, (ways, shots)), query)  # e n q
+            logits = learner.temperature * CLASSIFIERS["cosine"](support.unflatten(1, (ways, shots)), query)  # e n q
         target = torch.arange(ways, device=features.device).repeat_interleave(queries).expand(len(logits), -1)
         return {"episodes": F.cross_entropy(logits, target)}
 
@@ -186,7 +186,7 @@ def train(config: FewShotTraining, folder: Path, progress: bool = True) -> dict[
     Writes `pretrained.safetensors` after stage 1 and `model.safetensors` after stage 2, both for `evaluate`.
     """
     data = MiniImageNet(config.data, "train")
-    model = network(config.backbone, config.weights, len(data.classes), config.seed, config.drop)
+    model = few_shot_network(config.backbone, config.weights, len(data.classes), config.seed, config.drop)
     frozen = config.weights != "random"  # BatchNorm then normalises by what it has learnt
     size = config.size or SIZES.get(config.backbone, SIZE)
 
@@ -197,17 +197,8 @@ def train(config: FewShotTraining, folder: Path, progress: bool = True) -> dict[
         trained = [weight for weight in learner.parameters() if weight.requires_grad]
         optimizer = torch.optim.SGD(trained, rate, 0.9, weight_decay=config.weight_decay)
         drop = MultiStepLR(optimizer, [round(0.9 * epochs) * len(batches)]) if name == "classes" else None
-        loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
-        plan = engine.Plan(epochs, config.precision, seed=config.seed, device=config.device)
-        history = engine.train(
-            learner,
-            lambda model, batch: model.step(*batch),
-            loader,
-            optimizer,
-            plan,
-            scheduler=drop,
-            folder=folder / name,
-            progress=progress,
+        history = shared.train_on_batches(
+            learner, dataset, batches, optimizer, config, folder / name, progress, epochs=epochs, scheduler=drop
         )
         if engine.this_process(config.device).is_main_process:
             file = {"classes": "pretrained.safetensors", "episodes": "model.safetensors"}[name]
@@ -242,7 +233,7 @@ def evaluate(config: FewShotEvaluation, folder: Path, progress: bool = True) -> 
     """
     data = MiniImageNet(config.data, config.split)
     device = engine.this_process(config.device).device
-    model = network(config.backbone, config.checkpoint or config.weights, seed=config.seed)
+    model = few_shot_network(config.backbone, config.checkpoint or config.weights, seed=config.seed)
     model.to(device, memory_format=torch.channels_last)
     size = config.size or SIZES.get(config.backbone, SIZE)
     features = extract(
@@ -309,7 +300,7 @@ def table(result: dict[str, Any]) -> str:
     settings, rows = result["settings"], {}
     for row in result["rows"]:
         rows.setdefault(row["method"], {})[row["shots"]] = row
-    queries, shots = settings["queries"], [*next(iter(rows.values()))]
+    queries, shots = settings["queries"], [*next(iter(rows.values()), {})]
     balanced = isinstance(queries, int) or len(set(queries)) == 1
     columns = {"accuracy": "{}-shot accuracy", "balanced": "mean of classes", "gain": "gain over cosine"}
     if balanced:

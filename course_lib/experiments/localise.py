@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import Generator, Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Subset, TensorDataset
 from torchvision.transforms.v2 import RandomCrop
@@ -48,16 +48,16 @@ from course_lib.metric_learning.learner import (
     BalancedBatches,
     Learner,
     linear_probe,
-    network,
 )
 from course_lib.metric_learning.losses import distances
 from course_lib.metric_learning.rules import RULES
-from course_lib.prototypes import ClassPrototypes
+from course_lib.processes import sum_over_processes
+from course_lib.prototypes import check_counted, check_labels
 from course_lib.published import DIST_CAM_TABLE_1
 from course_lib.settings import check
 from course_lib.worlds import minis
 
-METHODS = tuple(name for name in RULES if name != "uniform")  # uniform weights stand beside them, for no class
+CLASS_RULES = tuple(name for name in RULES if name != "uniform")  # those that tell classes apart
 PREDICTIONS = ("classifier", "l1", "cosine")  # by the classifier, or by the nearest prototype
 WRONG = ", wrong class"
 
@@ -99,7 +99,7 @@ class LocaliseEvaluation:
     backbone: str = "tf_efficientnet_lite0"  # a name of Table 1, or any of timm's that ends in GAP and one linear layer
     weights: Literal["pretrained", "random"] = "pretrained"  # without a checkpoint
     checkpoint: str = ""  # a model.safetensors of `train localise`, or another checkpoint for the classes of the data
-    methods: tuple[str, ...] = METHODS  # beside them: each map for a wrong class, uniform and random weights
+    methods: tuple[str, ...] = CLASS_RULES  # beside them: each map for a wrong class, uniform and random weights
     samples: int | None = None  # training images of each class, the first ones; None: all, as Eq. 7 has it
     limit: int | None = None  # validation images, the first ones; None: all
     size: int = 224  # side of the squashed images, pixels
@@ -114,7 +114,7 @@ class LocaliseEvaluation:
             self,
             positive=("samples", "limit", "size", "batch_size", "save_every"),
             not_negative=("workers",),
-            known={"methods": METHODS},
+            known={"methods": CLASS_RULES},
         )
 
 
@@ -125,7 +125,7 @@ def train(config: LocaliseTraining, folder: Path, progress: bool = True) -> list
     """Mean loss terms of each epoch; writes `model.safetensors` for `evaluate`. What was interrupted goes on."""
     data = Ilsvrc(config.data, "train")
     labels = torch.tensor([photo.label for photo in data.photos])
-    model, own = network(config.backbone, config.weights, list(data.classes), config.seed)
+    model, own = shared.network(config.backbone, config.weights, list(data.classes), config.seed)
     if not own:
         torch.manual_seed(config.seed)
         model.classifier = nn.Linear(model.classifier.in_features, len(data.classes))
@@ -135,7 +135,7 @@ def train(config: LocaliseTraining, folder: Path, progress: bool = True) -> list
         device = engine.this_process(config.device).device
         features = trunk_features(model, data, config.size, device=device, workers=config.workers, progress=progress)
         dataset = TensorDataset(features, labels)
-    history = fit(learner, dataset, labels, config, folder, progress)
+    history = fit_learner(learner, dataset, labels, config, folder, progress)
     if engine.this_process(config.device).is_main_process:
         about = {"loss": config.loss, "classifier": "trained" if config.loss in CLASSIFYING else "untrained"}
         checkpoints.write(folder / "model.safetensors", model, about)
@@ -148,7 +148,7 @@ def crop(size: int, image: UInt8[Tensor, "3 H W"], photo: Photo) -> tuple[UInt8[
     return (image.flip(-1) if torch.randint(2, ()) else image), photo.label
 
 
-def fit(
+def fit_learner(
     learner: Learner,
     dataset: Dataset,
     labels: Int[Tensor, " n"],
@@ -161,7 +161,6 @@ def fit(
     if config.loss == "softmax":
         every = RandomSampler(dataset, generator=Generator())
         batches = BatchSampler(every, config.classes * config.images, drop_last=True)
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
     trained = [weight for name, weight in learner.named_parameters() if weight.requires_grad and name != "centers"]
     groups = [{"params": trained}]
     if config.loss == "center":  # the factor before the loss is divided out again
@@ -169,13 +168,53 @@ def fit(
         groups.append({"params": [learner.centers], "lr": rate, "momentum": 0.0, "weight_decay": 0.0})
     rate = config.learning_rate or RATES[config.loss]
     optimizer = torch.optim.SGD(groups, rate, 0.9, weight_decay=config.weight_decay)
-    plan = engine.Plan(config.epochs, config.precision, seed=config.seed, device=config.device)
-    return engine.train(
-        learner, lambda model, batch: model.step(*batch), loader, optimizer, plan, folder=folder, progress=progress
-    )
+    return shared.train_on_batches(learner, dataset, batches, optimizer, config, folder, progress)
 
 
 # evaluation -----------------------------------------------------------------------------------------------------------
+
+
+class ClassPrototypes:
+    """Class prototypes of a stream, such as a training set  (Shen et al., Eq. 7): `accumulate` batches, then `compute`.
+
+    `sums` and `counts` are all there is to save for a resume. Sums are float64, on the CPU: the order of the batches
+    leaves no trace that float32 could show. Under torch.distributed each process accumulates its own share of the
+    samples; a sampler that repeats samples to fill up the last batch would count them twice.
+    """
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        self.sums = torch.zeros(num_classes, channels, dtype=torch.float64)
+        self.counts = torch.zeros(num_classes, dtype=torch.long)
+
+    def accumulate(self, features: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> None:
+        """Adds a batch of pooled features. A batch that is refused leaves everything as it was.
+
+        Raises:
+            ValueError: another number of channels, a label out of range, or a feature that is NaN or infinite.
+        """
+        if features.shape[1] != self.sums.shape[1]:
+            raise ValueError(
+                f"Pooled features of {self.sums.shape[1]} channels were expected, but {features.shape[1]} came."
+            )
+        features, labels = features.detach().cpu().double(), labels.cpu().long()
+        check_labels(labels, len(self.counts))
+        if len(spoiled := (~features.isfinite().all(1)).nonzero()):
+            raise ValueError(
+                f"Sample {int(spoiled[0])} of the batch, of class {int(labels[spoiled[0]])}, holds "
+                "NaN or infinite features, which would spoil the prototype of its class. Look at it first."
+            )
+        self.sums.index_add_(0, labels, features)
+        self.counts += labels.bincount(minlength=len(self.counts))
+
+    def compute(self) -> Float32[Tensor, "c k"]:
+        """Prototypes of everything accumulated so far, with torch.distributed by all processes: all must call.
+
+        Raises:
+            ValueError: a class without samples.
+        """
+        sums, counts = map(sum_over_processes, (self.sums, self.counts))
+        check_counted(counts)
+        return (sums / counts[:, None]).float()
 
 
 def evaluate(config: LocaliseEvaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
@@ -195,7 +234,7 @@ def evaluate(config: LocaliseEvaluation, folder: Path, progress: bool = True) ->
             "(Eq. 7). Take mini-ilsvrc-kind, mini-ilsvrc-creatures, or the whole ILSVRC 2012."
         )
     train = Ilsvrc(config.data, "train")
-    model, own = network(config.backbone, config.checkpoint or config.weights, list(train.classes), config.seed)
+    model, own = shared.network(config.backbone, config.checkpoint or config.weights, list(train.classes), config.seed)
     model.to(engine.this_process(config.device).device, memory_format=torch.channels_last)
     folder.mkdir(parents=True, exist_ok=True)
     rows, key = _rows(model, own, train, config, folder, progress)
@@ -374,7 +413,7 @@ def table(result: dict[str, Any]) -> str:
     )
     for name, row in result["rows"].items():
         top1 = [f"{error:.1f}" for error in (row["top1_error_best"] or {}).values()] or [""] * len(PREDICTIONS)
-        if name in METHODS:
+        if name in CLASS_RULES:
             own = ("classifier", "prototypes").index(RULES[name][0])
             top1[own] = f"**{top1[own]}**"
         errors = [

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 from torchvision.transforms import v2
 
 from course_lib import backbones, checkpoints, engine
@@ -34,7 +34,7 @@ from course_lib.data.miniature import fingerprint
 from course_lib.data.wrappers import Changed
 from course_lib.evaluate import ranking
 from course_lib.experiments import shared
-from course_lib.metric_learning.features import extract, timm_name, trunk_features
+from course_lib.metric_learning.features import extract, trunk_features
 from course_lib.metric_learning.learner import EMBEDDING_LOSSES, BalancedBatches, Learner, embedding
 from course_lib.published import RETRIEVAL
 from course_lib.settings import check
@@ -96,7 +96,7 @@ def train(config: RetrievalTraining, folder: Path, progress: bool = True) -> lis
     """Mean loss of each epoch; writes `model.safetensors` for `evaluate`. What was interrupted goes on."""
     data = Cub(config.data, "train")
     torch.manual_seed(config.seed)
-    model = backbones.create(timm_name(config.backbone), config.weights == "pretrained", config.dimensions)
+    model = backbones.create(shared.timm_name(config.backbone), config.weights == "pretrained", config.dimensions)
     learner = Learner(model, _terms, len(data.classes), config.last_block, config.weights != "random")
     model.classifier.requires_grad_(True)  # it is the embedding here
     learner.loss = metric_loss(config.loss, len(data.classes), config.dimensions)
@@ -106,22 +106,13 @@ def train(config: RetrievalTraining, folder: Path, progress: bool = True) -> lis
     if config.last_block:
         options = {"device": process.device, "workers": config.workers, "progress": progress}
         dataset = TensorDataset(trunk_features(model, data, config.size, **options), data.labels)
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
     groups = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if isinstance(learner.loss, nn.Module) and list(learner.loss.parameters()):
         groups.append({"params": list(learner.loss.parameters()), "lr": PROXY_RATE})
     rate = config.learning_rate or (1e-3 if config.last_block else 1e-4)
     optimizer = torch.optim.AdamW(groups, rate, weight_decay=config.weight_decay)
-    history = engine.train(
-        learner,
-        lambda model, batch: model.step(*batch),
-        loader,
-        optimizer,
-        engine.Plan(config.epochs, config.precision, seed=config.seed, device=config.device),
-        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 10 * len(loader), 0.5),
-        folder=folder,
-        progress=progress,
-    )
+    halved = torch.optim.lr_scheduler.StepLR(optimizer, 10 * len(batches), 0.5)
+    history = shared.train_on_batches(learner, dataset, batches, optimizer, config, folder, progress, scheduler=halved)
     if process.is_main_process:
         checkpoints.write(folder / "model.safetensors", model, {"loss": config.loss, "classifier": "embedding"})
     return history
@@ -148,8 +139,8 @@ def metric_loss(name: str, num_classes: int, dimensions: int) -> Callable[[Tenso
     found = getattr(losses, name, None)
     if not (isinstance(found, type) and issubclass(found, losses.BaseMetricLossFunction)):
         raise ValueError(
-            f"There is no loss {name!r}; there are {', '.join(EMBEDDING_LOSSES)}, and those of pytorch-metric-learning, "
-            "such as ProxyAnchorLoss, MultiSimilarityLoss or ArcFaceLoss."
+            f"There is no loss {name!r}; there are {', '.join(EMBEDDING_LOSSES)}, and those of "
+            "pytorch-metric-learning, such as ProxyAnchorLoss, MultiSimilarityLoss or ArcFaceLoss."
         )
     sizes = {"num_classes": num_classes, "embedding_size": dimensions}
     return found(**{size: value for size, value in sizes.items() if size in inspect.signature(found).parameters})
@@ -165,10 +156,10 @@ def load(backbone: str, weights: str, seed: int = 0) -> tuple[Backbone, str | No
     """
     torch.manual_seed(seed)
     if weights in shared.WEIGHTS:
-        return backbones.create(timm_name(backbone), weights == "pretrained"), None
+        return backbones.create(shared.timm_name(backbone), weights == "pretrained"), None
     state, about = checkpoints.read(weights)
     rows = len(state.get("classifier.weight", ())) or None
-    model = backbones.create(timm_name(backbone), weights, rows)
+    model = backbones.create(shared.timm_name(backbone), weights, rows)
     return model, about["loss"] if about.get("classifier") == "embedding" else None
 
 

@@ -9,8 +9,14 @@ from typing import Any
 import timm
 import torch
 import tyro
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 
-from course_lib import engine, paths
+from course_lib import backbones, checkpoints, engine, paths
+from course_lib.backbones import Backbone
+from course_lib.published import DIST_CAM_TABLE_1
 
 WEIGHTS = ("pretrained", "random")  # what a network starts from, where it is no path
 
@@ -29,6 +35,27 @@ def options(kind: Callable, argv: list[str], name: str, **more: Any) -> Any:
 def with_data(config: Any, miniature: Callable[[], Path]) -> Any:
     """A configuration whose empty `data` became the miniature, which is written if it is not there."""
     return config if config.data else replace(config, data=str(miniature()))
+
+
+def timm_name(backbone: str) -> str:
+    """timm's name of a network. Those of the paper's Table 1 get torchvision's first weights: the paper names none."""
+    return f"{backbone}.tv_in1k" if backbone in DIST_CAM_TABLE_1 else backbone
+
+
+def network(backbone: str, weights: str, classes: list[str], seed: int = 0) -> tuple[Backbone, bool]:
+    """A network, and whether its classifier knows these classes (WordNet ids, in label order).
+
+    Args:
+        backbone: as in `timm_name`.
+        weights: "pretrained", "random" (from `seed`) or the path of a checkpoint with a classifier for the classes. If
+            it says that its loss has trained no classifier, the classifier knows nothing.
+    """
+    torch.manual_seed(seed)
+    if weights in WEIGHTS:
+        own = classes == list(dict(backbones.imagenet_classes()))
+        return backbones.create(timm_name(backbone), weights == "pretrained"), own
+    _, about = checkpoints.read(weights)
+    return backbones.create(timm_name(backbone), weights, len(classes)), about.get("classifier") != "untrained"
 
 
 def writable(folder: Path) -> Path:
@@ -66,6 +93,29 @@ def say(*lines: str) -> None:
     """Print lines, in the main process only."""
     if engine.this_process().is_main_process:
         print(*lines, sep="\n")
+
+
+def train_on_batches(
+    learner: nn.Module,
+    dataset: Dataset,
+    batches: Iterable[list[int]],
+    optimizer: Optimizer,
+    config: Any,
+    folder: Path | None,
+    progress: bool,
+    *,
+    epochs: int | None = None,
+    scheduler: LRScheduler | None = None,
+) -> list[dict[str, float]]:
+    """Mean loss terms of each epoch of a learner that is trained by its own `step`, as a configuration has it.
+
+    Args:
+        epochs: those of the configuration, if None.
+    """
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=config.workers)
+    plan = engine.Plan(epochs or config.epochs, config.precision, seed=config.seed, device=config.device)
+    step = lambda model, batch: model.step(*batch)
+    return engine.train(learner, step, loader, optimizer, plan, scheduler=scheduler, folder=folder, progress=progress)
 
 
 def tell(history: list[dict[str, float]], folder: Path, evaluate: str) -> None:

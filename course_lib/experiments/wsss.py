@@ -32,7 +32,7 @@ from course_lib import engine
 from course_lib.backbones.weights import LITE0
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import VOC_COUNTS, Voc, write_mask
-from course_lib.evaluate.segmentation import THRESHOLDS
+from course_lib.evaluate.segmentation import SEED_THRESHOLDS
 from course_lib.experiments import shared
 from course_lib.published import CONTRAST_TABLES, SEED_MIOU
 from course_lib.settings import check
@@ -40,7 +40,7 @@ from course_lib.worlds import minis
 from course_lib.wsss.cam_net import CamNet, load
 from course_lib.wsss.contrast import ContrastConfig
 from course_lib.wsss.learner import train
-from course_lib.wsss.methods import METHODS
+from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.recipes import TagTraining, recipe, rows
 from course_lib.wsss.seeds import Scored, figures, hard_seeds, sweeps
 
@@ -151,23 +151,22 @@ def _made(folder: Path) -> Path:
 def table(result: dict[str, Any]) -> str:
     """The result as Markdown, in percent, the papers' figures on VOC beside it."""
     settings, architecture = result["settings"], result["architecture"]
-    lines, edges = [], []
-    for split, readings in result["splits"].items():
-        for number, (name, row) in enumerate(readings.items()):
-            cells = [f"{row[column]:.1f}" for column in ("precision", "recall", "miou_there")]
-            track = f"{row['track']:.1f}" if "track" in row else ""
-            paper = "" if number else str(result["paper"].get(split, ""))
-            lines.append([split, name, f"{row['miou']:.1f}", f"{row['threshold']:.2f}", *cells, track, paper])
-            if row["threshold"] in (THRESHOLDS[0], THRESHOLDS[-1]):
-                edges.append(f"{split}, {name}")
-    threshold = METHODS[architecture["method"]].threshold
-    header = ["split", "maps", "mIoU", "at threshold", "precision", "recall", f"mIoU at {threshold:.2f}"]
-    header += ["track taken for the class on it", "paper, VOC: mIoU"]
-    if not any(line[-2] for line in lines):
-        header, lines = (
-            [*header[:-2], header[-1]],
-            [[*line[:-2], line[-1]] for line in lines],
+    rows = [(split, name, row) for split, readings in result["splits"].items() for name, row in readings.items()]
+    tracked = ["track"] if any("track" in row for *_, row in rows) else []
+    lines, edges, papers = [], [], dict(result["paper"])
+    for split, name, row in rows:
+        shares = [
+            f"{row[column]:.1f}" if column in row else "" for column in ("precision", "recall", "miou_there", *tracked)
+        ]
+        # The paper's figure stands beside its own reading, the first one.
+        lines.append(
+            [split, name, f"{row['miou']:.1f}", f"{row['threshold']:.2f}", *shares, str(papers.pop(split, ""))]
         )
+        if row["threshold"] in (SEED_THRESHOLDS[0], SEED_THRESHOLDS[-1]):
+            edges.append(f"{split}, {name}")
+    there = f"mIoU at {TAG_METHODS[architecture['method']].threshold:.2f}"
+    header = ["split", "maps", "mIoU", "at threshold", "precision", "recall", there]
+    header += [*("track taken for the class on it" for _ in tracked), "paper, VOC: mIoU"]
     note = (
         "Masks choose the threshold, of each row by itself. Precision and recall are means over classes. Scales: "
         f"{', '.join(f'{scale:g}' for scale in settings['scales'])}, each with its mirror image."
@@ -246,20 +245,29 @@ def as_markdown(result: dict[str, Any]) -> str:
 
 
 def train_command(argv: list[str]) -> None:
-    """A network that makes seeds from image tags, trained.
-
-    The defaults are those of --method and --backbone; --preset paper or code: contrast as in the paper, or as released.
-    """
+    """Train a network that makes seeds from image tags."""
 
     def command(config: TagTraining, folder: Path) -> None:
+        """Train a network that makes seeds from image tags. What was interrupted goes on.
+
+        The defaults are those of --method and --backbone. --preset paper: contrast as in the paper; --preset code: as
+        released.
+
+        Args:
+            folder: of checkpoints and of the trained model.safetensors
+        """
         _, history = train(ready(config), shared.writable(folder))
         shared.tell(history, folder, "seeds")
 
-    with_recipe(command, argv, "train wsss", train_command.__doc__)
+    with_recipe(command, argv, "train wsss")
 
 
 def evaluate_command(config: SeedEvaluation, folder: Path | None = None) -> None:
-    """The mIoU of seeds of a trained or released network, with and without PCM."""
+    """Measure the seeds of a trained or released network, with and without PCM.
+
+    Args:
+        folder: of the results; None: one in build/seeds
+    """
     net, checkpoint = load(config.checkpoint), Path(config.checkpoint).absolute()
     config = with_miniature(config, net.architecture.backbone)
     folder = folder or shared.build_folder("seeds", checkpoint.parent.name, checkpoint.stem, Path(config.data).name)
@@ -269,10 +277,7 @@ def evaluate_command(config: SeedEvaluation, folder: Path | None = None) -> None
 
 
 def ablate_command(argv: list[str]) -> None:
-    """Rows of Table 5, 6 or 7 of pixel-to-prototype contrast, trained with several random seeds (--seed is not asked).
-
-    The defaults are those of --method and --backbone; --preset paper or code: contrast as in the paper, or as released.
-    """
+    """Measure rows of Table 5, 6 or 7 of pixel-to-prototype contrast."""
 
     def command(
         config: TagTraining,
@@ -281,33 +286,44 @@ def ablate_command(argv: list[str]) -> None:
         random_seeds: tuple[int, ...] = (0, 1, 2),
         limit: int | None = None,
     ) -> None:
+        """Measure rows of Table 5, 6 or 7 of pixel-to-prototype contrast. What was interrupted goes on.
+
+        The defaults are those of --method and --backbone. --preset paper: contrast as in the paper; --preset code: as
+        released.
+
+        Args:
+            table: of Du et al., CVPR 2022
+            folder: of checkpoints and of the table
+            random_seeds: of the trainings; --seed is not asked
+            limit: images of each split that score; None: all
+        """
         result = ablate(table, ready(config), random_seeds, shared.writable(folder), limit)
         shared.say(as_markdown(result))
 
-    with_recipe(command, argv, "ablate", ablate_command.__doc__)
+    with_recipe(command, argv, "ablate")
 
 
-def with_recipe(command: Callable, argv: list[str], name: str, description: str) -> None:
+def with_recipe(command: Callable, argv: list[str], name: str) -> None:
     """Run a command whose `config` is the recipe of --method, --backbone and --preset, changed by the other options."""
 
     def chosen(
         method: str = "seam+p2p", backbone: str = LITE0, preset: Literal["paper", "code"] | None = None
     ) -> TagTraining:
         config = recipe(method, backbone)
-        presets = {"paper": ContrastConfig.paper(), "code": ContrastConfig.code(METHODS[method].saliency)}
+        presets = {"paper": ContrastConfig.paper(), "code": ContrastConfig.code(TAG_METHODS[method].saliency)}
         return replace(config, contrast=presets.get(preset, config.contrast))
 
     helping = [word for word in argv if word in ("-h", "--help")]
     asked = [word for word in argv if word not in helping]
     config, rest = shared.options(chosen, asked, name, return_unknown_args=True)
-    shared.options(partial(command, config=config), rest + helping, name, description=description)
+    shared.options(partial(command, config=config), rest + helping, name)
 
 
 def ready(config: TagTraining) -> TagTraining:
     """A configuration with data; a ValueError for options of contrast where the method has none."""
     ours, usual = (asdict(each.contrast) for each in (config, recipe(config.method, config.backbone)))
     changed = [name for name in ours if ours[name] != usual[name]]
-    if changed and not METHODS[config.method].contrast:
+    if changed and not TAG_METHODS[config.method].contrast:
         raise ValueError(
             f"Expected no options of contrast with the method {config.method}, got {', '.join(changed)}; leave them "
             "out, or take a method with p2p."

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from course_lib.backbones import Backbone
 from course_lib.data.wrappers import Images
-from course_lib.published import DIST_CAM_TABLE_1
 
 
 def extract(
@@ -94,8 +93,3 @@ def trunk_features(
     """
     backbone.to(device, memory_format=torch.channels_last)
     return extract(partial(trunk, backbone), data, (size, size), device=device, **options)
-
-
-def timm_name(backbone: str) -> str:
-    """timm's name of a network. Those of the paper's Table 1 get torchvision's first weights: the paper names none."""
-    return f"{backbone}.tv_in1k" if backbone in DIST_CAM_TABLE_1 else backbone

@@ -9,7 +9,6 @@ the classes of its own share.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,8 @@ from jaxtyping import Float, Float32, Int
 from torch import Generator, Tensor, nn
 from torch.utils.data import Sampler
 
-from course_lib import backbones, checkpoints
 from course_lib.backbones import Backbone
-from course_lib.metric_learning.features import freeze_trunk, tail, timm_name
+from course_lib.metric_learning.features import freeze_trunk, tail
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax, center_loss
 
 SCALE = 128.0  # of a mean over channels, so that a distance means the same at 512 and 2048 channels
@@ -39,6 +37,7 @@ def _prototype(metric: str) -> Terms:
 
 
 LOSSES: dict[str, Terms] = {
+    # Eq. 1 and 2 (Shen et al.)
     "softmax": lambda learner, query, labels: {"softmax": F.cross_entropy(learner.backbone.classifier(query), labels)},
     **{f"prototype-{metric}": _prototype(metric) for metric in ("l1", "l2", "cosine")},
     "triplet": lambda learner, query, labels: {"triplet": batch_hard_triplet(query, labels)},
@@ -132,22 +131,6 @@ class BalancedBatches(Sampler[list[int]]):
                     pick = torch.randperm(len(members), generator=self.generator)[: self.images]
                 batch += members[pick].tolist()
             yield batch
-
-
-def network(backbone: str, weights: str, classes: list[str], seed: int = 0) -> tuple[Backbone, bool]:
-    """A network, and whether its classifier knows these classes (WordNet ids, in label order).
-
-    Args:
-        backbone: as in `timm_name`.
-        weights: "pretrained", "random" (from `seed`) or the path of a checkpoint with a classifier for the classes. If
-            it says that its loss has trained no classifier, the classifier knows nothing.
-    """
-    torch.manual_seed(seed)
-    if weights in ("pretrained", "random"):
-        own = classes == list(dict(backbones.imagenet_classes()))
-        return backbones.create(timm_name(backbone), weights == "pretrained"), own
-    _, about = checkpoints.read(weights)
-    return backbones.create(timm_name(backbone), Path(weights), len(classes)), about.get("classifier") != "untrained"
 
 
 def linear_probe(

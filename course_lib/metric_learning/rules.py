@@ -17,7 +17,7 @@ A pair has two images. The map on the gallery image is the same call from the ot
 reference: `pair_maps(gallery_maps[found.nearest], queries, torch.arange(len(queries))[:, None], generator)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,22 +27,21 @@ from torch import Generator, Tensor
 from course_lib import maps
 from course_lib.evaluate.controls import random_weights
 
-Rule = Callable[[Tensor, Tensor, Tensor], Tensor]  # (pooled queries b k, rows c k, those chosen b) -> weights b 1 k
-
 
 def _row(query: Tensor, rows: Tensor, chosen: Tensor) -> Tensor:
     return rows[chosen][:, None]
 
 
-def _changed(change: Callable) -> Rule:  # change: c k -> c k
+def _changed(change):  # of the rows of all classes, c k -> c k
     return lambda query, rows, chosen: change(rows)[chosen][:, None]
 
 
-def _compared(compare: Callable) -> Rule:  # compare: b k, b 1 k -> b 1 k
+def _compared(compare):  # of queries with their rows, b k and b 1 k -> b 1 k
     return lambda query, rows, chosen: compare(query, rows[chosen][:, None])
 
 
-# Whose rows a rule takes, and the rule. In the place of prototypes of classes there may be pooled gallery images.
+# Whose rows a rule takes, and the weights b 1 k as a function of (pooled queries b k, rows c k, those chosen b). In the
+# place of prototypes of classes there may be pooled gallery images.
 RULES = {
     "cam": ("classifier", _row),  # w of Eq. 3 (Shen et al.)
     "cam-positive": ("classifier", _changed(maps.positive_weights)),

@@ -51,7 +51,7 @@ def live(
 
 
 def flipbook(draw: Callable[..., Figure], values: Sequence, *, label: str, alt: Callable[..., str]) -> None:
-    """Shows one frame for each value, and a slider that turns them without a kernel: on web pages, too, and by keyboard.
+    """Shows one frame for each value, and a slider that turns them without a kernel, on web pages too, and by keyboard.
 
     Args:
         draw: draw(value) returns the figure; all of one size.

@@ -35,7 +35,7 @@ from course_lib.backbones.dense import TAPS, Dense, Maps, Timm
 from course_lib.data.voc import CLASSES
 from course_lib.settings import check
 from course_lib.wsss import View
-from course_lib.wsss.methods import METHODS
+from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.seam import pixel_correlation, winning_maps
 from course_lib.wsss.views import Warp, resize
 
@@ -47,7 +47,7 @@ HEAD_NAMES = {"fc8": "classifier", "f8_3": "similar4", "f8_4": "similar5", "f9":
 class Architecture:
     """What a network is built from; it is kept in checkpoints."""
 
-    method: str  # one of METHODS
+    method: str  # one of TAG_METHODS
     classes: tuple[str, ...] = CLASSES  # names, background first
     backbone: str = "resnet38"  # "resnet38", "small", or any of timm's that `dense.Timm` can take apart
     neck: int = 0  # channels of a new 1 x 1 convolution with ReLU between trunk and heads; 0: none
@@ -60,7 +60,7 @@ class Architecture:
     scored_at: int | None = None  # longer side that images are brought to when seeds are made; None: as they are
 
     def __post_init__(self) -> None:
-        check(self, known={"method": METHODS})
+        check(self, known={"method": TAG_METHODS})
 
 
 class Small(Dense):
@@ -100,7 +100,7 @@ class CamNet(nn.Module):
 
     def __init__(self, trunk: Dense, architecture: Architecture) -> None:
         super().__init__()
-        self.trunk, self.architecture, self.method = trunk, architecture, METHODS[architecture.method]
+        self.trunk, self.architecture, self.method = trunk, architecture, TAG_METHODS[architecture.method]
         deep = architecture.neck or trunk.channels["conv6"]
         self.neck = _head(trunk.channels["conv6"], deep) if architecture.neck else None
         self.classifier = _head(deep, len(architecture.classes) - (not self.method.background))
@@ -138,7 +138,7 @@ class CamNet(nn.Module):
 
     def forward(self, prepared: Maps) -> View:
         """Maps and embeddings on the grid of the features, from what `prepare` returned."""
-        taps = self.trunk.trained({name: maps for name, maps in prepared.items() if name != "colours"})
+        taps = self.trunk.trained(prepared)
         deep = taps["conv6"] if self.neck is None else self.neck(taps["conv6"]).relu()
         deep = F.dropout2d(deep, self.architecture.dropout, self.training)
         cam = refined = self.classifier(deep)
@@ -155,8 +155,8 @@ class CamNet(nn.Module):
         return {name: getattr(self, ours) for name, ours in HEAD_NAMES.items() if hasattr(self, ours)}
 
     def new_layers(self) -> list[nn.Module]:
-        """What starts from random weights beside a trained trunk."""
-        return [*self.heads().values(), *([] if self.neck is None else [self.neck])]
+        """What starts from random weights beside a trained trunk: heads and neck."""
+        return [layer for layer in self.children() if layer is not self.trunk]
 
 
 def build(architecture: Architecture, weights: str | Path = "random") -> CamNet:
@@ -180,7 +180,7 @@ def build(architecture: Architecture, weights: str | Path = "random") -> CamNet:
             "small": '"random" weights',
             "resnet38": '"random" weights or the path of ilsvrc-cls_rna-a1_cls1000_ep-0001.params (of ImageNet)',
         }.get(name, '"pretrained" or "random" weights')
-        raise ValueError(f"Expected {wanted} for the trunk {name}, got {weights!r}; name such.")
+        raise ValueError(f"Expected {wanted} for the trunk {name}, got {weights!r}; give such.")
     return CamNet(trunk, architecture).eval()
 
 
@@ -203,14 +203,14 @@ def load(path: str | Path) -> CamNet:
         checkpoints.fill(net, state, str(path))
         return net
     layout, _, _ = released.read(path)
-    methods = {method.released: name for name, method in METHODS.items()}
+    methods = {method.released: name for name, method in TAG_METHODS.items()}
     if layout not in methods:
         raise RuntimeError(
             f"Expected a checkpoint of {', '.join(methods)} at {path}, got one of {layout}, which makes no maps; "
             "name another."
         )
     name = methods[layout]
-    net = build(Architecture(name, dropout=0.0 if METHODS[name].saliency else 0.5))
+    net = build(Architecture(name, dropout=0.0 if TAG_METHODS[name].saliency else 0.5))
     released.load(path, net.trunk, net.heads())
     return net
 

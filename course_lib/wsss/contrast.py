@@ -32,10 +32,10 @@ from course_lib.processes import gathered, process, processes
 from course_lib.prototypes import at_least_float32, pixel_prototypes
 from course_lib.settings import check
 from course_lib.wsss import View, check_maps
+from course_lib.wsss.seam import EPS
 from course_lib.wsss.views import Warp, resize
 
-EPS = 1e-5  # of the min-max in the released code
-TINY = 1e-12  # below it an embedding has no direction
+NEAR_ZERO = 1e-12  # below it an embedding has no direction, and maps have no peak
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def pixel_to_prototype(
     """
     with torch.autocast(embeddings.device.type, enabled=False):  # fp32 island: exp(1 / tau) overflows fp16
         logits = _logits(at_least_float32(embeddings), at_least_float32(prototypes), temperature)
-        return _losses(logits, labels)
+        return _losses(logits, labels)  # Eq. 4 (Du et al.)
 
 
 def contrast_loss(
@@ -166,30 +166,27 @@ def contrast_terms(
         cam = torch.stack([resize(own.detach(), size) for own in maps])  # 2 n c h w
         embeddings = [resize(view.embeddings, size) for view in (view1, view2)]  # n d h w each
         labels, confidence = pseudo_labels(cam, tags, config)
-        inside = None
-        if warp is not None:
-            inside = warp.inside(size)  # n 1 h w
-            confidence, inside = torch.where(inside, confidence, -torch.inf), inside.flatten()  # m
+        inside = torch.ones_like(labels[0, :, None], dtype=torch.bool) if warp is None else warp.inside(size)  # n 1 h w
+        confidence = torch.where(inside, confidence, -torch.inf)
         prototypes = torch.stack(
             [  # 2 c d
                 pixel_prototypes(own, pixels / _lengths(pixels) if config.unit_embeddings else pixels, config.top_k)
                 for own, pixels in zip(confidence, embeddings)
             ]
         ).to(embeddings[0].dtype)
-        labels = labels.flatten(1)  # 2 m
-        members = _one_hot(labels, cam.shape[2])  # 2 m c
-        members = members if inside is None else members & inside[:, None]
+        labels, inside = labels.flatten(1), inside.flatten()  # 2 m, m
+        members = _one_hot(labels, cam.shape[2]) & inside[:, None]  # 2 m c
         counts = gathered(members.sum(1)[None]).sum(0)  # 2 c
-        competing = None if config.absent_compete else counts > 0
+        competing = (counts > 0) | config.absent_compete
+        whole = config.absent_compete and warp is None
         rivals = torch.cat((prototypes, prototypes.flip(0)), 1)  # 2 2c d: the view's own, then the other view's
         logits = torch.stack([_logits(pixels, of, config.temperature) for pixels, of in zip(embeddings, rivals)])
         own, other = logits.chunk(2, 2)  # 2 m c each
         terms = {}
         if config.cross_prototype:
-            theirs = None if competing is None else competing.flip(0)
-            terms["cross-prototype"] = _cross(other, labels, theirs, inside)  # Eq. 6 (Du et al.)
+            terms["cross-prototype"] = _cross(other, labels, competing.flip(0), inside, whole)  # Eq. 6 (Du et al.)
         if config.cross_cam:
-            terms["cross-cam"] = _cross(own, labels.flip(0), competing, inside)  # Eq. 7 (Du et al.)
+            terms["cross-cam"] = _cross(own, labels.flip(0), competing, inside, whole)  # Eq. 7 (Du et al.)
         if config.intra:
             noise = noise.flatten(1)
             terms["intra"] = _intra(own, labels, counts, competing, noise, config, inside)  # Eq. 9 (Du et al.)
@@ -212,7 +209,7 @@ def pseudo_labels(
     score = torch.full_like(best, config.background) * (1.0 if config.min_max else highest)
     labels = torch.cat((score, labelled), -3).max(-3).indices  # of equals the first, so background wins a tie
     if config.ranked_background:
-        score = 1 - best.clamp_min(0) / highest.clamp_min(TINY)
+        score = 1 - best.clamp_min(0) / highest.clamp_min(NEAR_ZERO)
     elif not config.assigned:
         place = torch.arange(score.shape[-4:].numel(), device=cam.device)
         first = (process() * len(place) + place < config.top_k).view(score.shape[-4:])
@@ -243,36 +240,34 @@ def _logits(embeddings: Tensor, prototypes: Tensor, temperature: float) -> Tenso
 
 
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:  # ... c, ... -> ...
-    return F.cross_entropy(  # Eq. 4 (Du et al.)
-        logits.flatten(0, -2), labels.flatten().long(), reduction="none"
-    ).view_as(labels)
+    """Contrast F of each pixel with the prototypes of its row of logits, the positive one given by the label."""
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten().long(), reduction="none").view_as(labels)
 
 
 def _lengths(embeddings: Tensor) -> Tensor:  # n d ... -> n 1 ...
     """Lengths to divide by, 1 for a zero: its cosines are 0, their gradient is finite (with F.normalize it is 1e12)."""
     lengths = embeddings.norm(dim=1, keepdim=True)
-    return torch.where(lengths > TINY, lengths, 1.0)
+    return torch.where(lengths > NEAR_ZERO, lengths, 1.0)
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:  # ... -> ... c
     return labels[..., None] == torch.arange(num_classes, device=labels.device)
 
 
-def _cross(logits: Tensor, labels: Tensor, competing: Tensor | None, inside: Tensor | None) -> Tensor:
-    """Mean contrast over the pixels inside (None: all) with the competing prototypes (None: all), for each view.
+def _cross(logits: Tensor, labels: Tensor, competing: Tensor, inside: Tensor, whole: bool) -> Tensor:
+    """Mean contrast over the pixels inside with the competing prototypes, for each view.
 
     A pixel whose own prototype does not compete is left out.
 
     Args:
-        logits: 2 m c; labels: 2 m; competing: 2 c; inside: m.
+        logits: 2 m c; labels: 2 m; competing: 2 c; inside: m; whole: whether all pixels and prototypes take part.
     """
-    if competing is not None:  # its own stays in, so that the loss is finite
-        logits = torch.where(competing[:, None] | _one_hot(labels, logits.shape[2]), logits, -torch.inf)
+    # Its own stays in, so that the loss is finite.
+    logits = torch.where(competing[:, None] | _one_hot(labels, logits.shape[2]), logits, -torch.inf)
     losses = _losses(logits, labels)
-    if competing is None and inside is None:
+    if whole:
         return losses.mean(1)
-    valid = torch.ones_like(labels, dtype=torch.bool) if competing is None else competing.gather(1, labels)
-    valid = (valid if inside is None else valid & inside).to(losses.dtype)
+    valid = (competing.gather(1, labels) & inside).to(losses.dtype)
     return _sum(losses, valid / gathered(valid.sum(1)[None]).sum(0).clamp_min(1)[:, None])
 
 
@@ -280,18 +275,18 @@ def _intra(
     logits: Tensor,
     labels: Tensor,
     counts: Tensor,
-    competing: Tensor | None,
+    competing: Tensor,
     noise: Tensor,
     config: ContrastConfig,
-    inside: Tensor | None,
+    inside: Tensor,
 ) -> Tensor:
     """Contrast with the prototypes of the same view: mined ones, on mined pixels.
 
     Args:
-        logits: 2 m c; labels, noise: 2 m; counts: 2 c, pixels of each class; competing: 2 c or None; inside: m or None.
+        logits: 2 m c; labels, noise: 2 m; counts: 2 c, pixels of each class inside; competing: 2 c; inside: m.
     """
     own = logits.gather(2, labels[..., None])  # 2 m 1
-    rivals = torch.ones_like(counts, dtype=torch.bool)[:, None] if competing is None else competing[:, None]
+    rivals = competing[:, None]
     if not (config.mine_prototypes and config.mine_positive):
         rivals = rivals & ~_one_hot(labels, logits.shape[2])
     count = rivals.sum(2, keepdim=True)  # 2 m 1, or 2 1 1 if the same for all pixels
@@ -310,7 +305,7 @@ def _pixel_weights(
     noise: Tensor,
     counts: Tensor,
     config: ContrastConfig,
-    inside: Tensor | None = None,
+    inside: Tensor,
 ) -> Tensor:
     """Weight of each pixel in the intra-view term, 2 m.
 
@@ -318,15 +313,13 @@ def _pixel_weights(
     random and k // 2 are hard: a pixel may be both, and then counts twice.
 
     Args:
-        labels, similarity, noise: 2 m; counts: 2 c, pixels of each class inside; inside: m, or None for all.
+        labels, similarity, noise: 2 m; counts: 2 c, pixels of each class inside; inside: m.
     """
-    taken = counts
-    times = torch.ones_like(similarity) if inside is None else inside.to(similarity.dtype).expand_as(similarity)
+    taken, times = counts, inside.to(similarity.dtype).expand_as(similarity)
     if config.mine_pixels:
         keys = torch.stack((similarity, noise.to(similarity.dtype)))  # 2 2 m
-        if inside is not None:  # what is outside comes last in its class, where nothing is taken
-            keys = torch.where(inside, keys, torch.inf)
-        hardness, chance = _ranks_in_class(keys, labels)
+        # What is outside comes last in its class, where nothing is taken.
+        hardness, chance = _ranks_in_class(torch.where(inside, keys, torch.inf), labels)
         whole = counts.gather(1, labels)
         half, taken = whole // 2, counts // 2 * 2
         first = 6 * whole // 10 - half if config.skip_hardest else 0

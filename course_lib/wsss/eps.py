@@ -28,13 +28,13 @@ from course_lib.wsss import check_maps
 
 OVERLAP = 0.4  # tau
 FOREGROUND = 0.5  # lambda
-EPS = 1e-4  # in the denominator, for each pixel
+PER_PIXEL = 1e-4  # in the denominator
 
 
 def overlaps(probabilities: Float[Tensor, "n c h w"], saliency: Float[Tensor, "n 1 h w"]) -> Float[Tensor, "n t"]:
     """Share of each foreground class's confident pixels (p > 0.5) that are salient (> 0.5); 0 without such pixels."""
     confident = probabilities[:, 1:].detach().round()  # half to even, so 0.5 is not confident
-    return (confident * saliency.round()).sum((2, 3)) / (confident + EPS).sum((2, 3))
+    return (confident * saliency.round()).sum((2, 3)) / (confident + PER_PIXEL).sum((2, 3))
 
 
 def explanations(

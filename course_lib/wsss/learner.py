@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from accelerate.utils import recursively_apply
 from jaxtyping import Float, UInt8
-from torch import Generator, Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import ColorJitter, InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
@@ -34,7 +33,7 @@ from course_lib.wsss import View, tag_loss
 from course_lib.wsss.cam_net import CamNet, build, save
 from course_lib.wsss.contrast import contrast_loss
 from course_lib.wsss.eps import saliency_loss
-from course_lib.wsss.methods import METHODS
+from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.recipes import TagTraining
 from course_lib.wsss.seam import seam_loss
 from course_lib.wsss.views import Warp, resize
@@ -58,7 +57,7 @@ def loss_terms(
         warp: if the second view is more than a smaller copy.
         counts: factor of the terms of contrast, 0 before it counts.
     """
-    method = METHODS[config.method]
+    method = TAG_METHODS[config.method]
     if method.views == 1:
         terms = {"tags": tag_loss(views[0].cam.mean((2, 3))[:, 1:], tags)}  # Eq. 2 (Du et al.)
     else:
@@ -123,7 +122,7 @@ class TaggedImages(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        config, salient = self.config, METHODS[self.config.method].saliency
+        config, salient = self.config, TAG_METHODS[self.config.method].saliency
         image, tags = self.data[index]
         layers = torch.cat((image, self.data.saliency(index)[None])) if salient else image  # 3 or 4 h w
         size = [config.size] * 2
@@ -238,12 +237,18 @@ def fit(
             f"Expected at least one batch of {config.batch_size} images, got {len(dataset)} images; "
             "take smaller batches."
         )
-    options = {"shuffle": True, "drop_last": True, "generator": Generator(), "num_workers": config.workers}
-    loader = DataLoader(dataset, config.batch_size, **options)
+    loader = DataLoader(
+        dataset,
+        config.batch_size,
+        shuffle=True,
+        drop_last=True,
+        generator=torch.Generator(),
+        num_workers=config.workers,
+    )
     steps = config.epochs * len(loader)
     learner.start = int(config.contrast_from * steps)
     optimizer = _optimizer(learner.net, config)
-    scheduler = LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** config.power)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** config.power)
     plan = engine.Plan(config.epochs, config.precision, seed=config.seed, device=config.device)
 
     def step(model: TagLearner, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -258,9 +263,11 @@ def _optimizer(net: CamNet, config: TagTraining) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         groups = parameter_groups(net.trunk, net.new_layers(), config.learning_rate, config.weight_decay)
         return torch.optim.SGD(groups, config.learning_rate, config.momentum)
-    new = [weight for layer in net.new_layers() for weight in layer.parameters()]
-    trunk = [weight for weight in net.trunk.parameters() if weight.requires_grad]
-    return torch.optim.AdamW(
-        [{"params": trunk, "lr": config.learning_rate}, {"params": new, "lr": config.new_learning_rate}],
-        weight_decay=config.weight_decay,
-    )
+    groups = [
+        {"params": [weight for weight in part.parameters() if weight.requires_grad], "lr": rate}
+        for part, rate in (
+            (net.trunk, config.learning_rate),
+            (nn.ModuleList(net.new_layers()), config.new_learning_rate),
+        )
+    ]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)

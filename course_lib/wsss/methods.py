@@ -12,19 +12,14 @@ Where there is a PCM, the same network is also read the other way, with or witho
 from typing import NamedTuple
 
 
-class Reading(NamedTuple):
-    """How scores are read from a `View`."""
-
-    source: str  # its field
-    activation: str  # of each pass: "relu", "softmax", or "" with the minimum of the sum subtracted (SEAM)
-
-
 class Method(NamedTuple):
     """What a method consists of."""
 
     released: str  # name of its checkpoint in `backbones.released`
     threshold: float  # of seeds, the best one of the released script on VOC
-    readings: dict[str, Reading]  # the published one first
+    # How scores are read, the published way first: a field of `View`, and what is done with its maps at each pass,
+    # "relu", "softmax", or "" for SEAM's way, where the minimum of the sum is subtracted.
+    readings: dict[str, tuple[str, str]]
     views: int = 1  # of an image in a step
     background: bool = True  # whether the classifier has a channel for it
     correlated: bool = False  # has a PCM
@@ -32,17 +27,16 @@ class Method(NamedTuple):
     saliency: bool = False  # learns from saliency maps, too
 
 
-_REFINED, _SOFTMAX = Reading("refined", ""), Reading("cam", "softmax")
-_PCM = {"with PCM": _REFINED, "without PCM": Reading("cam", "")}
-METHODS = {
-    "cam": Method("cam", 0.20, {"without PCM": Reading("cam", "relu")}, background=False),
+_PCM = {"with PCM": ("refined", ""), "without PCM": ("cam", "")}
+TAG_METHODS = {
+    "cam": Method("cam", 0.20, {"without PCM": ("cam", "relu")}, background=False),
     "seam": Method("seam", 0.26, _PCM, views=2, correlated=True),
-    "eps": Method("eps", 0.20, {"without PCM": _SOFTMAX}, saliency=True),
+    "eps": Method("eps", 0.20, {"without PCM": ("cam", "softmax")}, saliency=True),
     "seam+p2p": Method("p2p-seam", 0.26, _PCM, views=2, correlated=True, contrast=True),
     "eps+p2p": Method(
         "p2p-eps",
         0.22,
-        {"without PCM": _SOFTMAX, "with PCM": _REFINED},
+        {"without PCM": ("cam", "softmax"), "with PCM": ("refined", "")},
         views=2,
         correlated=True,
         contrast=True,

@@ -21,7 +21,7 @@ from course_lib.backbones.weights import LITE0
 from course_lib.settings import check
 from course_lib.wsss.cam_net import Architecture
 from course_lib.wsss.contrast import ContrastConfig
-from course_lib.wsss.methods import METHODS
+from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.views import Transformation
 
 
@@ -35,11 +35,11 @@ class TagTraining:
     weights: str = "pretrained"  # to start from: pretrained (timm's), random, or for ResNet38 a path
     epochs: int = 8  # passes through the images: 10,576 steps on VOC
     batch_size: int = 8  # of all processes together
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # as released, or for a CPU
     learning_rate: float = 0.01  # of the trunk's weights; SGD: biases x 2, new layers x 10
     new_learning_rate: float = 0.01  # of new layers (AdamW only)
     momentum: float = 5e-4  # of SGD; 0.9 is what papers say, and ten times the step
-    weight_decay: float = 5e-4
+    weight_decay: float = 5e-4  # of weights; SGD: not of biases
     power: float = 0.9  # of the schedule
     size: int = 448  # side of the first view, pixels
     small: int = 128  # side of the second view, pixels; 134 in SEAM
@@ -76,7 +76,7 @@ class TagTraining:
                 "width",
             ),
             not_negative=("momentum", "weight_decay", "power", "contrast_from", "dropout", "neck", "workers"),
-            known={"method": METHODS},
+            known={"method": TAG_METHODS},
         )
         if self.kept and (self.long_side or self.jitter or self.transformation != Transformation()):
             raise ValueError(

@@ -33,13 +33,13 @@ from course_lib.wsss import View, check_maps, tag_loss
 from course_lib.wsss.views import Warp, resize
 
 EPS = 1e-5  # of all divisions and floors in the released code
-BLOCK = 2**21  # affinities at a time: 8 MB
+AFFINITIES = 2**21  # affinities at a time: 8 MB
 HARD = 0.2  # share of the differences that ECR means over
 LEAST = 4  # one pixel in so many is pooled by min-pool
 
 
 def pixel_correlation(
-    maps: Float[Tensor, "n c h w"], features: Float[Tensor, "n k h w"], block: int = BLOCK
+    maps: Float[Tensor, "n c h w"], features: Float[Tensor, "n k h w"], block: int = AFFINITIES
 ) -> Float[Tensor, "n c h w"]:
     """Maps spread along similar pixels: y_j = sum_i q_i relu(cos(f_i, f_j)) / sum_i relu(cos(f_i, f_j))  (PCM).
 

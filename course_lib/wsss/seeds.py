@@ -51,18 +51,18 @@ def score_maps(
         scaled = [max(1, round(side * scale * longest / max(size))) for side in size]
         these = transforms.resize(images, scaled, InterpolationMode.BICUBIC)
         view = net(net.prepare(torch.cat((these, these.flip(-1)))))
-        for name, reading in readings.items():
-            maps = getattr(view, reading.source).float()
-            if reading.activation == "softmax":
+        for name, (source, activation) in readings.items():
+            maps = getattr(view, source).float()
+            if activation == "softmax":
                 maps = maps.softmax(1)
-            elif reading.activation == "relu":
+            elif activation == "relu":
                 maps = maps.relu()  # Eq. 3 (Du et al.)
             else:  # SEAM's network makes them as large as its input
                 maps = resize(maps, tuple(scaled))
             straight, mirrored = F.interpolate(maps[:, 1:], size, mode="bilinear", align_corners=False).chunk(2)
             sums[name] = sums[name] + straight + mirrored.flip(-1)
     return {
-        name: scaled_scores(total, minimum=not readings[name].activation) * tags[:, :, None, None]
+        name: scaled_scores(total, minimum=readings[name][1] == "") * tags[:, :, None, None]
         for name, total in sums.items()
     }
 

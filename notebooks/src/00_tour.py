@@ -119,8 +119,8 @@ def describe(seed):
     return f"Scene {seed}: " + ", ".join(f"{classes[c + 1]} in the box {tuple(map(int, b))}" for c, b in zip(scene.labels, scene.boxes))
 
 widgets.flipbook(page, range(8), label="seed", alt=describe)
-one, same = (scenes.random_scene(world, "val", (256, 224), 3).image for _ in range(2))
-assert (one == same).all()
+first, again = (scenes.random_scene(world, "val", (256, 224), 3).image for _ in range(2))
+assert (first == again).all()
 
 # %% [markdown]
 # There is a second world that needs no photograph at all: creatures whose **head** carries the class and whose body says

@@ -46,7 +46,7 @@ from course_lib.worlds import photographs as fetch, minis, scenes
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.images import load
 from course_lib.data.miniature import fingerprint
-from course_lib.evaluate.localization import THRESHOLDS, MaxBoxAcc, PxAP, iou
+from course_lib.evaluate.localization import HEATMAP_THRESHOLDS, MaxBoxAcc, PxAP, iou
 from course_lib.show import plots, widgets
 from course_lib.checks import check, expect_error, same
 from course_lib.lesson import start
@@ -448,7 +448,7 @@ display(Markdown(cam.table()))
 
 # %%
 figure = plots.curve(
-    THRESHOLDS, {"CAM": 100 * cam.single[1], "no class": 100 * no_class.single[1]}, best=True,
+    HEATMAP_THRESHOLDS, {"CAM": 100 * cam.single[1], "no class": 100 * no_class.single[1]}, best=True,
     xlabel="threshold, share of the heatmap's maximum", ylabel="GT-known localisation, % of images",
     title=f"CAM localises {cam.max_box_acc:.0%} at its best threshold, {cam.gt_known:.0%} at 0.2",
     baselines={"best centred box": 100 * cam.centre_best, "whole image": 100 * cam.whole_image})

@@ -45,7 +45,7 @@ from course_lib.worlds import minis
 from course_lib.data.ilsvrc import Ilsvrc
 from course_lib.data.miniature import fingerprint
 from course_lib.evaluate import controls
-from course_lib.evaluate.localization import THRESHOLDS, MaxBoxAcc
+from course_lib.evaluate.localization import HEATMAP_THRESHOLDS, MaxBoxAcc
 from course_lib.metric_learning import losses, rules
 from course_lib.metric_learning.features import extract, tail, trunk
 from course_lib.metric_learning.learner import LOSSES, RATES, SCALE, BalancedBatches, Learner, linear_probe
@@ -519,8 +519,9 @@ shown = {"CAM, softmax": ("softmax", "CAM"), "Dist-CAM, triplet": ("triplet", "D
          "W = P, softmax": ("softmax", "W = P"), "W = P, triplet": ("triplet", "W = P")}
 ahead = {"at 0.2": fixed["softmax"]["W = P"] - fixed["triplet"]["W = P"],
          "at its best": error["softmax"]["W = P"] - error["triplet"]["W = P"]}
-plots.show(plots.curve(THRESHOLDS, {name: 100 * results[n][rule].single[1] for name, (n, rule) in shown.items()},
-                       best=True, xlabel="threshold, share of the heatmap's maximum", ylabel="GT-known localisation, %",
+plots.show(plots.curve(HEATMAP_THRESHOLDS,
+                       {name: 100 * results[n][rule].single[1] for name, (n, rule) in shown.items()}, best=True,
+                       xlabel="threshold, share of the heatmap's maximum", ylabel="GT-known localisation, %",
                        title="W = P, lead of triplet over softmax, in points: " + ", ".join(
                            f"{value:+.0f} {where}" for where, value in ahead.items()),
                        baselines={"best centred box": 100 * results["before"]["uniform"].centre_best}),
@@ -528,7 +529,7 @@ plots.show(plots.curve(THRESHOLDS, {name: 100 * results[n][rule].single[1] for n
                f"{name} {results[n][rule].max_box_acc:.0%} at {results[n][rule].best_threshold:.2f}"
                for name, (n, rule) in shown.items()) + ".")
 level = results["triplet"]["Dist-CAM"].single[1] > results["softmax"]["CAM"].single[1]
-where = THRESHOLDS[level]
+where = HEATMAP_THRESHOLDS[level]
 print(f"Dist-CAM, triplet, is ahead of CAM, softmax, at {level.float().mean():.0%} of the thresholds"
       + (f", the lowest {where.min():.2f}, the highest {where.max():.2f}" if len(where) else "")
       + f", and {error['triplet']['Dist-CAM'] - error['softmax']['CAM']:.0f} points behind if each gets its best.")

@@ -260,7 +260,7 @@ print("the same network, other classes: " + ", ".join(f"{name} {m:.1f} ± {h:.1f
 
 # %%
 WORDS = {"l1": "L1", "l2": "L2", "cosine": "cosine", "shift": "cosine, shifted", "rectified": "BD-CSPN (Z = 8, ε = 10)"}
-found = {shots: {method: accuracy(novel_q, drawn[shots], method) for method in episodes.METHODS} for shots in (1, 5)}
+found = {shots: {method: accuracy(novel_q, drawn[shots], method) for method in episodes.CLASSIFIERS} for shots in (1, 5)}
 
 def gain(values, base):
     """Mean difference to another method on the same episodes, and half of its interval."""
@@ -293,14 +293,14 @@ for shots, chosen in drawn.items():
     length = novel_q[chosen.support].mean(2).norm(dim=-1)                 # e n
     for method in ("l1", "l2", "cosine"):
         table = F.normalize(novel_q, dim=1) if method == "cosine" else novel_q
-        answers = torch.cat([episodes.METHODS[method](table[s], table[q]).argmax(1)
+        answers = torch.cat([episodes.CLASSIFIERS[method](table[s], table[q]).argmax(1)
                              for s, q in zip(chosen.support.split(50), chosen.query.split(50))])
         shortest[shots, method] = 100 * (answers == length.argmin(1)[:, None]).float().mean().item()
 print("queries that go to the shortest of five prototypes (20 % would be fair):")
 for shots in drawn:
     print(f"  {shots}-shot  " + "  ".join(f"{method} {shortest[shots, method]:.0f} %" for method in ("l1", "l2", "cosine")))
 unit = F.normalize(novel_q, dim=1)
-agree = [(episodes.METHODS[m](unit[drawn[1].support[:50]], unit[drawn[1].query[:50]])).argmax(1) for m in ("l2", "cosine")]
+agree = [(episodes.CLASSIFIERS[m](unit[drawn[1].support[:50]], unit[drawn[1].query[:50]])).argmax(1) for m in ("l2", "cosine")]
 print(f"L2 after scaling to length 1 gives the same answers as the cosine: {(agree[0] == agree[1]).float().mean():.1%}")
 
 # %% [markdown]

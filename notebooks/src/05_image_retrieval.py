@@ -686,8 +686,8 @@ lesson.finish(fingerprint=fingerprint(root))
 # what does its mean say, and where would you expect it to be hot?
 #
 # **Where things are** · `course_lib.evaluate.ranking.retrieval` (all measures), `course_lib.metric_learning.rules` (maps of
-# pairs and their controls), `course_lib.experiments.retrieval`. The real CUB-200-2011, with a ResNet-50: `python -m
-# course_lib train retrieval --backbone resnet50 --data PATH --folder runs/birds`, then `evaluate retrieval --backbone
-# resnet50 --data PATH --checkpoint runs/birds/model.safetensors`.
+# pairs and their controls), `course_lib.metric_learning.learner` (what was trained here). The real CUB-200-2011, with a
+# ResNet-50: `python -m course_lib train retrieval --backbone resnet50 --data PATH --folder runs/birds`, then `evaluate
+# retrieval --backbone resnet50 --data PATH --checkpoint runs/birds/model.safetensors`.
 #
 # {{next}}

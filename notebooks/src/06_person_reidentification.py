@@ -33,14 +33,16 @@ SEED = 0
 import ipywidgets
 import torch
 from IPython.display import Markdown, display
+from torch.utils.data import TensorDataset
 
-from course_lib import backbones, maps
+from course_lib import backbones, engine, maps
 from course_lib.worlds import minis
 from course_lib.data.images import load
 from course_lib.data.market1501 import PARTS, Market1501
 from course_lib.data.miniature import fingerprint
+from course_lib.data.wrappers import Changed
 from course_lib.evaluate import controls, ranking
-from course_lib.metric_learning import rules as context, features as embed, strong_baseline
+from course_lib.metric_learning import features as embed, learner, losses, rules as context
 from course_lib.metric_learning.pedestrians import Occluded, market_scores
 from course_lib.published import REID_TRICKS
 from course_lib.show import plots, widgets
@@ -161,31 +163,46 @@ display(Markdown("| Luo et al., ResNet-50, Market-1501 | rank-1, % | mAP, % |\n|
 size = lesson.choose(smoke=(64, 32), mini=(256, 128), paper=(256, 128))
 epochs = lesson.choose(smoke=1, mini=20, paper=120)
 
-def first_blocks(model, data):
-    """Features in front of the block that is trained, of all images: n j h w."""
-    return embed.extract(lambda images: embed.trunk(model.backbone, images).contiguous(), data, size,
-                         device=lesson.device, progress=False)
+def first_blocks(model, data, views=lambda images: [images]):
+    """Features in front of the block that is trained, of views of all images: n views j h w."""
+    return embed.extract(lambda images: torch.stack([embed.trunk(model, view).contiguous() for view in views(images)], 1),
+                         data, size, device=lesson.device, progress=False)
 
 @torch.inference_mode()
 def look(model, features):
     """Feature maps n k h w, scaled so that pooling them gives what is compared: a vector of length 1."""
     model.eval()
-    raw = torch.cat([model.feature_map(part.to(lesson.device)).float().cpu() for part in features.split(32)])
+    raw = torch.cat([embed.tail(model, part[:, 0].to(lesson.device)).float().cpu() for part in features.split(32)])
     return raw / raw.mean((2, 3)).norm(dim=1).clamp_min(1e-6)[:, None, None, None]      # an image may leave all channels dead
+
+# %%
+def prototype_terms(student, pooled, labels):
+    return {"prototype": losses.batch_prototype_softmax(pooled, labels, "cosine", scale=16.0)}
+
+def either(pair, label):
+    """Features of the image or of its mirror image, by chance."""
+    return pair[int(torch.randint(2, ()))], label
+
+def fit(model, data):
+    """Mean losses of the epochs; Adam's rate falls to a tenth after 1/3 of them, and once more after 7/12."""
+    student = learner.Learner(model, prototype_terms, len(data.classes), last_block=True)
+    pairs = first_blocks(model.eval(), data, lambda images: [images, images.flip(-1)])
+    batches = learner.BalancedBatches(data.labels, 8, 4, torch.Generator())
+    loader = torch.utils.data.DataLoader(Changed(TensorDataset(pairs, data.labels), either), batch_sampler=batches)
+    adam = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], 1e-3, weight_decay=5e-4)
+    falls = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda step: 0.1 ** sum(step // len(batches) + 1 >= epochs * part for part in (1 / 3, 7 / 12)))
+    return engine.train(student, lambda student, batch: student.step(*batch), loader, adam,
+                        engine.Plan(epochs, seed=SEED, device=lesson.device.type), scheduler=falls, progress=False)
 
 # %%
 models, blocks, before = {}, {}, {}
 for identity, splits in worlds.items():
-    config = strong_baseline.ReidTraining(tricks=(), loss="prototype-cosine", last_block=True, classes=8, epochs=epochs,
-                                          size=size, device=lesson.device.type, seed=SEED)
-    backbone = backbones.create("tf_efficientnet_lite0")
-    model = strong_baseline.Baseline(backbone, len(splits["train"].classes), config).to(lesson.device)
+    model = models[identity] = backbones.create("tf_efficientnet_lite0").to(lesson.device)
     blocks[identity] = {split: first_blocks(model, splits[split]) for split in ("query", "gallery")}
     before[identity] = {split: look(model, found).mean((2, 3)) for split, found in blocks[identity].items()}
-    pairs = strong_baseline.mirrored_features(model, splits["train"], progress=False)
-    history = strong_baseline.fit_baseline(model, pairs, splits["train"].labels, config, progress=False)
+    history = fit(model.to(memory_format=torch.channels_last), splits["train"])
     print(f"{identity:8} loss of the first epoch {history[0]['loss']:.2f}, of the last {history[-1]['loss']:.2f}")
-    models[identity] = model
 
 # %%
 def protocol(identity, distances):
@@ -516,7 +533,8 @@ lesson.finish(fingerprint=fingerprint(worlds["clothes"]["train"].root))
 # to forget? · Our cameras differ in light and background. How would you find out whether the network uses the street?
 #
 # **Where things are** · `course_lib.evaluate.ranking` (CMC, mAP, re-ranking, exact and in chunks),
-# `course_lib.metric_learning.strong_baseline` (the baseline), `course_lib.metric_learning.rules` (maps of pairs). The real
+# `course_lib.metric_learning.learner` (training), `course_lib.metric_learning.rules` (maps of pairs). The strong baseline
+# with its tricks, on the real
 # benchmark: `python -m course_lib train reid --backbone resnet50 --data PATH --folder RUN`, then
 # `python -m course_lib evaluate reid --checkpoint RUN/model.safetensors --data PATH`; the table of tricks is
 # `python -m course_lib train reid --ablation ...`.

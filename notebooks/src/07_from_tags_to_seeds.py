@@ -44,7 +44,7 @@ from course_lib import evidence
 from course_lib.worlds import minis, saliency
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
-from course_lib.evaluate.segmentation import THRESHOLDS, ThresholdSweep
+from course_lib.evaluate.segmentation import SEED_THRESHOLDS, ThresholdSweep
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
@@ -260,9 +260,9 @@ scores = torch.cat([maps_of(nets["cam"], *pair) for pair in zip(images[some].spl
 score, best = (values.flatten() for values in scores.max(1))
 best, truth = best + 1, masks[some].flatten().long()                      # 1, 2, ...: 0 is the background
 began = time.perf_counter()
-slowly = torch.stack([confusion_at(best, score, truth, t, len(names)) for t in THRESHOLDS])     # 60 c c
+slowly = torch.stack([confusion_at(best, score, truth, t, len(names)) for t in SEED_THRESHOLDS])     # 60 c c
 seconds_slow = time.perf_counter() - began
-print(f"{len(THRESHOLDS)} thresholds, one after the other, for {len(scores)} images: {seconds_slow:.2f} s")
+print(f"{len(SEED_THRESHOLDS)} thresholds, one after the other, for {len(scores)} images: {seconds_slow:.2f} s")
 
 # %% [markdown]
 # ### Exercise 07.2 · All thresholds at once (3 points, 15 minutes)
@@ -781,7 +781,7 @@ def strip(figure_name, label, split="val"):
             if world == "photographs":
                 axes.plot([place], [published(method, split).get(figure_name, float("nan"))], "D", markersize=11,
                           markerfacecolor="none", markeredgecolor="black")
-        steps = [evidence.interval((runs[place] - runs[0]).tolist()) for place in (1, 2)]
+        steps = [evidence.t_interval((runs[place] - runs[0]).tolist()) for place in (1, 2)]
         axes.set_title(f"{world}, minus CAM:\nSEAM {steps[0][0]:+.1f} [{steps[0][1]:+.1f}, {steps[0][2]:+.1f}], "
                        f"EPS {steps[1][0]:+.1f} [{steps[1][1]:+.1f}, {steps[1][2]:+.1f}]", fontsize="small")
         axes.set(xticks=range(3), xticklabels=[LABELS[method] for method in methods], ylabel=label)

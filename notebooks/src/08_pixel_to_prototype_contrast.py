@@ -461,7 +461,7 @@ flat = torch.cat([(v[dots] - centre) @ plane[:2].T for v, *_ in pages["SEAM + P2
 edges = torch.stack((flat.min(0).values, flat.max(0).values)) + torch.tensor([[-0.05], [0.05]])
 
 # %%
-COLOURS = ["0.1", *plots.CLASSES]
+COLOURS = ["0.1", *plots.CLASS_COLOURS]
 
 def plane_of(left, step):
     """Pixels and prototypes in the plane."""
@@ -753,19 +753,20 @@ worlds = ("photographs", "creatures") if table else (source,)
 
 def verdict(differences):
     """A difference over runs in words: its mean, its interval, and whether zero lies in it."""
-    mean, low, high = evidence.interval(differences)
+    mean, low, high = evidence.t_interval(differences)
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if low > 0 or high < 0 else ", inside the noise")
 
 def compared(world, better, worse, split="val", figure="miou"):
     """Differences of mIoU of two of STRIPS, run by run; "miou_others": without the confounded class."""
-    a, b = (evidence.values(table, world=world, method=method, split=split, figure=figure, reading=reading)
+    a, b = (evidence.values(table, world, method, split, figure, reading)
             for _, method, reading in (STRIPS[better], STRIPS[worse]))
     return [x - y for x, y in zip(a, b, strict=True)]
 
 PAIRS = {"SEAM - CAM": ("SEAM", "CAM"), "P2P - SEAM": ("SEAM + P2P", "SEAM"),
          "P2P - SEAM, without PCM": ("SEAM + P2P\nwithout PCM", "SEAM\nwithout PCM")}
 P2P = "+ pixel sampling"                                                   # the last row of Table 5: everything
-PUBLISHED = {name: ", ".join(f"{a - b:+.1f} ({split})" for split, a, b in zip(("train", "val"), CONTRAST_TABLES[5][new], CONTRAST_TABLES[5][old]))
+TABLE_5 = CONTRAST_TABLES[5]                                               # of the paper: (train, val)
+PUBLISHED = {name: ", ".join(f"{a - b:+.1f} ({split})" for split, a, b in zip(("train", "val"), TABLE_5[new], TABLE_5[old]))
              for name, new, old in (("SEAM - CAM", "SEAM", "CAM"), ("P2P - SEAM", P2P, "SEAM"))}
 
 # %%
@@ -774,7 +775,7 @@ said = []
 for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds):
     lines_of = []
     for x, (name, (net, method, reading)) in enumerate(STRIPS.items()):
-        runs = evidence.values(table, world=world, method=method, split="val", figure="miou", reading=reading) if table else []
+        runs = evidence.values(table, world, method, "val", "miou", reading) if table else []
         spread = torch.linspace(-0.15, 0.15, max(2, len(runs)))[: len(runs)]
         axes.scatter(x + spread, runs, s=26, color=plots.PALETTE[x], alpha=0.8, zorder=2)
         lines_of.append((x + spread, torch.tensor(runs)))
@@ -792,8 +793,8 @@ plots.show(figure, alt="mIoU of seeds on val by method, a dot for each run, this
 
 # %%
 if table is None:
-    display(Markdown("The table of many runs is not there (`python -m course_lib evidence methods` writes it), so this run "
-                     "stands alone, and whether its differences are beyond noise cannot be said."))
+    display(Markdown("The table of many runs is not there (`python -m course_lib evidence methods` writes it), so this "
+                     "run stands alone, and whether its differences are beyond noise cannot be said."))
 else:
     lines = ["| mIoU of seeds, points | world | runs | train | val | the paper, VOC |", "|---|---|---|---|---|---|"]
     asked = [(name, *pair, "miou") for name, pair in PAIRS.items()]
@@ -919,7 +920,7 @@ display(Markdown("\n".join(f"- {sentence}" for sentence in sentences)))
 # %%
 for name, readings in found.items():
     for reading, row in readings.items():
-        published = {"SEAM": CONTRAST_TABLES[5]["SEAM"][1], "SEAM + P2P": CONTRAST_TABLES[5][P2P][1]}.get(name) if reading == "with PCM" else None
+        published = {"SEAM": TABLE_5["SEAM"][1], "SEAM + P2P": TABLE_5[P2P][1]}.get(name) if reading == "with PCM" else None
         lesson.record(f"mIoU of seeds, val, {name}, {reading}", row["miou"], "%", paper=published,
                       note="paper: ResNet38 on VOC val (Table 5)" if published else "")
 for reading, by_name in gain.items():

@@ -1,4 +1,4 @@
-"""A real browser: JupyterLab runs a lesson from top to bottom, sliders redraw pictures, and pages work without a kernel."""
+"""A real browser: JupyterLab runs a lesson from top to bottom, sliders redraw pictures, pages work without a kernel."""
 
 import json
 import os

@@ -102,7 +102,7 @@ def test_every_exercise_has_points_minutes_and_three_hints(source, notebook):
 
 
 def test_a_check_uses_only_the_setup_cell_and_the_answer(notebook):
-    """So that a check can be run alone: by a grader, by a student who starts in the middle, by the tests of near misses."""
+    """So that a check can be run alone: by a grader, by a student who starts in the middle, by tests of near misses."""
     setup = next(cell.source for cell in code(notebook) if "setup" in cell.metadata.get("tags", []))
     parameters = code(notebook)[0].source
     known = bound(parameters + "\n" + setup) | set(dir(builtins)) | {"display", "get_ipython"}
@@ -216,8 +216,9 @@ from pathlib import Path
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 from course_lib.course import build, run
 build.build_solved(Path({str(source.parent)!r}), Path("solved"))
-run.execute(Path("solved/{source.name.replace(".py", ".ipynb")}").absolute(), Path("run/lesson.ipynb").absolute(), "smoke",
-            {{"COURSE_STRICT": "1", "COURSE_RESULTS": str(Path("results").absolute()), "COURSE_DATA": {str(paths.data_root())!r}}})
+here, data = Path.cwd(), {str(paths.data_root())!r}
+run.execute(here / "solved/{source.stem}.ipynb", here / "run/lesson.ipynb", "smoke",
+            {{"COURSE_STRICT": "1", "COURSE_RESULTS": str(here / "results"), "COURSE_DATA": data}})
 """
     ran = subprocess.run([*alone, sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr[-3000:]

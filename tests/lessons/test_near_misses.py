@@ -1,6 +1,6 @@
 """Checks are checked: typical wrong answers fail, each with the message meant for it, and the solution passes.
 
-Near misses of lesson NN live in near_misses/NN.py:  NEAR_MISSES = {"01.1": [(name, code, fragment of its message), ...]}
+Near misses of lesson NN live in near_misses/NN.py: NEAR_MISSES = {"01.1": [(name, code, fragment of its message), ...]}
 """
 
 import importlib
@@ -83,7 +83,7 @@ def test_a_near_miss_gets_the_message_meant_for_it(source_of, number, answer, fr
     names, exercises = prepared(source_of)
     execute(answer, f"/notebook/{number}/answer", names)
     capsys.readouterr()
-    with pytest.raises(Exception):
+    with pytest.raises(Exception):  # noqa: B017  (whatever a wrong answer raises)
         execute(exercises[number][1], f"/notebook/{number}/check", names)
     said = capsys.readouterr().out
     assert said.startswith(f"[FAIL] {number}: ") and fragment in said, said

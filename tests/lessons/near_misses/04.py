@@ -142,7 +142,8 @@ def accuracy_interval(correct):
         (
             "strangers",
             JOIN.format(
-                "return torch.zeros_like(mine).scatter(2, torch.where(mine, cosines, -torch.inf).topk(surest, 2).indices, True)"
+                "return torch.zeros_like(mine).scatter("
+                "2, torch.where(mine, cosines, -torch.inf).topk(surest, 2).indices, True)"
             ),
             "took strangers",
         ),

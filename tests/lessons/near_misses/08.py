@@ -154,7 +154,8 @@ def cross_terms(v, y, P, loss):
         (
             "least similar first",
             MINE.format(
-                "order = rank((-cosine).scatter(1, labels[:, None], -torch.inf)); negatives = (order >= start) & (order < stop)"
+                "order = rank((-cosine).scatter(1, labels[:, None], -torch.inf)); "
+                "negatives = (order >= start) & (order < stop)"
             ),
             "least similar first",
         ),
@@ -166,7 +167,8 @@ def cross_terms(v, y, P, loss):
         (
             "halves of the batch",
             MINE.format(
-                "every = lambda key: key.argsort().argsort() < len(key) // 2; times = every(noise).int() + every(own).int()"
+                "every = lambda key: key.argsort().argsort() < len(key) // 2; "
+                "times = every(noise).int() + every(own).int()"
             ),
             "of the whole batch",
         ),
