@@ -91,20 +91,20 @@ def same(
     raise AssertionError(_difference(came, wanted, name, axes.split(), atol))
 
 
-def _tensor(value: Any) -> Tensor:
+def _tensor(value):
     return torch.as_tensor(value).detach().cpu().double()
 
 
-def _equal(a: Tensor, b: Tensor, atol: float) -> bool:
+def _equal(a, b, atol):
     return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=atol, equal_nan=True)
 
 
-def _kind(value: Any) -> str:
+def _kind(value):
     kind = type(value).__name__
     return {"ndarray": "NumPy array", "Tensor": "torch.Tensor"}.get(kind, kind)
 
 
-def _other_shape(came: Tensor, want: Tensor, name: str, axes: list[str]) -> str:
+def _other_shape(came, want, name, axes):
     named = f" ({' '.join(axes)})" if axes else ""
     text = f"{name} has the shape {tuple(came.shape)}, but {tuple(want.shape)} is expected{named}."
     if came.squeeze().shape == want.squeeze().shape:
@@ -118,7 +118,7 @@ def _other_shape(came: Tensor, want: Tensor, name: str, axes: list[str]) -> str:
     return f"{text} Look at {'; '.join(wrong)}."
 
 
-def _difference(came: Tensor, want: Tensor, name: str, axes: list[str], atol: float) -> str:
+def _difference(came, want, name, axes, atol):
     """The most likely reason why two tensors differ."""
     if came.shape != want.shape:
         return _other_shape(came, want, name, axes)
@@ -144,11 +144,11 @@ def _difference(came: Tensor, want: Tensor, name: str, axes: list[str], atol: fl
     )
 
 
-def _few(values: Tensor) -> str:
+def _few(values):
     return str([float(f"{value:.5g}") for value in values.flatten()]) if values.ndim else f"{values:.5g}"
 
 
-def _reason(error: Exception) -> str:
+def _reason(error):
     """One sentence about an error: an assertion's own, or the kind of error and the line of the student's code."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # the first frame is `check` itself
     cell = frames[0].filename
@@ -164,6 +164,6 @@ def _reason(error: Exception) -> str:
     return f"the check stopped with {what}  Does your function return what the text above asks for?"
 
 
-def _is_cell(filename: str) -> bool:
+def _is_cell(filename):
     """True for code typed into a notebook: its name is like that of a file, but there is none (generated: <names>)."""
     return filename.startswith("<ipython-input") or not (filename.startswith("<") or os.path.exists(filename))

@@ -81,7 +81,7 @@ def contour_boxes(
     return tuple(torch.from_numpy(part).to(levels.device) for part in (largest, *columns))
 
 
-def _contours(level: np.ndarray) -> tuple[_Regions, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+def _contours(level):
     """Regions of one framed image, their contour areas in half cells, and levels and boxes of its holes."""
     rows, columns = _turns(level.ravel()), _turns(level.T.ravel())
     light = _regions(level, rows, columns)
@@ -100,7 +100,7 @@ def _contours(level: np.ndarray) -> tuple[_Regions, np.ndarray, tuple[np.ndarray
     return light, area, (254 - dark.above, dark.box)
 
 
-def _turns(flat: np.ndarray) -> np.ndarray:
+def _turns(flat):
     """Peak, valley, peak, ..., peak of the rows of a framed image, one after another: the frame is its lowest place."""
     rises = np.concatenate(([True], flat[1:] >= flat[:-1], [False]))  # into every pixel from the one before it
     # Quantisation makes terraces. Either way is right on one; if the slope goes on, there are three times fewer runs.
@@ -108,7 +108,7 @@ def _turns(flat: np.ndarray) -> np.ndarray:
     return np.diff(rises).nonzero()[0]
 
 
-def _regions(light: np.ndarray, rows: np.ndarray, columns: np.ndarray, dark: int = 0) -> _Regions:
+def _regions(light, rows, columns, dark=0):
     """The regions of a framed image, or of its dark side (dark = 255), which are its holes."""
     level = light ^ dark
     height, width = level.shape
@@ -149,7 +149,7 @@ def _regions(light: np.ndarray, rows: np.ndarray, columns: np.ndarray, dark: int
     return _Regions(basin, parent, saddle, offset, above, -first, box, half)
 
 
-def _half_cells(light: np.ndarray, basin: np.ndarray, width: int, dark: int, nodes: int) -> np.ndarray:
+def _half_cells(light, basin, width, dark, nodes):
     """Number of half cells that each basin gets at each level, in some rows.
 
     A region gets a half with the third pixel of a cell, which is its second lowest, and a half with the fourth, its
@@ -169,7 +169,7 @@ def _half_cells(light: np.ndarray, basin: np.ndarray, width: int, dark: int, nod
     return torch.bincount(torch.from_numpy(node), minlength=nodes).numpy()  # numpy's takes twice as long
 
 
-def _tree(level: np.ndarray, turns: np.ndarray, diagonal: bool) -> tuple[np.ndarray, ...]:
+def _tree(level, turns, diagonal):
     """Basins of a framed image, 8-connected if diagonal, else 4-connected.
 
     Returns:
@@ -218,14 +218,14 @@ def _tree(level: np.ndarray, turns: np.ndarray, diagonal: bool) -> tuple[np.ndar
     )
 
 
-def _ends(onto: np.ndarray) -> np.ndarray:
+def _ends(onto):
     """Where each number ends that moves on to another one, until one stays."""
     while ((further := onto[onto]) != onto).any():
         onto = further
     return onto
 
 
-def _merge(lower: np.ndarray, higher: np.ndarray, saddle: np.ndarray, basins: int) -> tuple[np.ndarray, np.ndarray]:
+def _merge(lower, higher, saddle, basins):
     """Parent and saddle of every basin: flooding from the top, a basin ends in the first higher one that it meets."""
     pairs = np.sort(((lower * basins + higher) << 8) + saddle)
     pairs = np.append(pairs[:-1][pairs[1:] >> 8 != pairs[:-1] >> 8], pairs[-1:])  # the highest saddle of each pair
@@ -241,7 +241,7 @@ def _merge(lower: np.ndarray, higher: np.ndarray, saddle: np.ndarray, basins: in
     return np.array(parent), np.array(passes)
 
 
-def _collect(parent: np.ndarray, saddle: np.ndarray, table: np.ndarray, add: np.ufunc) -> np.ndarray:
+def _collect(parent, saddle, table, add):
     """What is known of the pixels of every basin and level, for all regions of {level > l} by basins that own them."""
     falling = table.reshape(len(table), -1, 256)[..., ::-1]
     table = add.accumulate(falling, 2, out=falling)[..., 254::-1]  # kinds basins 255: pixels of level > l
@@ -251,7 +251,7 @@ def _collect(parent: np.ndarray, saddle: np.ndarray, table: np.ndarray, add: np.
     return table
 
 
-def _owner(regions: _Regions, pixel: np.ndarray, above: np.ndarray) -> np.ndarray:
+def _owner(regions, pixel, above):
     """Numbers of the regions of {level > above} that these pixels are in."""
     basin = regions.basin[pixel]
     while (joined := regions.saddle[basin] > above).any():

@@ -22,7 +22,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -186,11 +186,11 @@ def newest(folder: Path) -> Path | None:
 class _Objective(nn.Module):
     """Model and step as one module, so that DDP and autocast see whatever the step calls."""
 
-    def __init__(self, model: nn.Module, step: Step):
+    def __init__(self, model, step):
         super().__init__()
         self.model, self.step = model, step
 
-    def forward(self, batch: Any) -> dict[str, Tensor]:
+    def forward(self, batch):
         terms = self.step(self.model, batch)
         if not terms or any(term.dim() for term in terms.values()):
             came = {name: tuple(term.shape) for name, term in terms.items()}
@@ -217,7 +217,7 @@ class _Run:
     since: Tensor | None = None  # t, the step at which each term stopped being finite
     history: list[dict[str, float]] = field(default_factory=list)
 
-    def add(self, terms: dict[str, Tensor], items: int) -> None:
+    def add(self, terms, items):
         """Count in the loss terms of one batch, without waiting for them."""
         self.names = self.names or list(terms)
         if self.names != list(terms):
@@ -231,7 +231,7 @@ class _Run:
         self.sums = self.sums + items * values
         self.since = since if self.since is None else torch.minimum(self.since, since)
 
-    def read(self, model: nn.Module, accelerator: Accelerator, folder: Path | None) -> dict[str, float]:
+    def read(self, model, accelerator, folder):
         """Means of the loss terms of this epoch over all processes; an error if they or the weights are not finite."""
         kept = folder and newest(folder)
         kept = f"The last checkpoint, {kept}, is from before." if kept else "There is no checkpoint from before."
@@ -256,9 +256,7 @@ class _Run:
         return {**dict(zip(self.names, means)), "loss": sum(means)}
 
 
-def _settings(
-    model: nn.Module, loader: DataLoader, optimizer: Optimizer, scheduler: LRScheduler | None, plan: Plan
-) -> dict[str, str]:
+def _settings(model, loader, optimizer, scheduler, plan):
     """What must be the same for a training to go on: plan, data, optimiser, scheduler, and the shapes of the model.
 
     What could not be shared among processes, resumed or kept is refused.
@@ -290,7 +288,7 @@ def _settings(
     return {name: repr(value) for name, value in found.items() if name != "device"}
 
 
-def _seed(*key: str | int, device: torch.device | None = None) -> None:
+def _seed(*key, device=None):
     """Start the generators of Python, NumPy and torch at a number that follows from the key."""
     number = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest())
     random.seed(number)
@@ -300,7 +298,7 @@ def _seed(*key: str | int, device: torch.device | None = None) -> None:
         torch.get_device_module(device).manual_seed(number)
 
 
-def _order(loader: DataLoader, seed: int, epoch: int, processes: int) -> list[list[int]]:
+def _order(loader, seed, epoch, processes):
     """The batches of an epoch as indices into the dataset, the same in every process."""
     _seed("order", seed, epoch)
     for sampler in (loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None)):
@@ -324,15 +322,13 @@ class _Items(Dataset):
     seed: int
     epoch: int
 
-    def __getitem__(self, ticket: tuple[int, int, int]) -> Any:
+    def __getitem__(self, ticket):
         number, place, index = ticket
         _seed("item", self.seed, self.epoch, number, place)
         return self.dataset[index]
 
 
-def _arriving(
-    loader: DataLoader, batches: list[list[int]], done: int, epoch: int, plan: Plan, accelerator: Accelerator
-) -> Iterator[Any]:
+def _arriving(loader, batches, done, epoch, plan, accelerator):
     """This process's share of the batches that are not done yet, on the device."""
     rank, processes = accelerator.process_index, accelerator.num_processes
     shares = (
@@ -342,7 +338,7 @@ def _arriving(
     same = "collate_fn num_workers worker_init_fn multiprocessing_context prefetch_factor pin_memory timeout".split()
     options = {name: getattr(loader, name) for name in same}
 
-    def place(tensor: Tensor) -> Tensor:
+    def place(tensor):
         format = torch.channels_last if plan.channels_last and tensor.dim() == 4 else torch.preserve_format
         return tensor.to(accelerator.device, non_blocking=True, memory_format=format)
 
@@ -350,7 +346,7 @@ def _arriving(
         yield recursively_apply(place, batch)
 
 
-def _save(folder: Path, model: nn.Module, parts: dict[str, Any], settings: dict[str, str], run: _Run) -> None:
+def _save(folder, model, parts, settings, run):
     """Write a checkpoint whole or not at all, and only then remove the one before it."""
     unfinished, finished = folder / "unfinished", folder / f"step-{run.steps:09d}"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -366,9 +362,7 @@ def _save(folder: Path, model: nn.Module, parts: dict[str, Any], settings: dict[
         shutil.rmtree(old)
 
 
-def _load(
-    checkpoint: Path, model: nn.Module, parts: dict[str, Any], settings: dict[str, str], device: torch.device
-) -> _Run:
+def _load(checkpoint, model, parts, settings, device):
     """Where the training stood; its weights and states are put back into model and parts."""
     state = torch.load(checkpoint / "state.pt", map_location="cpu", weights_only=True)
     then = state["settings"]

@@ -87,7 +87,7 @@ def gains(split: str = "val", reading: str | None = None) -> dict[str, list[floa
     if plain is None or changed is None:
         return None
 
-    def measured(change: str, method: str) -> list[float]:
+    def measured(change, method):
         own = values(changed, "photographs", f"{change}: {method}", split, reading=reading)
         return own or values(plain, "photographs", method, split, reading=reading)
 

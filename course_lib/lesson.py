@@ -173,7 +173,7 @@ def commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+def _columns(rows):
     """Rows of text as aligned lines, a rule under the first; columns with nothing but their header are left out."""
     kept = [column for column in zip(*rows) if any(column[1:])]
     widths = [max(map(len, column)) for column in kept]

@@ -20,7 +20,7 @@ def data_root(given: str | Path = "") -> Path:
 
 
 def results() -> Path:
-    """The folder of measured figures: COURSE_RESULTS of the environment, else build/results of the checkout or of here."""
+    """The folder of measured figures: COURSE_RESULTS of the environment, else build/results of the checkout or here."""
     chosen = os.environ.get("COURSE_RESULTS") or (checkout() or Path.cwd()) / "build" / "results"
     return Path(chosen).expanduser().absolute()
 

@@ -105,7 +105,7 @@ def rectify(
     return torch.where(joins.any(-1, keepdim=True), rectified, basic)
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:  # ... c k, ... n k -> ... c n
+def _cosine(a, b):  # ... c k, ... n k -> ... c n
     length = b.norm(dim=-1).clamp_min(1e-12)  # the small result is divided, not the many features
     return F.normalize(a, dim=-1) @ b.mT / length[..., None, :]
 
@@ -154,7 +154,7 @@ def check_labels(labels: Int[Tensor, " n"], num_classes: int) -> None:
         )
 
 
-def _check_on_cpu(labels: Tensor, num_classes: int) -> None:
+def _check_on_cpu(labels, num_classes):
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         check_labels(labels, num_classes)
         check_counted(labels.bincount(minlength=num_classes))

@@ -1,10 +1,10 @@
-"""Settings that are checked where they are made: a frozen dataclass calls `check` in its `__post_init__`."""
+"""Settings that are checked where they are made: a frozen dataclass calls `check_settings` in its `__post_init__`."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def check(
+def check_settings(
     settings: Any,
     *,
     positive: Iterable[str] = (),
@@ -35,6 +35,6 @@ def check(
                 raise ValueError(f"There is no {kind} {value!r}; there are: {', '.join(map(str, values))}.")
 
 
-def _entries(settings: Any, name: str) -> tuple:
+def _entries(settings, name):
     value = getattr(settings, name)
     return () if value is None else value if isinstance(value, tuple) else (value,)

@@ -85,3 +85,10 @@ def test_the_opencv_curves_are_ours():
     heatmap = torch.rand(2, 12, 12, generator=torch.Generator().manual_seed(0))
     heatmap = heatmap / heatmap.amax((1, 2), keepdim=True)
     assert next(iter(bench._box_curves(heatmap, [torch.tensor([[2, 2, 8, 9]])] * 2))) == "ours"  # it compares them
+
+
+def test_a_contestant_that_computes_something_else_is_refused():
+    ours = {"ours": lambda: torch.zeros(2)}
+    assert bench._agreed(ours | {"theirs": lambda: torch.full((2,), 0.1)}, atol=0.2)["ours"] is ours["ours"]
+    with pytest.raises(AssertionError):
+        bench._agreed(ours | {"theirs": lambda: torch.ones(2)}, atol=0.2)

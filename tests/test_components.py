@@ -16,7 +16,7 @@ EIGHT = np.ones((3, 3), int)
 def twin(image: np.ndarray, level: int) -> tuple[list[int], list[tuple[int, ...]]]:
     """Box of the largest region and sorted boxes of all contours of {image > level}."""
     height, width = image.shape
-    labels, count = ndimage.label(image > level, EIGHT)
+    labels, _ = ndimage.label(image > level, EIGHT)
 
     def box(rows: slice, columns: slice, grow: int = 0) -> tuple[int, ...]:
         return (

@@ -135,7 +135,7 @@ def test_the_shift_helps_balanced_queries_and_harms_unbalanced_ones():
         return (F.normalize(query, dim=1) @ support.T).argmax(1).tolist()
 
     assert answers(query) == [1, 1, 1, 1] and answers(shift(support, query)) == [0, 0, 1, 1]
-    unbalanced = torch.tensor([[1.0, 0], [0.9, 0.4], [1, 0.1], [0.9, 0], [0.1, 0.9]])
+    unbalanced = torch.tensor([[1.0, 0], [0.9, 0.5], [1, 0.1], [0.9, 0], [0.1, 0.9]])
     assert answers(unbalanced) == [0, 0, 0, 0, 1]
     moved = shift(support, unbalanced)
     assert answers(moved) != [0, 0, 0, 0, 1]

@@ -206,11 +206,11 @@ _ADVICE = (
 )
 
 
-def _name(model: nn.Module) -> str:
+def _name(model):
     return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
 
 
-def _linear(model: nn.Module) -> nn.Linear:
+def _linear(model):
     """The one linear layer at the end of the network."""
     if hasattr(model, "class_token"):  # torchvision's ViT
         raise ValueError(f"{_name(model)} has no feature map: its features are tokens. {_ADVICE}")
@@ -224,7 +224,7 @@ def _linear(model: nn.Module) -> nn.Linear:
     return linears[0]
 
 
-def _between(model: nn.Module, linear: nn.Linear) -> str:
+def _between(model, linear):
     """The likely reason why the parts are not the network."""
     head = next(part for part in model.modules() if linear in part.children())
     norms = [type(part).__name__ for part in head.children() if "Norm" in type(part).__name__]

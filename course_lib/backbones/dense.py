@@ -11,7 +11,7 @@ the first parts of a trunk: `taps(x)` is `trained(frozen(x))`. What `frozen` ret
 what was learned, so it may be computed once for a whole data set and kept.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ class Timm(Dense):
         maps = self._run(features, self.first, len(self.parts))
         return {tap: maps[tap] for tap in TAPS}
 
-    def _run(self, maps: Maps, start: int, stop: int) -> Maps:
+    def _run(self, maps, start, stop):
         """The maps after the parts start to stop, with every tap on the grid of the deepest map so far."""
         maps = dict(maps)
         for number in range(start, stop):
@@ -157,7 +157,7 @@ def parameter_groups(
     return groups
 
 
-def _chain(name: str, network: nn.Module) -> dict[str, nn.Module]:
+def _chain(name, network):
     """The parts of a network of timm in their order, Sequentials taken apart, up to its `forward_features`."""
     if network.pretrained_cfg.get("fixed_input_size"):
         raise ValueError(
@@ -183,7 +183,7 @@ def _chain(name: str, network: nn.Module) -> dict[str, nn.Module]:
     )
 
 
-def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _leaves(prefix, module):
     for name, child in module.named_children():
         if isinstance(child, nn.Sequential):
             yield from _leaves(f"{prefix}{name}.", child)
@@ -191,7 +191,7 @@ def _leaves(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield f"{prefix}{name}", child
 
 
-def _last(parts: dict, wanted: str) -> int:
+def _last(parts, wanted):
     """Position of the last part that is `wanted` or lies in it."""
     found = [number for number, name in enumerate(parts) if f"{name}.".startswith(f"{wanted}.")]
     if not found:

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from course_lib.checkpoints import State
 
@@ -30,7 +29,7 @@ MAGIC, V1, V2, V3 = 0x112, 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 TYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")
 MAX_DIMENSIONS = 8
 IMAGENET_MD5 = "ff21f45d6bf03284100dcbec571edfad"  # of ilsvrc-cls_rna-a1_cls1000_ep-0001.params
-PARTS = {
+TENSORS = {
     "weight": "weight",
     "gamma": "weight",
     "beta": "bias",
@@ -87,7 +86,7 @@ def resnet38_state(path: str | Path) -> State:
     return {_renamed(name): array for name, array in arrays.items() if not name.startswith("arg:linear1000_")}
 
 
-def _renamed(name: str) -> str:
+def _renamed(name):
     """Our name: arg:res4b3_branch2b1_weight is b4_3.conv_branch2b1.weight, aux:bn7_moving_var is bn7.running_var."""
     found = re.fullmatch(
         r"(?:arg|aux):(?:(conv1a|bn7)|(res|bn)([2-7])(?:a|b([1-5]))_(branch(?:1|2a|2b1|2b2)))"
@@ -98,8 +97,8 @@ def _renamed(name: str) -> str:
         raise RuntimeError(f"ResNet38 has no tensor called {name!r} in MXNet. Is the file that of ilsvrc-cls_rna-a1?")
     alone, kind, level, unit, branch, part = found.groups()
     if alone:
-        return f"{alone}.{PARTS[part]}"
-    return f"b{level}{f'_{unit}' if unit else ''}.{'conv' if kind == 'res' else 'bn'}_{branch}.{PARTS[part]}"
+        return f"{alone}.{TENSORS[part]}"
+    return f"b{level}{f'_{unit}' if unit else ''}.{'conv' if kind == 'res' else 'bn'}_{branch}.{TENSORS[part]}"
 
 
 @dataclass
@@ -108,28 +107,28 @@ class _Reader:
 
     left: memoryview
 
-    def check(self, size: int, what: str) -> None:
+    def check(self, size, what):
         if size > len(self.left):
             raise ValueError(f"{what} would take {size:,} bytes, where {len(self.left):,} are left")
 
-    def take(self, size: int, what: str) -> memoryview:
+    def take(self, size, what):
         self.check(size, what)
         taken, self.left = self.left[:size], self.left[size:]
         return taken
 
-    def numbers(self, form: str, what: str) -> tuple[int, ...]:
+    def numbers(self, form, what):
         return struct.unpack(form, self.take(struct.calcsize(form), what))
 
-    def count(self, what: str) -> int:
+    def count(self, what):
         (count,) = self.numbers("<Q", f"the number of {what}")
         self.check(4 * count, f"{count:,} {what}")  # each takes 4 bytes or more
         return count
 
-    def name(self, what: str) -> str:
+    def name(self, what):
         (length,) = self.numbers("<Q", what)
         return str(self.take(length, what), "utf-8")
 
-    def array(self, what: str) -> Tensor:
+    def array(self, what):
         (kind,) = self.numbers("<I", what)
         legacy = kind not in (V1, V2, V3)
         if kind in (V2, V3) and self.numbers("<i", what) != (0,):

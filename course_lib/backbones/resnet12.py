@@ -30,7 +30,7 @@ SLOPE = 0.1  # of the LeakyReLU
 DROP = 0.1  # share that dropout (blocks 1, 2) and DropBlock (blocks 3, 4) take away in the end
 ANNEALED = 20 * 2000  # forward passes after which DropBlock takes all of its share
 BLOCK = 5  # side of what DropBlock takes away; on the last map of 5 x 5 that is a whole channel
-COLOURS = {  # of miniImageNet's base classes, as MetaOptNet has them
+_COLOURS = {  # of miniImageNet's base classes, as MetaOptNet has them
     "mean": (120.39586422 / 255, 115.59361427 / 255, 104.54012653 / 255),
     "std": (70.68188272 / 255, 68.27635443 / 255, 72.54505529 / 255),
 }
@@ -66,7 +66,7 @@ class ResNet12(nn.Sequential):
 
     def __init__(self, num_classes: int, drop: float = DROP) -> None:
         super().__init__()
-        self.pretrained_cfg = {"architecture": "resnet12", "classifier": "classifier", **COLOURS}
+        self.pretrained_cfg = {"architecture": "resnet12", "classifier": "classifier", **_COLOURS}
         self.blocks = nn.Sequential(
             *[
                 Residual(inner, outer, nn.Dropout(drop) if number < 2 else DropBlock(drop))

@@ -29,7 +29,7 @@ from course_lib import checkpoints
 from course_lib.backbones import mxnet, released
 from course_lib.backbones.dense import Dense, Maps
 
-COLOURS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # 0..1
+_COLOURS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # 0..1
 # Units of a level, and channels inside and at the end of a unit, in multiples of the first convolution's.
 LEVELS = {2: (3, 2, 2), 3: (3, 4, 4), 4: (6, 8, 8), 5: (3, 8, 16)}
 BOTTLENECKS = {6: (32, 0.3), 7: (64, 0.5)}  # channels at the end, likewise, and dropout
@@ -61,7 +61,7 @@ class ResNet38(Dense):
     stride = 8
 
     def __init__(self, width: int = 64) -> None:
-        super().__init__(COLOURS)
+        super().__init__(_COLOURS)
         self.conv1a = nn.Conv2d(3, width, 3, padding=1, bias=False)
         channels = width
         for level, (units, inner, outer) in LEVELS.items():

@@ -23,7 +23,7 @@ from course_lib.lesson import PROFILES
 # Seconds that one cell may take: they end what hangs, on a busy machine too. The real benchmark may train for days.
 TIMEOUT = {"smoke": 900, "mini": 1800, "paper": None}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def execute(
@@ -82,7 +82,7 @@ def run(notebooks: list[Path], output: Path, profile: str, strict: bool) -> list
             )
         except Exception as error:
             failed.append(notebook.stem)
-            reason = COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__]
+            reason = ANSI_COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__]
             entry["failed"] = reason[-1]
             print(f"{notebook.stem} failed: {reason[-1]}  (see {output / notebook.name})", file=sys.stderr)
         else:

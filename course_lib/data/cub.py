@@ -104,7 +104,7 @@ class Cub(Dataset):
         )
 
 
-def _table(path: Path, fields: int, kind: type = str) -> dict[int, list]:
+def _table(path, fields, kind=str):
     """Rows of one of the archive's lists by their leading number: so many fields more, all of one kind."""
     lines = read_lines(
         path,

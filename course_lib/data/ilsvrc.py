@@ -158,7 +158,7 @@ def read_synsets(path: Path) -> dict[str, str]:
     return classes
 
 
-def _read_annotation(folder: Path, image: Path, required: bool) -> tuple:
+def _read_annotation(folder, image, required):
     """Class, (width, height) and boxes of an image's XML file; nothing if it has none and needs none."""
     path = folder / image.with_suffix(".xml")
     if not path.is_file():  # images sorted into class folders, XML left flat
@@ -180,7 +180,7 @@ def _read_annotation(folder: Path, image: Path, required: bool) -> tuple:
     return tree.findtext(".//object/name"), size, boxes
 
 
-def _check_boxes(boxes: tuple, width: int, height: int, path: Path) -> None:
+def _check_boxes(boxes, width, height, path):
     for x0, y0, x1, y1 in boxes:
         if not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):  # <=: a part of the released files counts from 1
             raise BrokenFile(

@@ -88,7 +88,7 @@ class MiniImageNet(Dataset):
         )
 
 
-def _rows(path: Path) -> list[tuple[str, str]]:
+def _rows(path):
     """Class, and path inside a tree, of every line, whichever of the two headers the list has."""
     header, *rows = list(csv.reader(read_lines(path))) or [[]]
     if header not in (["filename", "label"], ["class_name", "image_name"]):

@@ -110,7 +110,7 @@ class Voc(Dataset):
         """Where the ground of the confounded class is seen (the miniature only)."""
         return self._grey(index, self.root / "Tracks", "track") > 0
 
-    def _grey(self, index: int, folder: Path, what: str, mode: str = "L") -> Tensor:  # h w
+    def _grey(self, index, folder, what, mode="L"):  # h w
         if not folder.is_dir():
             raise FileNotFoundError(f"The folder {folder} is missing: this copy has no {what} for this split.")
         return load_grey(folder / f"{self.ids[index]}.png", mode)
@@ -142,7 +142,7 @@ def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
     picture.save(path)
 
 
-def _read_list(path: Path) -> list[str]:
+def _read_list(path):
     lines = read_lines(
         path,
         "is missing. train and val come with VOC's archive. As to trainaug, VOC's archive has none of that name: it "
@@ -157,7 +157,7 @@ def _read_list(path: Path) -> list[str]:
     return names
 
 
-def _read_tags(path: Path, classes: list[str]) -> list[bool]:
+def _read_tags(path, classes):
     tree = read_xml(path, "is missing, from which the tags are read. Unpack the archive again.")
     found = {node.text for node in tree.iter("name")}  # names of a person's parts are no classes
     tags = [name in found for name in classes[1:]]

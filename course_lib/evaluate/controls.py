@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from torch import Generator, Tensor
 
+from course_lib.evaluate.localization import check_heatmaps
 from course_lib.prototypes import check_labels, class_prototypes
 
 
@@ -143,7 +144,7 @@ def energy_by_part(heatmaps: Float[Tensor, "b H W"], parts: UInt8[Tensor, "b H W
     return PartEnergy(share / heat.sum(1, keepdim=True), area / heat.shape[1])
 
 
-def _standardised(map: Tensor) -> Tensor:  # ... h w -> ... h*w, in float64, of mean 0 and length 1
+def _standardised(map):  # ... h w -> ... h*w, in float64, of mean 0 and length 1
     values = map.flatten(-2).double()
     deviation = values - values.mean(-1, keepdim=True)
     norm = deviation.norm(dim=-1, keepdim=True)
@@ -151,16 +152,12 @@ def _standardised(map: Tensor) -> Tensor:  # ... h w -> ... h*w, in float64, of 
     return deviation / torch.where(flat, torch.inf, norm)
 
 
-def _check(heatmaps: Tensor, masks: Tensor) -> None:
+def _check(heatmaps, masks):
     if masks.dtype != torch.bool or masks.shape != heatmaps.shape:
         raise ValueError(
             f"A boolean mask was expected for every heatmap of {tuple(heatmaps.shape)}, but {masks.dtype} of "
             f"{tuple(masks.shape)} came. Up-sample the map, and pass `mask == 1` for masks of numbers."
         )
-    if not ((heatmaps >= 0) & (heatmaps <= 1)).all():
-        raise ValueError(
-            "Heatmaps must lie in 0..1, but values outside it or NaN came. Pass maps through maps.heatmap, "
-            "which scales each of them by itself."
-        )
+    check_heatmaps(heatmaps)
     if not masks.flatten(-2).any(-1).all():
         raise ValueError("A mask is empty: there is no object for the heat to lie on. Leave such images out.")

@@ -83,7 +83,7 @@ def sample(
     return Episodes(support, query, torch.arange(ways).repeat_interleave(each))
 
 
-def _distinct(sizes: Tensor, drawn: int, generator: Generator) -> Tensor:  # e n -> e n drawn
+def _distinct(sizes, drawn, generator):  # e n -> e n drawn
     """Different numbers below each of the sizes, in random order: Floyd's method, for all rows at once.
 
     Draw one of 0..j for j = size - drawn, ..., size - 1; what was drawn before becomes j. Six times faster than to
@@ -102,20 +102,20 @@ def _distinct(sizes: Tensor, drawn: int, generator: Generator) -> Tensor:  # e n
 Scores = Callable[..., Tensor]
 
 
-def _prototypes(support: Tensor) -> Tensor:
+def _prototypes(support):
     return support.mean(2) if support.shape[2] > 1 else support[:, :, 0]  # a mean over one costs a seventh of it all
 
 
-def _l2(support: Tensor, query: Tensor) -> Tensor:
+def _l2(support, query):
     prototypes = _prototypes(support)  # -|q - P|^2 / 2, without the |q|^2 of all classes
     return prototypes @ query.mT - prototypes.norm(dim=-1, keepdim=True).square() / 2
 
 
-def _cosine(support: Tensor, query: Tensor) -> Tensor:
+def _cosine(support, query):
     return F.normalize(_prototypes(support), dim=-1) @ query.mT  # the length of a query is the same for all classes
 
 
-def _rectified(support: Tensor, query: Tensor, surest: int = 8, epsilon: float = 10.0) -> Tensor:
+def _rectified(support, query, surest=8, epsilon=10.0):
     ways, shots = support.shape[1:3]
     labels = torch.arange(ways, device=support.device).repeat_interleave(shots)
     support = support.flatten(1, 2)

@@ -5,7 +5,7 @@
     MaxBoxAccV2        = mean over delta in {0.3, 0.5, 0.7} of max over tau of BoxAcc(tau, delta), best of all contours
     PxPrec, PxRec(tau) = share of the pixels >= tau that are of the object, share of the object's pixels that are >= tau
     PxAP               = sum over i of PxPrec(tau_i) (PxRec(tau_i) - PxRec(tau_i-1)), pixels of the whole set pooled
-                                                                Choe et al., CVPR 2020, Eq. 1-5 and section 4.1
+                                                                                 Choe et al., CVPR 2020, section 4.1
 
 One threshold serves the whole set: the maximum is taken after the mean over images. It is chosen on the images that it
 is scored on, so MaxBoxAcc says how good a map is, not how good a localiser is; GT-known localisation at the fixed
@@ -36,7 +36,7 @@ def iou(a: Num[Tensor, "n 4"], b: Num[Tensor, "m 4"]) -> Float64[Tensor, "n m"]:
     return _iou(a[:, None], b)
 
 
-def _iou(a: Tensor, b: Tensor) -> Tensor:  # ... 4 each, which broadcast -> ...
+def _iou(a, b):  # ... 4 each, which broadcast -> ...
     a, b = a.double(), b.double()
     inner = (torch.minimum(a, b)[..., 2:] - torch.maximum(a, b)[..., :2] + 1).clamp(min=0).prod(-1)
     union = sum((box[..., 2:] - box[..., :2] + 1).prod(-1) for box in (a, b)) - inner
@@ -126,7 +126,7 @@ class MaxBoxAcc:
             boxes: ground truth of each image, one or more boxes (x0, y0, x1, y1), inclusive, in pixels of the heatmap.
             class_correct: whether the predicted class of each image is right; given always or never.
         """
-        _check_heatmaps(heatmaps)
+        check_heatmaps(heatmaps)
         if len(boxes) != len(heatmaps):
             raise ValueError(
                 f"One tensor of boxes for each of {len(heatmaps)} heatmaps was expected, but {len(boxes)} came."
@@ -153,7 +153,7 @@ class MaxBoxAcc:
         levels = (heatmaps * 255).byte()
         largest, image, level, box = map(Tensor.cpu, contour_boxes(levels))
         # Images with fewer boxes than others get some that lie outside and overlap with nothing.
-        truth = pad_sequence(list(map(Tensor.cpu, boxes)), batch_first=True, padding_value=-1)[:, None]  # b 1 most 4
+        truth = pad_sequence(map(Tensor.cpu, boxes), batch_first=True, padding_value=-1)[:, None]  # b 1 most 4
         single = _iou(largest[:, :, None], truth).amax(2)  # b 256, IoU with the best ground-truth box
         every = _iou(box[:, None], truth[image, 0]).amax(1)
         multi = single.flatten().scatter_reduce(0, image * 256 + level, every, "amax").view_as(single)
@@ -212,7 +212,7 @@ class PxAP:
             heatmaps: values in 0..1.
             masks: 1 on the object, 0 beside it, 255 where it is not to be counted.
         """
-        _check_heatmaps(heatmaps)
+        check_heatmaps(heatmaps)
         if ((masks > 1) & (masks < 255)).any():
             raise ValueError(
                 f"Masks hold 0, 1 or 255 (ignore), but {int(masks[masks < 255].max())} came. "
@@ -235,7 +235,8 @@ class PxAP:
         return float((precision[1:] * recall.diff()).sum())  # PxAP (Choe et al.)
 
 
-def _check_heatmaps(heatmaps: Tensor) -> None:
+def check_heatmaps(heatmaps: Float[Tensor, "*batch H W"]) -> None:
+    """Raises a ValueError if a heatmap holds a value outside 0..1, or NaN."""
     if heatmaps.numel() and not 0 <= heatmaps.amin() <= heatmaps.amax() <= 1:  # false for NaN
         raise ValueError(
             "Heatmaps must lie in 0..1, but values outside it or NaN came. Pass maps through maps.heatmap, "

@@ -27,7 +27,7 @@ half precision, and sorts them whole; here rows are made in chunks, only the nea
 sparse. The result is the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -225,12 +225,12 @@ def rerank(
     return result
 
 
-def _chunks(table: Tensor, size: int, most: int) -> tuple[Tensor, ...]:
+def _chunks(table, size, most):
     """The numbers of the rows of a table, in parts with at most `most` numbers in work: `size` of them for each row."""
     return torch.arange(len(table), device=table.device).split(max(1, most // size))
 
 
-def _distances(query: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor]]:  # q k, g k -> rows, rows g
+def _distances(query, gallery):  # q k, g k -> rows, rows g
     """Squared Euclidean distances, as numbers of some queries and their rows."""
     centre = gallery.mean(0)  # |a|^2 - 2ab + |b|^2 loses least around zero
     gallery = gallery - centre
@@ -242,7 +242,7 @@ def _distances(query: Tensor, gallery: Tensor) -> Iterator[tuple[Tensor, Tensor]
         yield rows, products.add_(own.square().sum(1, keepdim=True)).clamp_min_(0)
 
 
-def _keys(distances: Tensor) -> Tensor:  # q g -> q g
+def _keys(distances):  # q g -> q g
     """Numbers in the order of the distances in float32, all different in a row: of equal ones the first has the lowest.
 
     Upper half: a float's bits as an integer, which are in the order of the floats if those of negative ones are turned
@@ -258,12 +258,12 @@ def _keys(distances: Tensor) -> Tensor:  # q g -> q g
     return bits.long().bitwise_left_shift_(32).add_(torch.arange(distances.shape[1], device=distances.device))
 
 
-def _lowest(distances: Tensor, count: int) -> Tensor:  # q g -> q count
+def _lowest(distances, count):  # q g -> q count
     """Indices of the smallest distances of each row in ascending order, the lower index first among equals."""
     return _keys(distances).topk(count, 1, largest=False).values & 0xFFFFFFFF
 
 
-def _mutual(neighbours: Tensor) -> Tensor:  # n k -> n k
+def _mutual(neighbours):  # n k -> n k
     """R(i, k): of the neighbours of each image, those that have it among theirs; -1 in the place of the others."""
     parts = _chunks(neighbours, neighbours.shape[1] ** 2, CACHED)
     mutual = torch.cat([(neighbours[neighbours[rows]] == rows[:, None, None]).any(2) for rows in parts])
@@ -273,7 +273,7 @@ def _mutual(neighbours: Tensor) -> Tensor:  # n k -> n k
 # A sparse matrix is the row, the column and the value of its entries, which come row by row, and in a row by column.
 
 
-def _encode(features: Tensor, near: Tensor, close: Tensor, largest: Tensor) -> tuple[Tensor, ...]:
+def _encode(features, near, close, largest):
     """V, sparse: exp(-d) of the members of R* of each image, divided by its sum.
 
     Args:
@@ -298,7 +298,7 @@ def _encode(features: Tensor, near: Tensor, close: Tensor, largest: Tensor) -> t
     return row, column, value / value.new_zeros(images).index_add_(0, row, value)[row]
 
 
-def _average(row: Tensor, column: Tensor, value: Tensor, first: Tensor) -> tuple[Tensor, ...]:
+def _average(row, column, value, first):
     """The mean of the rows of a sparse matrix that `first` names for each row (n k2)."""
     (images, k2), parts = first.shape, []
     for rows in _chunks(first, k2 * (1 + len(row) // images), CACHED):
@@ -309,9 +309,7 @@ def _average(row: Tensor, column: Tensor, value: Tensor, first: Tensor) -> tuple
     return pairs // images, pairs % images, value
 
 
-def _overlaps(
-    row: Tensor, column: Tensor, value: Tensor, images: int, queries: int
-) -> Iterator[tuple[Tensor, Tensor]]:  # rows, rows g
+def _overlaps(row, column, value, images, queries):  # rows, rows g
     """Numbers of some queries, and sum_j min(V_ij, V_lj) with each image l of the gallery. Zeros are not looked at."""
     gallery, own = images - queries, int((row < queries).sum())
     columns, order = column[own:].sort(stable=True)  # the gallery's part, transposed
@@ -328,7 +326,7 @@ def _overlaps(
         yield rows, shared
 
 
-def _entries(keys: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+def _entries(keys, wanted):
     """Where numbers stand in the ascending `keys`, once or more: their place in `wanted`, and that in `keys`."""
     start = torch.searchsorted(keys, wanted)
     count = torch.searchsorted(keys, wanted, right=True) - start

@@ -145,6 +145,6 @@ def segmentation(confusion: Int[Tensor, "c c"], classes: Sequence[str]) -> Segme
     return Segmentation(tuple(classes), float(iou.nanmean()), iou, precision, recall, confusion)
 
 
-def _overlap(confusion: Tensor) -> Tensor:  # ... c c -> ... c
+def _overlap(confusion):  # ... c c -> ... c
     hits = confusion.diagonal(dim1=-2, dim2=-1)
     return hits.double() / (confusion.sum(-1) + confusion.sum(-2) - hits)

@@ -38,9 +38,10 @@ from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.data.wrappers import Changed
 from course_lib.evaluate.episodes import CLASSIFIERS, TRANSDUCTIVE, accuracies, interval, recalls, sample
 from course_lib.experiments import shared
+from course_lib.lesson import versions
 from course_lib.metric_learning.features import extract
 from course_lib.metric_learning.learner import LOSSES, Learner, Terms
-from course_lib.settings import check
+from course_lib.settings import check_settings
 from course_lib.worlds import minis
 
 RESNET12 = "resnet12"
@@ -80,7 +81,7 @@ class FewShotTraining:
         names = (
             "size epochs batch_size meta_epochs batches episodes ways shots queries learning_rate meta_learning_rate"
         )
-        check(self, positive=names.split(), not_negative=("weight_decay", "drop", "workers"))
+        check_settings(self, positive=names.split(), not_negative=("weight_decay", "drop", "workers"))
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class FewShotEvaluation:
     seed: int = 0  # of the episodes, and of random weights
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
             positive=("ways", "shots", "episodes", "surest", "size", "batch_size"),
             not_negative=("queries", "epsilon", "workers"),
@@ -256,7 +257,7 @@ def evaluate(config: FewShotEvaluation, folder: Path, progress: bool = True) -> 
             "size": size,
             **{name: getattr(config, name) for name in names},
         },
-        "versions": shared.versions(),
+        "versions": versions(),
         "rows": compare(features.to(device), data.labels, config),
     }
     return shared.write(result, table(result), folder / "fewshot")

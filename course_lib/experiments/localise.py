@@ -38,6 +38,7 @@ from course_lib.data.wrappers import Changed
 from course_lib.evaluate.controls import map_correlation, random_weights, wrong_classes
 from course_lib.evaluate.localization import FIXED, MaxBoxAcc
 from course_lib.experiments import shared
+from course_lib.lesson import versions
 from course_lib.metric_learning.features import trunk_features
 from course_lib.metric_learning.learner import (
     CENTER_RATE,
@@ -54,7 +55,7 @@ from course_lib.metric_learning.rules import RULES
 from course_lib.processes import sum_over_processes
 from course_lib.prototypes import check_counted, check_labels
 from course_lib.published import DIST_CAM_TABLE_1
-from course_lib.settings import check
+from course_lib.settings import check_settings
 from course_lib.worlds import minis
 
 CLASS_RULES = tuple(name for name in RULES if name != "uniform")  # those that tell classes apart
@@ -83,7 +84,7 @@ class LocaliseTraining:
     seed: int = 0  # of what is new in the network, and of the training
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
             positive=("epochs", "classes", "images", "learning_rate", "size"),
             not_negative=("weight_decay", "workers"),
@@ -110,7 +111,7 @@ class LocaliseEvaluation:
     seed: int = 0  # of random weights, wrong classes, and a network of random weights
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
             positive=("samples", "limit", "size", "batch_size", "save_every"),
             not_negative=("workers",),
@@ -395,7 +396,7 @@ def _result(config: LocaliseEvaluation, state: dict, own: bool) -> dict:
     baselines = {"whole image": one.whole_image, "centred half": one.centre_half, "best centred box": one.centre_best}
     return {
         "settings": state["key"] | {"data": Path(config.data).name, "fingerprint": state["key"]["data"]},
-        "versions": shared.versions(),
+        "versions": versions(),
         "classifier": "own" if own else "linear probe",
         "accuracy": dict(zip(PREDICTIONS, (100 * (state["correct"].double() / one.images)).tolist())),
         "baselines": {name: 100 * (1 - share) for name, share in baselines.items()},

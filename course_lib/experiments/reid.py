@@ -67,12 +67,13 @@ from course_lib.data.miniature import fingerprint
 from course_lib.data.wrappers import Changed, Images
 from course_lib.evaluate.ranking import cosine_distances, rerank
 from course_lib.experiments import shared
+from course_lib.lesson import versions
 from course_lib.metric_learning.features import extract, freeze_trunk, tail, trunk
 from course_lib.metric_learning.learner import CENTER_RATE, CENTER_WEIGHT, BalancedBatches
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax, center_loss
 from course_lib.metric_learning.pedestrians import market_scores
 from course_lib.published import REID_TRICKS
-from course_lib.settings import check
+from course_lib.settings import check_settings
 from course_lib.worlds import minis
 
 TRICKS = ("warmup", "erasing", "smoothing", "stride", "bnneck", "center")  # in the order of the paper's ablation
@@ -113,7 +114,7 @@ class ReidTraining:
     seed: int = 0  # of weights that are new, and of the training
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
             positive=("epochs", "classes", "images", "learning_rate", "size"),
             not_negative=("weight_decay", "workers"),
@@ -132,7 +133,7 @@ class Comparison:
     batch_size: int = 8  # of the evaluation; on a CPU larger ones are slower, on a GPU take 64 or more
 
     def __post_init__(self) -> None:
-        check(self, positive=("k1", "k2", "batch_size"), not_negative=("lam",))
+        check_settings(self, positive=("k1", "k2", "batch_size"), not_negative=("lam",))
 
 
 @dataclass(frozen=True)
@@ -481,7 +482,7 @@ def _written(path: Path, name: str, config: Any, rows: dict[str, dict], note: st
     result = {
         "title": f"{name} on {data.name}",
         "settings": vars(config) | {"data": data.name, "world": fingerprint(data)},
-        "versions": shared.versions(),
+        "versions": versions(),
         "note": note,
         "rows": rows,
         "paper": {row: REID_TRICKS[trick] for row, trick in tricks.items() if trick in REID_TRICKS},

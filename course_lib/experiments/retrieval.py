@@ -34,10 +34,11 @@ from course_lib.data.miniature import fingerprint
 from course_lib.data.wrappers import Changed
 from course_lib.evaluate import ranking
 from course_lib.experiments import shared
+from course_lib.lesson import versions
 from course_lib.metric_learning.features import extract, trunk_features
 from course_lib.metric_learning.learner import EMBEDDING_LOSSES, BalancedBatches, Learner, embedding
 from course_lib.published import RETRIEVAL
-from course_lib.settings import check
+from course_lib.settings import check_settings
 from course_lib.worlds import minis
 
 PROXY_RATE = 1e-2  # of a loss's own weights: a hundred times that of the network, in published recipes
@@ -65,7 +66,7 @@ class RetrievalTraining:
     seed: int = 0  # of what is new in the network, and of the training
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
             positive=("dimensions", "epochs", "classes", "images", "learning_rate", "size"),
             not_negative=("weight_decay", "workers"),
@@ -89,7 +90,7 @@ class RetrievalEvaluation:
     seed: int = 0  # of random weights
 
     def __post_init__(self) -> None:
-        check(self, positive=("size", "batch_size"), not_negative=("workers",))
+        check_settings(self, positive=("size", "batch_size"), not_negative=("workers",))
 
 
 def train(config: RetrievalTraining, folder: Path, progress: bool = True) -> list[dict[str, float]]:
@@ -195,7 +196,7 @@ def evaluate(config: RetrievalEvaluation, folder: Path, progress: bool = True) -
             "loss": loss,
             "fingerprint": fingerprint(Path(config.data)),
         },
-        "versions": shared.versions(),
+        "versions": versions(),
         "queries": one.queries,
         "without_match": one.without_match,
         "classes": len(data.classes),

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import tyro
 from torch import nn
@@ -82,11 +81,6 @@ def write(result: dict[str, Any], text: str, path: Path) -> dict[str, Any]:
         paths.write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
         paths.write_text(path.with_suffix(".md"), text)
     return result
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that figures depend on."""
-    return {"torch": torch.__version__, "timm": timm.__version__}
 
 
 def say(*lines: str) -> None:

@@ -34,8 +34,9 @@ from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import VOC_COUNTS, Voc, write_mask
 from course_lib.evaluate.segmentation import SEED_THRESHOLDS
 from course_lib.experiments import shared
+from course_lib.lesson import versions
 from course_lib.published import CONTRAST_TABLES, SEED_MIOU
-from course_lib.settings import check
+from course_lib.settings import check_settings
 from course_lib.worlds import minis
 from course_lib.wsss.cam_net import CamNet, load
 from course_lib.wsss.contrast import ContrastConfig
@@ -64,7 +65,7 @@ class SeedEvaluation:
     device: str = "auto"  # auto, cpu or cuda
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
             positive=("scales", "batch_size", "limit"),
             not_negative=("workers", "threshold"),
@@ -88,7 +89,7 @@ def evaluate(config: SeedEvaluation, net: CamNet, folder: Path, progress: bool =
     result: dict[str, Any] = {
         "settings": asdict(config) | names | {"scales": scales, "world": fingerprint(Path(config.data))},
         "architecture": asdict(architecture),
-        "versions": shared.versions(),
+        "versions": versions(),
         "paper": SEED_MIOU[architecture.method],
         "splits": {},
     }

@@ -50,7 +50,7 @@ def extract(
     return torch.cat(parts).clone()  # a clone may be trained on, inference tensors not
 
 
-def _squashed(items: list, size: list[int]) -> Tensor:
+def _squashed(items, size):
     return torch.stack([resize(image, size) for image, _ in items])
 
 

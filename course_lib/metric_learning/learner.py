@@ -28,7 +28,7 @@ CENTER_WEIGHT, CENTER_RATE = 5e-4, 0.5  # as in Luo et al., "Bag of Tricks", CVP
 Terms = Callable[["Learner", Tensor, Tensor], dict[str, Tensor]]
 
 
-def _prototype(metric: str) -> Terms:
+def _prototype(metric):
     def terms(learner, query, labels):  # query b k, labels b
         scale = COSINE_SCALE if metric == "cosine" else SCALE / query.shape[1]
         return {"prototype": batch_prototype_softmax(query, labels, metric, scale)}
@@ -152,7 +152,7 @@ def linear_probe(
     bias = features.new_zeros(num_classes, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=1000, tolerance_grad=1e-7, line_search_fn="strong_wolfe")
 
-    def objective() -> Tensor:
+    def objective():
         solver.zero_grad()
         loss = F.cross_entropy(features @ weight.T + bias, labels) + decay / 2 * weight.square().sum()
         loss.backward()

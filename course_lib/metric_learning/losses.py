@@ -105,16 +105,16 @@ def center_loss(
     return distance.square().sum() / max(1, len(labels))  # Eq. 2 (Wen et al.)
 
 
-def _euclidean(a: Tensor, b: Tensor) -> Tensor:  # b k, c k -> b c
+def _euclidean(a, b):  # b k, c k -> b c
     # By differences, not by |a|^2 - 2ab + |b|^2: that is inexact for close pairs. The gradient at 0 is 0, not NaN.
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _paired(a: Tensor, b: Tensor, metric: Metric) -> Tensor:  # b k, b k -> b
+def _paired(a, b, metric):  # b k, b k -> b
     if metric == "cosine":
         return 1 - F.cosine_similarity(a, b)
     return (a - b).abs().sum(1) if metric == "l1" else (a - b).square().sum(1)
 
 
-def _mean_where(valid: Tensor, values: Tensor) -> Tensor:  # b, b -> a number
+def _mean_where(valid, values):  # b, b -> a number
     return torch.where(valid, values, 0.0).sum() / valid.sum().clamp_min(1)

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from course_lib.data.market1501 import PARTS, Market1501
 from course_lib.evaluate.ranking import cmc_map
-from course_lib.settings import check
+from course_lib.settings import check_settings
 
 RANKS = (1, 5, 10)
 
@@ -31,7 +31,7 @@ class Occluded(Dataset):
     parts: tuple[str, ...]  # names of PARTS
 
     def __post_init__(self) -> None:
-        check(self, known={"parts": PARTS})
+        check_settings(self, known={"parts": PARTS})
 
     def __len__(self) -> int:
         return len(self.data)

@@ -28,7 +28,7 @@ from course_lib import maps
 from course_lib.evaluate.controls import random_weights
 
 
-def _row(query: Tensor, rows: Tensor, chosen: Tensor) -> Tensor:
+def _row(query, rows, chosen):
     return rows[chosen][:, None]
 
 

@@ -330,11 +330,11 @@ def curve(
     return figure
 
 
-def _array(values: Numbers) -> ndarray:
+def _array(values):
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
-def _each(name: str, entries: Each | None, count: int, images: str) -> list:
+def _each(name, entries, count, images):
     """What is given for each image; None for each of them if nothing is."""
     if entries is None:
         return [None] * count
@@ -343,7 +343,7 @@ def _each(name: str, entries: Each | None, count: int, images: str) -> list:
     return list(entries)
 
 
-def _rgb(image: Array) -> ndarray:  # h w 3
+def _rgb(image):  # h w 3
     """The image as bytes with channels last."""
     image = _array(image)
     if image.ndim == 3 and image.shape[-1] != 3 and image.shape[0] == 3:
@@ -363,7 +363,7 @@ def _rgb(image: Array) -> ndarray:  # h w 3
     return (image * 255).round().astype(np.uint8)
 
 
-def _tint(image: ndarray, mask: ndarray) -> ndarray:  # H W 3, H W
+def _tint(image, mask):  # H W 3, H W
     """The image with its labelled pixels tinted; background is no label."""
     if mask.shape != image.shape[:2]:
         raise ValueError(f"A mask of the image's size {image.shape[:2]} was expected, but {mask.shape} came.")
@@ -371,7 +371,7 @@ def _tint(image: ndarray, mask: ndarray) -> ndarray:  # H W 3, H W
     return np.where(mask[..., None] == 0, image, tinted.round()).astype(np.uint8)
 
 
-def _around(figure: Figure, title: str | None, handles: dict, columns: int) -> Figure:
+def _around(figure, title, handles, columns):
     """The figure with a title above it and a legend below it, if there is something to say."""
     if title:
         figure.suptitle(title, fontsize="medium", x=0.01, ha="left", wrap=True)

@@ -33,7 +33,7 @@ from course_lib import checkpoints
 from course_lib.backbones import released, resnet38
 from course_lib.backbones.dense import TAPS, Dense, Maps, Timm
 from course_lib.data.voc import CLASSES
-from course_lib.settings import check
+from course_lib.settings import check_settings
 from course_lib.wsss import View
 from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.seam import pixel_correlation, winning_maps
@@ -60,7 +60,7 @@ class Architecture:
     scored_at: int | None = None  # longer side that images are brought to when seeds are made; None: as they are
 
     def __post_init__(self) -> None:
-        check(self, known={"method": TAG_METHODS})
+        check_settings(self, known={"method": TAG_METHODS})
 
 
 class Small(Dense):
@@ -215,7 +215,7 @@ def load(path: str | Path) -> CamNet:
     return net
 
 
-def _head(before: int, after: int) -> nn.Conv2d:
+def _head(before, after):
     head = nn.Conv2d(before, after, 1, bias=False)
     nn.init.xavier_uniform_(head.weight)
     return head

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from course_lib.processes import gathered, process, processes
 from course_lib.prototypes import at_least_float32, pixel_prototypes
-from course_lib.settings import check
+from course_lib.settings import check_settings
 from course_lib.wsss import View, check_maps
 from course_lib.wsss.seam import EPS
 from course_lib.wsss.views import Warp, resize
@@ -66,7 +66,7 @@ class ContrastConfig:
     class_mean: bool = True  # paper: mean over the chosen pixels; code: over those of a class, then over classes
 
     def __post_init__(self) -> None:
-        check(self, positive=("temperature", "top_k"), not_negative=("cross_prototype", "cross_cam", "intra"))
+        check_settings(self, positive=("temperature", "top_k"), not_negative=("cross_prototype", "cross_cam", "intra"))
 
     @classmethod
     def paper(cls) -> "ContrastConfig":
@@ -232,29 +232,29 @@ def min_max(cam: Float[Tensor, "*views n c h w"]) -> Float[Tensor, "*views n c h
     return (torch.where(maps < low + EPS, 0.0, maps) - low - EPS) / (high - low + EPS)
 
 
-def _logits(embeddings: Tensor, prototypes: Tensor, temperature: float) -> Tensor:  # n d h w, c d -> m c
+def _logits(embeddings, prototypes, temperature):  # n d h w, c d -> m c
     """Cosines of pixels and prototypes, over the temperature."""
     pixels = embeddings.movedim(1, -1).flatten(0, 2)  # m d
     # Lengths are divided out last: there are fewer prototypes than channels.
     return pixels @ (prototypes.T / temperature) / _lengths(pixels)
 
 
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:  # ... c, ... -> ...
+def _losses(logits, labels):  # ... c, ... -> ...
     """Contrast F of each pixel with the prototypes of its row of logits, the positive one given by the label."""
     return F.cross_entropy(logits.flatten(0, -2), labels.flatten().long(), reduction="none").view_as(labels)
 
 
-def _lengths(embeddings: Tensor) -> Tensor:  # n d ... -> n 1 ...
+def _lengths(embeddings):  # n d ... -> n 1 ...
     """Lengths to divide by, 1 for a zero: its cosines are 0, their gradient is finite (with F.normalize it is 1e12)."""
     lengths = embeddings.norm(dim=1, keepdim=True)
     return torch.where(lengths > NEAR_ZERO, lengths, 1.0)
 
 
-def _one_hot(labels: Tensor, num_classes: int) -> Tensor:  # ... -> ... c
+def _one_hot(labels, num_classes):  # ... -> ... c
     return labels[..., None] == torch.arange(num_classes, device=labels.device)
 
 
-def _cross(logits: Tensor, labels: Tensor, competing: Tensor, inside: Tensor, whole: bool) -> Tensor:
+def _cross(logits, labels, competing, inside, whole):
     """Mean contrast over the pixels inside with the competing prototypes, for each view.
 
     A pixel whose own prototype does not compete is left out.
@@ -272,14 +272,14 @@ def _cross(logits: Tensor, labels: Tensor, competing: Tensor, inside: Tensor, wh
 
 
 def _intra(
-    logits: Tensor,
-    labels: Tensor,
-    counts: Tensor,
-    competing: Tensor,
-    noise: Tensor,
-    config: ContrastConfig,
-    inside: Tensor,
-) -> Tensor:
+    logits,
+    labels,
+    counts,
+    competing,
+    noise,
+    config,
+    inside,
+):
     """Contrast with the prototypes of the same view: mined ones, on mined pixels.
 
     Args:
@@ -300,13 +300,13 @@ def _intra(
 
 
 def _pixel_weights(
-    labels: Tensor,
-    similarity: Tensor,
-    noise: Tensor,
-    counts: Tensor,
-    config: ContrastConfig,
-    inside: Tensor,
-) -> Tensor:
+    labels,
+    similarity,
+    noise,
+    counts,
+    config,
+    inside,
+):
     """Weight of each pixel in the intra-view term, 2 m.
 
     The weights of all processes sum to 1, less where classes are too small. Of a class of k pixels k // 2 are drawn at
@@ -330,7 +330,7 @@ def _pixel_weights(
     return times / taken.sum(1, keepdim=True).clamp_min(1)
 
 
-def _ranks_in_class(keys: Tensor, labels: Tensor) -> Tensor:  # k 2 m, 2 m -> k 2 m
+def _ranks_in_class(keys, labels):  # k 2 m, 2 m -> k 2 m
     """Rank of each key among those of its class, from 0 for the smallest, over the pixels of all processes."""
     everyone = gathered(torch.cat((keys, labels[None].to(keys.dtype))).movedim(-1, 0)).movedim(0, -1)  # k+1 2 all
     order = everyone[:-1].sort(stable=True).indices
@@ -340,6 +340,6 @@ def _ranks_in_class(keys: Tensor, labels: Tensor) -> Tensor:  # k 2 m, 2 m -> k 
     return torch.empty_like(order).scatter(2, order.gather(2, again), rank).chunk(processes(), 2)[process()]
 
 
-def _sum(losses: Tensor, weights: Tensor) -> Tensor:  # 2 m, 2 m -> 2
+def _sum(losses, weights):  # 2 m, 2 m -> 2
     """Weighted sums over the pixels of all processes, as this one's share of a mean over processes."""
     return processes() * (weights * losses).sum(1)

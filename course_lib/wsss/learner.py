@@ -27,7 +27,7 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from course_lib import engine
-from course_lib.backbones.dense import Maps, parameter_groups
+from course_lib.backbones.dense import parameter_groups
 from course_lib.data.voc import Voc
 from course_lib.wsss import View, tag_loss
 from course_lib.wsss.cam_net import CamNet, build, save
@@ -161,7 +161,7 @@ class KeptImages(Dataset):
             for parts in ((data[i][0] for i in numbers), (data.saliency(i)[None] for i in numbers))
         )
 
-        def features(images: Tensor, size: int | None) -> Maps:
+        def features(images, size):
             parts = tqdm(images.split(8), "features", disable=not progress)
             prepared = [net.prepare(part.to(net.trunk.mean.device), size=size) for part in parts]
             return {name: torch.cat([maps[name].cpu() for maps in prepared]) for name in prepared[0]}
@@ -251,7 +251,7 @@ def fit(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** config.power)
     plan = engine.Plan(config.epochs, config.precision, seed=config.seed, device=config.device)
 
-    def step(model: TagLearner, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(model, batch):
         if watch is not None:
             watch(model.net, int(model.steps))
         return model.step(batch)
@@ -259,7 +259,7 @@ def fit(
     return engine.train(learner, step, loader, optimizer, plan, scheduler=scheduler, folder=folder, progress=progress)
 
 
-def _optimizer(net: CamNet, config: TagTraining) -> torch.optim.Optimizer:
+def _optimizer(net, config):
     if config.optimizer == "sgd":
         groups = parameter_groups(net.trunk, net.new_layers(), config.learning_rate, config.weight_decay)
         return torch.optim.SGD(groups, config.learning_rate, config.momentum)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from course_lib.backbones.weights import LITE0
-from course_lib.settings import check
+from course_lib.settings import check_settings
 from course_lib.wsss.cam_net import Architecture
 from course_lib.wsss.contrast import ContrastConfig
 from course_lib.wsss.methods import TAG_METHODS
@@ -63,7 +63,7 @@ class TagTraining:
     device: str = "auto"  # auto, cpu or cuda
 
     def __post_init__(self) -> None:
-        check(
+        check_settings(
             self,
             positive=(
                 "epochs",

@@ -69,7 +69,7 @@ def pixel_correlation(
 
 
 # sources n c m, features n k m, part n k b -> n c b
-def _spread(sources: Tensor, features: Tensor, part: Tensor, room: Tensor | None) -> Tensor:
+def _spread(sources, features, part, room):
     shape = len(part), features.shape[2], part.shape[2]
     out = None if room is None else room[: prod(shape)].view(shape)
     return sources @ torch.bmm(features.mT, part, out=out).relu_()

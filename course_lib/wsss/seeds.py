@@ -168,5 +168,5 @@ def score(net: CamNet, data: Voc) -> dict[str, dict[str, Any]]:
     return {name: figures(*pair, data, net.method.threshold) for name, pair in found.items()}
 
 
-def _mean(shares: Tensor) -> float:
+def _mean(shares):
     return 100 * float(shares.nanmean())

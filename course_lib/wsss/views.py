@@ -83,7 +83,7 @@ class Warp(NamedTuple):
         moved = View(*(None if maps is None else self(maps, size) for maps in view1))
         return moved, view2._replace(cam=view2.cam * inside, refined=view2.refined * inside)
 
-    def _origins(self, height: int, width: int) -> Tensor:  # n H W 2
+    def _origins(self, height, width):  # n H W 2
         """Where each pixel comes from before the flip, (x, y) in -1..1 from corner to corner."""
         angle, right, down = self.rigid[..., None, None]  # n 1 1 each
         y, x = (torch.linspace(-1, 1, side, device=angle.device) for side in (height, width))
@@ -116,5 +116,5 @@ class Transformation:
         return Warp(chance < 0.5 * self.flip, rigid)
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def _pair(size):
     return (size, size) if isinstance(size, int) else tuple(size)
