@@ -4,6 +4,8 @@ import importlib
 import inspect
 import sys
 
+from course_lib.experiments.options import options
+
 COMMANDS = {
     "data": ("course_lib.worlds.minis:main", "fetch the photographs and write the miniature data sets"),
     "build": ("course_lib.course.build:main", "build the notebooks from their reviewed sources"),
@@ -80,10 +82,8 @@ def main(argv: list[str]) -> int:
     try:
         if list(inspect.signature(command).parameters) == ["argv"]:
             return command(argv) or 0
-        from course_lib.experiments.shared import options  # late: not every command needs tyro and torch
-
         return options(command, argv, name) or 0
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         if debug:
             raise
         print(error, file=sys.stderr)

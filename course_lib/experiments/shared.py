@@ -1,13 +1,13 @@
 """What all experiments share: options, tables on disk, what to say after a training, miniatures in place of a path."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,17 +18,6 @@ from course_lib.backbones import Backbone
 from course_lib.published import DIST_CAM_TABLE_1
 
 WEIGHTS = ("pretrained", "random")  # what a network starts from, where it is no path
-
-
-def options(kind: Callable, argv: list[str], name: str, **more: Any) -> Any:
-    """What a function or dataclass makes of options; a wrong one ends the program with a sentence and code 2.
-
-    Args:
-        name: of the command, for its help.
-        more: as of `tyro.cli`, such as a `default`.
-    """
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(kind, args=argv, prog=f"python -m course_lib {name}", config=config, **more)
 
 
 def with_data(config: Any, miniature: Callable[[], Path]) -> Any:
@@ -62,12 +51,17 @@ def writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another process may have been here
     except OSError as error:
         raise OSError(
             f"expected a folder to write into, got {folder}: {error.strerror}; name another --folder."
         ) from error
     return folder
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes and prints, among those of torchrun or alone."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -77,7 +71,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def write(result: dict[str, Any], text: str, path: Path) -> dict[str, Any]:
     """Write a result as path.json and its table as path.md, in the main process only; returns the result."""
-    if engine.this_process().is_main_process:
+    if first_process():
         paths.write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
         paths.write_text(path.with_suffix(".md"), text)
     return result
@@ -85,7 +79,7 @@ def write(result: dict[str, Any], text: str, path: Path) -> dict[str, Any]:
 
 def say(*lines: str) -> None:
     """Print lines, in the main process only."""
-    if engine.this_process().is_main_process:
+    if first_process():
         print(*lines, sep="\n")
 
 

@@ -34,6 +34,7 @@ from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import VOC_COUNTS, Voc, write_mask
 from course_lib.evaluate.segmentation import SEED_THRESHOLDS
 from course_lib.experiments import shared
+from course_lib.experiments.options import options
 from course_lib.lesson import versions
 from course_lib.published import CONTRAST_TABLES, SEED_MIOU
 from course_lib.settings import check_settings
@@ -316,8 +317,8 @@ def with_recipe(command: Callable, argv: list[str], name: str) -> None:
 
     helping = [word for word in argv if word in ("-h", "--help")]
     asked = [word for word in argv if word not in helping]
-    config, rest = shared.options(chosen, asked, name, return_unknown_args=True)
-    shared.options(partial(command, config=config), rest + helping, name)
+    config, rest = options(chosen, asked, name, return_unknown_args=True)
+    options(partial(command, config=config), rest + helping, name)
 
 
 def ready(config: TagTraining) -> TagTraining:
