@@ -14,6 +14,8 @@ from course_lib.wsss.cam_net import HEAD_NAMES, Architecture, build, load, save
 from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.seam import pixel_correlation, winning_maps
 
+pytestmark = pytest.mark.figures
+
 CLASSES = ("background", "bird", "fish", "train")
 TRUNKS = {
     "small": Architecture("cam", CLASSES, "small", neck=16, projector=8),

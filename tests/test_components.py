@@ -10,6 +10,8 @@ from scipy import ndimage
 
 from course_lib.components import contour_boxes, largest_boxes
 
+pytestmark = pytest.mark.figures
+
 EIGHT = np.ones((3, 3), int)
 
 

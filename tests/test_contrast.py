@@ -25,6 +25,8 @@ from course_lib.wsss.contrast import (
 )
 from course_lib.wsss.views import Warp
 
+pytestmark = pytest.mark.figures
+
 CODE, PAPER = ContrastConfig.code(), ContrastConfig.paper()
 TERMS = ("cross-prototype", "cross-cam", "intra")
 DIFFERENCES = [

@@ -12,6 +12,8 @@ from course_lib import maps
 from course_lib.evaluate import controls
 from course_lib.prototypes import class_prototypes
 
+pytestmark = pytest.mark.figures
+
 
 def seeded(seed=0):
     return Generator().manual_seed(seed)

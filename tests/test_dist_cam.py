@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from course_lib import maps
 
+pytestmark = pytest.mark.figures
+
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(2, 12), st.integers(1, 4), st.integers(1, 5))
 
 

@@ -13,6 +13,8 @@ from course_lib.evaluate import episodes
 from course_lib.evaluate.episodes import CLASSIFIERS, TRANSDUCTIVE, accuracies, interval, recalls, sample
 from course_lib.prototypes import rectify
 
+pytestmark = pytest.mark.figures
+
 
 def seeded(seed=0):
     return Generator().manual_seed(seed)

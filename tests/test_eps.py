@@ -13,6 +13,8 @@ from course_lib import prototypes
 from course_lib.wsss import eps
 from course_lib.wsss.eps import explanations, overlaps, saliency_loss
 
+pytestmark = pytest.mark.figures
+
 
 def sample(seed=0, images=3, classes=5, side=4, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)

@@ -27,6 +27,8 @@ from course_lib.experiments.fewshot import (
 )
 from course_lib.metric_learning.features import extract
 
+pytestmark = pytest.mark.figures
+
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):

@@ -46,6 +46,8 @@ from course_lib.prototypes import class_prototypes
 from course_lib.published import DIST_CAM_TABLE_1
 from course_lib.worlds import minis
 
+pytestmark = pytest.mark.figures
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):

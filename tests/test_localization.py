@@ -19,6 +19,8 @@ from course_lib.evaluate.localization import (
     squash_boxes,
 )
 
+pytestmark = pytest.mark.figures
+
 
 def boxes(*rows):
     return torch.tensor(rows)

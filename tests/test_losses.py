@@ -23,6 +23,8 @@ from course_lib.metric_learning.losses import (
     prototype_softmax,
 )
 
+pytestmark = pytest.mark.figures
+
 METRICS = ("l1", "l2", "cosine")
 BATCHES = st.tuples(st.integers(2, 12), st.integers(1, 5), st.integers(2, 9), st.integers(0, 10_000))
 

@@ -12,6 +12,8 @@ from test_backbones import SPLITTABLE, network
 
 from course_lib import backbones, maps
 
+pytestmark = pytest.mark.figures
+
 # cam ------------------------------------------------------------------------------------------------------------------
 
 

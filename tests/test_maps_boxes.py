@@ -5,6 +5,8 @@ import torch
 
 from course_lib import maps
 
+pytestmark = pytest.mark.figures
+
 
 def test_an_empty_heatmap_gives_zeros():
     for threshold in (0.0, 0.2, 1.0):

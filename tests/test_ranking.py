@@ -13,6 +13,8 @@ from pytorch_metric_learning.utils.inference import CustomKNN
 from course_lib.evaluate import ranking
 from course_lib.evaluate.ranking import cmc_map, nearest, retrieval
 
+pytestmark = pytest.mark.figures
+
 
 def slow_cmc_map(distances, query_ids, gallery_ids, query_cameras, gallery_cameras, ranks):
     """Query by query, image by image, as one would do it with a pencil."""

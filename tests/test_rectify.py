@@ -12,6 +12,8 @@ from torch import Generator
 from course_lib import prototypes
 from course_lib.prototypes import class_prototypes, rectify, shift
 
+pytestmark = pytest.mark.figures
+
 
 def episode(ways=3, shots=2, queries=6, k=5, seed=0, batch=()):
     """Directions around class centres, close enough to each other that some queries get the wrong label."""

@@ -43,6 +43,8 @@ from course_lib.metric_learning.features import trunk
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
 from course_lib.metric_learning.pedestrians import Occluded, market_scores
 
+pytestmark = pytest.mark.figures
+
 SMALL = (64, 32)
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from course_lib.evaluate import ranking
 from course_lib.evaluate.ranking import cmc_map, rerank
 
+pytestmark = pytest.mark.figures
+
 
 def slow_rerank(query, gallery, k1, k2, lam):
     """The definition in float64: sets of Python, dense matrices, a loop for everything."""

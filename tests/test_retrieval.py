@@ -28,6 +28,8 @@ from course_lib.metric_learning.features import extract
 from course_lib.metric_learning.learner import Learner, embedding
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax
 
+pytestmark = pytest.mark.figures
+
 CLASSES, IMAGES = 8, 4
 
 

@@ -10,6 +10,8 @@ from course_lib import maps
 from course_lib.evaluate import controls
 from course_lib.metric_learning.rules import NAMES, NONE, RULES, neighbours, pair_maps, random_wrong, ranked
 
+pytestmark = pytest.mark.figures
+
 
 def seeded(seed=0):
     return Generator().manual_seed(seed)

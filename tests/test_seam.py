@@ -25,6 +25,8 @@ from course_lib.wsss.seam import (
 )
 from course_lib.wsss.views import resize
 
+pytestmark = pytest.mark.figures
+
 
 def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)

@@ -24,6 +24,8 @@ from course_lib.wsss.cam_net import Architecture, build, load, save
 from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.seeds import hard_seeds, scaled_scores, score_maps
 
+pytestmark = pytest.mark.figures
+
 CLASSES = ("background", "bird", "fish", "train")
 
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from course_lib.evaluate import segmentation
 from course_lib.evaluate.segmentation import IGNORE, SEED_THRESHOLDS, ThresholdSweep, sweep
 
+pytestmark = pytest.mark.figures
+
 NAMES = ("background", "bird", "fish", "flower")
 
 

@@ -25,6 +25,8 @@ from course_lib.wsss.recipes import recipe
 from course_lib.wsss.seam import seam_loss, with_background
 from course_lib.wsss.views import Transformation, Warp, resize
 
+pytestmark = pytest.mark.figures
+
 CODE, PAPER = ContrastConfig.code(), ContrastConfig.paper()
 TABLE7 = {
     "flip": Transformation(flip=True),

@@ -31,6 +31,8 @@ from course_lib.wsss.recipes import TagTraining, recipe
 from course_lib.wsss.seam import seam_loss
 from course_lib.wsss.views import Transformation
 
+pytestmark = pytest.mark.figures
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):

@@ -11,7 +11,6 @@ mini-voc-creatures      the same of the procedural world; written only when aske
 mini-market-clothes     paper dolls seen by six cameras, each known by its clothes; -head: by head and bag; -both
 """
 
-import argparse
 import json
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -328,22 +328,20 @@ def _write_all(root: str, source: str, seed: int) -> Iterator[tuple[type, Path, 
     yield Voc, mini_voc(root, source, seed), ("trainaug", "train", "val")
 
 
-def main(argv: list[str]) -> int:
-    """`python -m course_lib data`: fetch, write, and print what is there."""
-    parser = argparse.ArgumentParser(
-        prog="python -m course_lib data", description="Fetch the photographs, write the miniatures."
-    )
-    parser.add_argument("--root", default="", help="data folder (default: data/ of the checkout, or COURSE_DATA)")
-    parser.add_argument("--source", choices=sorted(PER_ITEM), default="photographs")
-    parser.add_argument("--seed", type=int, default=0, help="of the scenes and of the train/val split (default: 0)")
-    arguments = parser.parse_args(argv)
+def main(root: str = "", source: Literal["photographs", "creatures"] = "photographs", seed: int = 0) -> None:
+    """Fetch the photographs, write the miniatures, and print what is there.
+
+    Args:
+        root: data folder; "": data/ of the checkout, or COURSE_DATA.
+        source: of the objects in the scenes.
+        seed: of the scenes and of the train/val split.
+    """
     start = time.perf_counter()
-    if arguments.source == "photographs":
-        print(photographs(arguments.root))
-    for reader, folder, splits in _write_all(arguments.root, arguments.source, arguments.seed):
+    if source == "photographs":
+        print(photographs(root))
+    for reader, folder, splits in _write_all(root, source, seed):
         for split in splits:
             data = reader(folder, split)
             print(data)
     print(f"  {quality((data.saliency(i).numpy(), data.mask(i).numpy()) for i in range(len(data)))}")
     print(f"Data ready in {time.perf_counter() - start:.1f} s.")
-    return 0
