@@ -10,6 +10,7 @@ epoch and an optimiser, and with all names behind "module." (nn.DataParallel) or
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,14 @@ WRAPPERS = ("state_dict", "model", "net", "model_state_dict")  # keys under whic
 def write(path: Path, module: nn.Module, about: dict[str, Any] | None = None) -> None:
     """Write all tensors of a module as one .safetensors file, whole or not at all; a missing folder is made.
 
-    The same tensors and words give the same bytes. Only one process at a time may write a file.
+    The same tensors and words give the same bytes, so that several processes may write the same file.
 
     Args:
         about: what the file says about itself, anything that JSON holds.
     """
     state = {name: tensor.contiguous().cpu() for name, tensor in module.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.writing")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.writing")
     # All under one key: several would come in an order that changes from run to run.
     unfinished.write_bytes(save(state, {"about": json.dumps(about or {}, sort_keys=True)}))
     unfinished.replace(path)
