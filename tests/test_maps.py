@@ -12,8 +12,6 @@ from test_backbones import SPLITTABLE, network
 
 from course_lib import backbones, maps
 
-pytestmark = pytest.mark.figures
-
 # cam ------------------------------------------------------------------------------------------------------------------
 
 
@@ -98,6 +96,7 @@ def test_heatmap_is_bicubic_then_min_max(h, w, height, width, seed):
     np.testing.assert_allclose(maps.heatmap(raw, (height, width)).numpy(), expected, atol=2e-5)
 
 
+@pytest.mark.figures
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 3), max_size=2), st.integers(0, 99), st.floats(-4, 4))
 def test_heatmaps_fill_0_to_1_image_by_image(batch, seed, exponent):
@@ -111,6 +110,7 @@ def test_heatmaps_fill_0_to_1_image_by_image(batch, seed, exponent):
         torch.testing.assert_close(one, maps.heatmap(alone * 10**exponent + 1, 20), atol=tolerance, rtol=0)
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize("bad", [0.0, 5.0, float("nan"), float("inf"), -float("inf"), 1e30])
 def test_maps_with_nothing_to_show_are_zero_with_one_warning(bad):
     raw = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -129,6 +129,7 @@ def test_maps_with_nothing_to_show_are_zero_with_one_warning(bad):
     torch.testing.assert_close(found[alive], expected[alive])
 
 
+@pytest.mark.figures
 @settings(deadline=None, max_examples=40)
 @given(
     st.floats(-30, 30), st.sampled_from([-1, 1]), st.integers(1, 14), st.sampled_from([14, 30, 224]), st.integers(0, 99)

@@ -11,8 +11,6 @@ from torch import Generator
 from course_lib.experiments.localise import ClassPrototypes
 from course_lib.prototypes import class_prototypes
 
-pytestmark = pytest.mark.figures
-
 
 def sample(n, k, classes, seed=0):
     """Features, and labels in which every class occurs."""

@@ -2,8 +2,10 @@
 
 import base64
 import json
+import os
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -225,3 +227,14 @@ def test_the_runner_goes_on_after_a_failure_and_replaces_old_figures(tmp_path, m
     noise = capfd.readouterr().err
     assert "01_broken failed: ValueError: a broken lesson" in noise and "02_sound " in noise and "3/3 cells" in noise
     assert "TCP" not in noise and "KeyboardInterrupt" not in noise
+
+
+def test_a_run_into_a_folder_leaves_results_and_report_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(runner.build, "build_solved", lambda *_: [Path("01_x.ipynb")])
+    monkeypatch.setattr(runner, "run", lambda *asked, strict: seen.append((*asked, os.environ["COURSE_RESULTS"])) or [])
+    monkeypatch.setattr(report, "write", lambda *_: pytest.fail("a report of a run elsewhere"))
+    seen, other = [], tmp_path / "other"
+    assert runner.main(profile="smoke", into=str(other)) == 0
+    assert seen == [([Path("01_x.ipynb")], other, "smoke", str(other / "results"))]
+    assert capsys.readouterr().out == "1 of 1 lessons ran.\n"

@@ -177,6 +177,7 @@ def test_evaluation_equals_one_pass_for_each_threshold(tree, checkpoint, tmp_pat
     for name, row in result["splits"]["val"].items():
         scores = [score_maps(model, data[i][0][None], data[i][1][None])[name] for i in range(len(data))]
         curve = [miou([hard_seeds(score, step / 100) for score in scores], masks, data.classes) for step in range(60)]
+        # Image by image in place of batches, rounding moves a handful of 110,592 pixels over a threshold.
         assert row["curve"] == pytest.approx(curve, abs=0.05) and row["miou"] == pytest.approx(max(curve), abs=0.05)
         hit = total = 0
         for i, score in enumerate(scores):
