@@ -4,5 +4,11 @@ import sys
 
 from course_lib.course.commands import main
 
+
+def course() -> int:
+    """The console command `course`."""
+    return main(sys.argv[1:])
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(course())
