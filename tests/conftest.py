@@ -4,9 +4,14 @@ from jaxtyping import install_import_hook
 
 install_import_hook("course_lib", "beartype.beartype")
 
-import pytest  # noqa: E402  (course_lib is imported after the hook)
+import shutil  # noqa: E402  (course_lib is imported after the hook)
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # No clock decides a test, on a busy machine either. (`--timeout` in pyproject.toml ends what hangs.)
 settings.register_profile("course", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -24,6 +29,18 @@ def photos():
     from course_lib.worlds.photographs import photographs
 
     return photographs()
+
+
+@pytest.fixture(scope="session")
+def installable(tmp_path_factory):
+    """A copy of all that an installation is built from: a build leaves its own files behind."""
+    copy = tmp_path_factory.mktemp("installable")
+    shutil.copytree(ROOT / "course_lib", copy / "course_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    tables = [file.relative_to(ROOT) for file in (ROOT / "data" / "evidence").glob("*.json")]
+    for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-text", "data/photographs.json", *tables):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    return copy
 
 
 class Inline:

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -147,57 +146,6 @@ def test_two_builders_at_once_leave_whole_files(course):
     assert sorted(path.name for path in (course / "solved").iterdir()) == ["00_shapes.ipynb", "01_pictures.ipynb"]
     for path in (course / "solved").iterdir():
         nbformat.validate(read(path))
-
-
-# ------------------------------------------------------------------------------------------ the set-up cell
-
-
-def setup_lines(course):
-    source = next(
-        cell.source
-        for cell in build.solved(course / "src" / "00_shapes.py", build.address(course)).cells
-        if "google.colab" in cell.source
-    )
-    return source.split("import torch")[0]
-
-
-def rehearse(course, monkeypatch, colab, installed):
-    """Execute the set-up lines in a pretended Colab; returns what pip was asked for."""
-    asked, present = [], installed
-    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
-    if colab:
-        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    found = lambda name: object() if present else None
-
-    def magic(name, line):
-        nonlocal present
-        asked.append((name, line))
-        present = True
-
-    monkeypatch.setattr("importlib.util.find_spec", found)
-    shell = types.SimpleNamespace(run_line_magic=magic)
-    lines = compile(setup_lines(course), "setup", "exec")
-    for _ in range(2):  # the cell may be run again
-        exec(lines, {"get_ipython": lambda: shell})
-    return asked
-
-
-def test_colab_installs_exactly_what_pyproject_says_once_and_leaves_torch_alone(course, monkeypatch):
-    [(magic, line)] = rehearse(course, monkeypatch, colab=True, installed=False)
-    where = build.address(ROOT)
-    assert magic == "pip"
-    assert line.split() == ["install", "-q", "--no-deps", f"git+{where.repository}@{where.revision}", *where.colab]
-    assert not {"torch", "torchvision", "numpy"} & set(line.split())
-
-
-@pytest.mark.parametrize("colab", [True, False])
-def test_nothing_is_installed_where_the_library_is(course, monkeypatch, colab):
-    assert rehearse(course, monkeypatch, colab, installed=True) == []
-
-
-def test_elsewhere_without_the_library_the_cell_says_what_to_do(course, monkeypatch):
-    with pytest.raises(ModuleNotFoundError, match="run `make lab` there"):
-        rehearse(course, monkeypatch, colab=False, installed=False)
 
 
 def test_lessons_load_nothing_of_the_build():

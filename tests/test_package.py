@@ -24,13 +24,9 @@ SHELF = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """Wheel and sdist of this checkout, built in a copy: a build leaves its own files behind."""
-    copy = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "course_lib", copy / "course_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", *LICENCES, *(f"data/{name}" for name in SHELF)):
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name)
+def built(tmp_path_factory, installable):
+    """Wheel and sdist of this checkout."""
+    copy = shutil.copytree(installable, tmp_path_factory.mktemp("built") / "course")
     code = "import setuptools.build_meta as b; print(b.build_sdist('dist')); print(b.build_wheel('dist'))"
     (copy / "dist").mkdir()
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=copy, capture_output=True, text=True)

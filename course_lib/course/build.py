@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 import jupytext
 import nbformat
@@ -40,15 +41,32 @@ STEPS = (  # of nbgrader, from the solved notebook to the one that is handed out
     preprocessors.ComputeChecksums,
 )
 SETUP = """\
-# Set-up. On Colab it installs the course library and what that needs; torch stays Colab's own. Elsewhere it does nothing.
-import importlib.util, sys
-if "google.colab" in sys.modules and not importlib.util.find_spec("course_lib"):
-    get_ipython().run_line_magic("pip", "install -q --no-deps git+{where.repository}@{where.revision} "
-                                 "{packages}")
+# Set-up. On Colab and Kaggle it installs the course beside their own torch.
+# Elsewhere it does nothing.
+import importlib.util, os, sys
+
+cloud = ("Colab" if "google.colab" in sys.modules else
+         "Kaggle" if "KAGGLE_KERNEL_RUN_TYPE" in os.environ else "")
+if cloud and not importlib.util.find_spec("course_lib"):
+    get_ipython().run_line_magic(
+        "pip", "install -q --no-deps "
+        "git+{where.repository}@{where.revision} "
+        "{packages}")
     importlib.invalidate_caches()
 if not importlib.util.find_spec("course_lib"):
-    raise ModuleNotFoundError("The course library is missing. Get the course from "
-                              "{where.repository}, run `make lab` there, and open this lesson.")"""  # noqa: E501 (its first line is as long in the notebooks)
+    class Stop(Exception):  # one sentence, no traceback; "Run all" ends here
+        _render_traceback_ = lambda self: [str(self)]
+
+    course = "{where.repository}"
+    failed = f"The course could not be installed from {{course}}; pip says why above. "
+    raise Stop({{
+        "Colab": failed + "Open that address in a browser. If it opens, choose "
+                 "Runtime > Restart session and run all; if not, it has moved.",
+        "Kaggle": failed + "Kaggle starts without a network: switch Internet on in "
+                  "the side bar (Settings), and run all.",
+        "": f"Expected the library course_lib in {{sys.executable}}, found none. "
+            f"Get the course from {{course}}, run `make lab` there, and open this "
+            "lesson in the page that it opens."}}[cloud])"""
 
 
 @dataclass(frozen=True)
@@ -101,8 +119,9 @@ def badge(source: Path, where: Address) -> str:
 def solved(source: Path, where: Address) -> NotebookNode:
     """The notebook with solutions and hidden tests, without outputs."""
     notebook = jupytext.read(source)
+    lines = wrap(" ".join(where.colab), 76, break_on_hyphens=False)
     words = {
-        "setup": SETUP.format(where=where, packages=" ".join(where.colab)),
+        "setup": SETUP.format(where=where, packages=' "\n        "'.join(lines)),
         "badge": badge(source, where),
         "next": _next(source, where),
     }
