@@ -40,6 +40,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
+from course_lib.settings import Count, Positive, RandomSeed, check_settings
+
 READ_EVERY = 50  # optimiser steps from one look at the device to the next
 NEVER = torch.iinfo(torch.int64).max  # the step since which a finite term is not finite
 
@@ -50,20 +52,17 @@ Step = Callable[[nn.Module, Any], dict[str, Tensor]]
 class Plan:
     """How a model is trained, apart from its loss, data and optimiser."""
 
-    epochs: int
+    epochs: Count
     precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast; weights stay float32
-    accumulate: int = 1  # batches for each optimiser step
-    clip: float | None = None  # largest norm of the gradient, of all weights together
-    seed: int = 0
-    save_every: int | None = None  # optimiser steps (and at the end); None: after each epoch
+    accumulate: Count = 1  # batches for each optimiser step
+    clip: Positive | None = None  # largest norm of the gradient, of all weights together
+    seed: RandomSeed = 0
+    save_every: Count | None = None  # optimiser steps (and at the end); None: after each epoch
     channels_last: bool = True  # memory format of 4-D weights and inputs
     device: str = "auto"  # see `this_process`; a training may go on elsewhere
 
     def __post_init__(self):
-        for name in ("epochs", "accumulate", "clip", "save_every"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} of a plan is above 0, but {value} came.")
+        check_settings(self)
 
 
 def this_process(device: str = "auto") -> PartialState:

@@ -679,5 +679,5 @@ NAN = float("nan")
 
 @pytest.mark.parametrize("wrong", [{"epochs": 0}, {"accumulate": 0}, {"clip": 0.0}, {"save_every": 0}, {"clip": NAN}])
 def test_plans_above_zero(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))} of a plan is above 0"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be "):
         Plan(**({"epochs": 1} | wrong))

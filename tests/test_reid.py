@@ -620,7 +620,7 @@ def test_commands_train_ablate_and_evaluate(tree, tmp_path, capsys):
     [
         (["--tricks", "strid"], 2, "no trick 'strid'; there are: warmup, "),
         (["--loss", "triplet"], 2, "no loss 'triplet'; there are: id.triplet, prototype-cosine"),
-        (["--epochs", "0"], 2, "epochs must be above 0, got 0"),
+        (["--epochs", "0"], 2, "epochs must be from 1 to 1e\\+09, got 0"),
         (["--k1", "3"], 1, "--k1, --k2, --lam and --batch-size are of an evaluation"),
         (["--backbone", "test_resnet", "--last-block"], 1, "The last block alone can be trained in EfficientNets"),
         (["--classes", "9"], 1, "Batches of 9 classes were asked for, but the data has 4"),

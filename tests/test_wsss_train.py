@@ -486,7 +486,7 @@ def test_what_is_refused_is_said(tree, tmp_path, capsys):
     assert "got 14 images; take smaller" in error("--backbone", "small", "--batch-size", "15", "--epochs", "1")
     with pytest.raises(ValueError, match="features of whole images"):
         TagTraining("d", kept=True)
-    with pytest.raises(ValueError, match="learning_rate must be above 0"):
+    with pytest.raises(ValueError, match="learning_rate must be from 1e-12"):
         TagTraining("d", learning_rate=0.0)
 
 

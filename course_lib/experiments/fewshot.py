@@ -21,7 +21,7 @@ how good it is. BatchNorm sees support and queries of a batch together in stage 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,19 @@ from course_lib.experiments import shared
 from course_lib.lesson import versions
 from course_lib.metric_learning.features import extract
 from course_lib.metric_learning.learner import LOSSES, Learner, Terms
-from course_lib.settings import check_settings
+from course_lib.settings import (
+    DISTINCT,
+    Count,
+    NotNegative,
+    PartialShare,
+    Positive,
+    RandomSeed,
+    Several,
+    Side,
+    Whole,
+    Workers,
+    check_settings,
+)
 from course_lib.worlds import minis
 
 RESNET12 = "resnet12"
@@ -58,30 +70,27 @@ class FewShotTraining:
     data: str = ""  # folder of miniImageNet or of a miniature; "": mini-imagenet
     backbone: str = RESNET12  # or any of timm's that ends in GAP and one linear layer
     weights: str = "random"  # to start from: "random", "pretrained" (not ResNet-12), or the path of a checkpoint
-    size: int | None = None  # side of the squashed images, pixels; None: 84 for ResNet-12 (80 there), else 160
-    epochs: int = 100  # of stage 1, classification
-    batch_size: int = 128  # of stage 1
-    learning_rate: float = 0.1  # of stage 1, and a tenth of it in the last tenth of the epochs
-    meta_epochs: int = 20  # of stage 2, episodes
-    batches: int = 200  # in an epoch of stage 2
-    episodes: int = 4  # in a batch of stage 2
-    ways: int = 5  # classes in an episode
-    shots: int = 1  # support images of each
-    queries: int = 15  # query images of each
-    meta_learning_rate: float = 1e-3  # of stage 2
-    temperature: float = 10.0  # t at the beginning; a factor, not a divisor
-    weight_decay: float = 5e-4  # of both stages
-    drop: float = resnet12.DROP  # ResNet-12's dropout and DropBlock (Lee et al., 2019; none there)
-    workers: int = 0  # processes that read images
+    size: Side | None = None  # side of the squashed images, pixels; None: 84 for ResNet-12 (80 there), else 160
+    epochs: Count = 100  # of stage 1, classification
+    batch_size: Count = 128  # of stage 1
+    learning_rate: Positive = 0.1  # of stage 1, and a tenth of it in the last tenth of the epochs
+    meta_epochs: Count = 20  # of stage 2, episodes
+    batches: Count = 200  # in an epoch of stage 2
+    episodes: Count = 4  # in a batch of stage 2
+    ways: Several = 5  # classes in an episode
+    shots: Count = 1  # support images of each
+    queries: Count = 15  # query images of each
+    meta_learning_rate: Positive = 1e-3  # of stage 2
+    temperature: Positive = 10.0  # t at the beginning; a factor, not a divisor
+    weight_decay: NotNegative = 5e-4  # of both stages
+    drop: PartialShare = resnet12.DROP  # ResNet-12's dropout and DropBlock (Lee et al., 2019; none there)
+    workers: Workers = 0  # processes that read images
     precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast
     device: str = "auto"  # or "cpu", "cuda"
-    seed: int = 0  # of what is new in the network, and of the training
+    seed: RandomSeed = 0  # of what is new in the network, and of the training
 
     def __post_init__(self) -> None:
-        names = (
-            "size epochs batch_size meta_epochs batches episodes ways shots queries learning_rate meta_learning_rate"
-        )
-        check_settings(self, positive=names.split(), not_negative=("weight_decay", "drop", "workers"))
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -93,26 +102,21 @@ class FewShotEvaluation:
     weights: Literal["pretrained", "random"] = "pretrained"  # without a checkpoint
     checkpoint: str = ""  # a model.safetensors of `train fewshot`, or pretrained.safetensors, of before its episodes
     split: Literal["train", "val", "test"] = "test"  # choose settings on "val" only
-    methods: tuple[str, ...] = tuple(CLASSIFIERS)  # ways to answer a query
-    ways: int = 5  # classes in an episode
-    shots: tuple[int, ...] = (1, 5)  # support images of each class
-    queries: int | tuple[int, ...] = 15  # of each class, or of the first, second, ... class of an episode
-    episodes: int = 10_000  # for each number of shots
-    surest: int = 8  # queries that rectify a prototype, Z
-    epsilon: float = 10.0  # scale of their weights
-    size: int | None = None  # side of the squashed images, pixels; None: 84 for ResNet-12, else 160
-    batch_size: int = 8  # of images; on a CPU larger batches are slower; take 64 or more on a GPU
-    workers: int = 0  # processes that read images
+    methods: Annotated[tuple[str, ...], tuple(CLASSIFIERS), DISTINCT] = tuple(CLASSIFIERS)  # ways to answer a query
+    ways: Several = 5  # classes in an episode
+    shots: Annotated[tuple[Count, ...], DISTINCT] = (1, 5)  # support images of each class
+    queries: Whole | tuple[Whole, ...] = 15  # of each class, or of the first, second, ... class of an episode
+    episodes: Count = 10_000  # for each number of shots
+    surest: Count = 8  # queries that rectify a prototype, Z
+    epsilon: NotNegative = 10.0  # scale of their weights
+    size: Side | None = None  # side of the squashed images, pixels; None: 84 for ResNet-12, else 160
+    batch_size: Count = 8  # of images; on a CPU larger batches are slower; take 64 or more on a GPU
+    workers: Workers = 0  # processes that read images
     device: str = "auto"  # or "cpu", "cuda"
-    seed: int = 0  # of the episodes, and of random weights
+    seed: RandomSeed = 0  # of the episodes, and of random weights
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            positive=("ways", "shots", "episodes", "surest", "size", "batch_size"),
-            not_negative=("queries", "epsilon", "workers"),
-            known={"methods": CLASSIFIERS},
-        )
+        check_settings(self)
 
 
 def few_shot_network(

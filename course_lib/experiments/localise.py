@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,17 @@ from course_lib.metric_learning.rules import RULES
 from course_lib.processes import sum_over_processes
 from course_lib.prototypes import check_counted, check_labels
 from course_lib.published import DIST_CAM_TABLE_1
-from course_lib.settings import check_settings
+from course_lib.settings import (
+    DISTINCT,
+    Count,
+    NotNegative,
+    Positive,
+    RandomSeed,
+    Several,
+    Side,
+    Workers,
+    check_settings,
+)
 from course_lib.worlds import minis
 
 CLASS_RULES = tuple(name for name in RULES if name != "uniform")  # those that tell classes apart
@@ -70,26 +80,21 @@ class LocaliseTraining:
     data: str = ""  # folder of ILSVRC 2012 or of a miniature with training images; "": mini-ilsvrc-kind
     backbone: str = "tf_efficientnet_lite0"  # a name of Table 1, or any of timm's that ends in GAP and one linear layer
     weights: str = "pretrained"  # to start from: "pretrained", "random", or the path of a checkpoint
-    loss: str = "triplet"  # softmax, center, triplet, prototype-l1, prototype-l2 or prototype-cosine
+    loss: Annotated[str, tuple(LOSSES)] = "triplet"  # softmax, center, triplet, prototype-l1, -l2 or -cosine
     last_block: bool = False  # train the last block only, on features of those before it, made once (for a CPU)
-    epochs: int = 10  # passes over the data
-    classes: int = 8  # P classes ...
-    images: int = 5  # ... of K images make a batch
-    learning_rate: float | None = None  # None: the loss's own
-    weight_decay: float = 1e-4  # of all but the centers
-    size: int = 224  # side of the squashed images, pixels
-    workers: int = 0  # processes that read images
+    epochs: Count = 10  # passes over the data
+    classes: Several = 8  # P classes ...
+    images: Count = 5  # ... of K images make a batch
+    learning_rate: Positive | None = None  # None: the loss's own
+    weight_decay: NotNegative = 1e-4  # of all but the centers
+    size: Side = 224  # side of the squashed images, pixels
+    workers: Workers = 0  # processes that read images
     precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast
     device: str = "auto"  # or "cpu", "cuda"
-    seed: int = 0  # of what is new in the network, and of the training
+    seed: RandomSeed = 0  # of what is new in the network, and of the training
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            positive=("epochs", "classes", "images", "learning_rate", "size"),
-            not_negative=("weight_decay", "workers"),
-            known={"loss": LOSSES},
-        )
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -100,23 +105,18 @@ class LocaliseEvaluation:
     backbone: str = "tf_efficientnet_lite0"  # a name of Table 1, or any of timm's that ends in GAP and one linear layer
     weights: Literal["pretrained", "random"] = "pretrained"  # without a checkpoint
     checkpoint: str = ""  # a model.safetensors of `train localise`, or another checkpoint for the classes of the data
-    methods: tuple[str, ...] = CLASS_RULES  # beside them: each map for a wrong class, uniform and random weights
-    samples: int | None = None  # training images of each class, the first ones; None: all, as Eq. 7 has it
-    limit: int | None = None  # validation images, the first ones; None: all
-    size: int = 224  # side of the squashed images, pixels
-    batch_size: int = 8  # on a CPU larger batches are slower; take 64 or more on a GPU
-    workers: int = 0  # processes that read images
-    save_every: int = 50  # batches from one saved state to the next
+    methods: Annotated[tuple[str, ...], CLASS_RULES, DISTINCT] = CLASS_RULES  # beside each its controls
+    samples: Count | None = None  # training images of each class, the first ones; None: all, as Eq. 7 has it
+    limit: Count | None = None  # validation images, the first ones; None: all
+    size: Side = 224  # side of the squashed images, pixels
+    batch_size: Count = 8  # on a CPU larger batches are slower; take 64 or more on a GPU
+    workers: Workers = 0  # processes that read images
+    save_every: Count = 50  # batches from one saved state to the next
     device: str = "auto"  # or "cpu", "cuda"
-    seed: int = 0  # of random weights, wrong classes, and a network of random weights
+    seed: RandomSeed = 0  # of random weights, wrong classes, and a network of random weights
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            positive=("samples", "limit", "size", "batch_size", "save_every"),
-            not_negative=("workers",),
-            known={"methods": CLASS_RULES},
-        )
+        check_settings(self)
 
 
 # training -------------------------------------------------------------------------------------------------------------

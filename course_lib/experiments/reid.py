@@ -73,7 +73,7 @@ from course_lib.metric_learning.learner import CENTER_RATE, CENTER_WEIGHT, Balan
 from course_lib.metric_learning.losses import batch_hard_triplet, batch_prototype_softmax, center_loss
 from course_lib.metric_learning.pedestrians import market_scores
 from course_lib.published import REID_TRICKS
-from course_lib.settings import check_settings
+from course_lib.settings import Count, NotNegative, Positive, RandomSeed, Several, Share, Side, Workers, check_settings
 from course_lib.worlds import minis
 
 TRICKS = ("warmup", "erasing", "smoothing", "stride", "bnneck", "center")  # in the order of the paper's ablation
@@ -99,27 +99,22 @@ class ReidTraining:
     backbone: str = "tf_efficientnet_lite0"  # or "resnet50", or another ResNet or EfficientNet of timm's
     weights: Literal["pretrained", "random"] = "pretrained"  # to start from
     # none, all, one of warmup erasing smoothing stride bnneck center (with those in front of it), or just some of them
-    tricks: Annotated[tuple[str, ...], tyro.conf.arg(constructor=named_tricks)] = TRICKS
-    loss: str = "id+triplet"  # or "prototype-cosine"
+    tricks: Annotated[tuple[str, ...], TRICKS, tyro.conf.arg(constructor=named_tricks)] = TRICKS
+    loss: Annotated[str, tuple(REID_RATES)] = "id+triplet"  # or "prototype-cosine"
     last_block: bool = False  # train the last block only, on features of those before it, made once (for a CPU)
-    epochs: int = SCHEDULE  # others than 120 stretch the schedule
-    classes: int = 16  # P identities ...
-    images: int = 4  # ... of K images make a batch
-    learning_rate: float | None = None  # None: the loss's own
-    weight_decay: float = 5e-4
-    size: tuple[int, int] = (256, 128)  # height and width of the images, pixels
-    workers: int = 0  # processes that read images
+    epochs: Count = SCHEDULE  # others than 120 stretch the schedule
+    classes: Several = 16  # P identities ...
+    images: Count = 4  # ... of K images make a batch
+    learning_rate: Positive | None = None  # None: the loss's own
+    weight_decay: NotNegative = 5e-4
+    size: tuple[Side, Side] = (256, 128)  # height and width of the images, pixels
+    workers: Workers = 0  # processes that read images
     precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast
     device: str = "auto"  # or "cpu", "cuda"
-    seed: int = 0  # of weights that are new, and of the training
+    seed: RandomSeed = 0  # of weights that are new, and of the training
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            positive=("epochs", "classes", "images", "learning_rate", "size"),
-            not_negative=("weight_decay", "workers"),
-            known={"tricks": TRICKS, "loss": REID_RATES},
-        )
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -127,13 +122,13 @@ class Comparison:
     """How images are compared."""
 
     flip: bool = False  # add the mirror image's features
-    k1: int = 20  # re-ranking: size of a k-reciprocal neighbourhood, about as many as images of a person
-    k2: int = 6  # re-ranking: images whose neighbourhoods are averaged
-    lam: float = 0.3  # re-ranking: share of the original distance
-    batch_size: int = 8  # of the evaluation; on a CPU larger ones are slower, on a GPU take 64 or more
+    k1: Count = 20  # re-ranking: size of a k-reciprocal neighbourhood, about as many as images of a person
+    k2: Count = 6  # re-ranking: images whose neighbourhoods are averaged
+    lam: Share = 0.3  # re-ranking: share of the original distance
+    batch_size: Count = 8  # of the evaluation; on a CPU larger ones are slower, on a GPU take 64 or more
 
     def __post_init__(self) -> None:
-        check_settings(self, positive=("k1", "k2", "batch_size"), not_negative=("lam",))
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ class ReidEvaluation(Comparison):
     checkpoint: str = ""  # a model.safetensors of `train reid`; "": a network that has seen no pedestrian
     backbone: str = "tf_efficientnet_lite0"  # without a checkpoint
     weights: Literal["pretrained", "random"] = "pretrained"  # without a checkpoint
-    workers: int = 0  # processes that read images
+    workers: Workers = 0  # processes that read images
     device: str = "auto"  # or "cpu", "cuda"
 
 

@@ -38,7 +38,7 @@ from course_lib.lesson import versions
 from course_lib.metric_learning.features import extract, trunk_features
 from course_lib.metric_learning.learner import EMBEDDING_LOSSES, BalancedBatches, Learner, embedding
 from course_lib.published import RETRIEVAL
-from course_lib.settings import check_settings
+from course_lib.settings import Count, NotNegative, Positive, RandomSeed, Several, Side, Workers, check_settings
 from course_lib.worlds import minis
 
 PROXY_RATE = 1e-2  # of a loss's own weights: a hundred times that of the network, in published recipes
@@ -52,25 +52,21 @@ class RetrievalTraining:
     backbone: str = "tf_efficientnet_lite0"  # "resnet50", or any of timm's that ends in GAP and one linear layer
     weights: Literal["pretrained", "random"] = "pretrained"  # to start from
     loss: str = "triplet"  # triplet, prototype-cosine, or the name of a loss of pytorch-metric-learning
-    dimensions: int = 512  # of the embedding
+    dimensions: Count = 512  # of the embedding
     last_block: bool = False  # train the last block and the embedding only, on features made once (for a CPU)
-    epochs: int = 10  # passes over the data
-    classes: int = 16  # P classes ...
-    images: int = 4  # ... of K images make a batch
-    learning_rate: float | None = None  # None: 1e-4, or 1e-3 for the last block alone
-    weight_decay: float = 1e-4  # of the network
-    size: int = 224  # side of the square images, pixels
-    workers: int = 0  # processes that read images
+    epochs: Count = 10  # passes over the data
+    classes: Several = 16  # P classes ...
+    images: Count = 4  # ... of K images make a batch
+    learning_rate: Positive | None = None  # None: 1e-4, or 1e-3 for the last block alone
+    weight_decay: NotNegative = 1e-4  # of the network
+    size: Side = 224  # side of the square images, pixels
+    workers: Workers = 0  # processes that read images
     precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast
     device: str = "auto"  # or "cpu", "cuda"
-    seed: int = 0  # of what is new in the network, and of the training
+    seed: RandomSeed = 0  # of what is new in the network, and of the training
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            positive=("dimensions", "epochs", "classes", "images", "learning_rate", "size"),
-            not_negative=("weight_decay", "workers"),
-        )
+        check_settings(self)
 
 
 @dataclass(frozen=True)
@@ -83,14 +79,14 @@ class RetrievalEvaluation:
     checkpoint: str = (
         ""  # a model.safetensors of `train retrieval`; of other trainings the pooled features are compared
     )
-    size: int = 224  # side of the squashed images, pixels
-    batch_size: int = 8  # on a CPU larger batches are slower; take 64 or more on a GPU
-    workers: int = 0  # processes that read images
+    size: Side = 224  # side of the squashed images, pixels
+    batch_size: Count = 8  # on a CPU larger batches are slower; take 64 or more on a GPU
+    workers: Workers = 0  # processes that read images
     device: str = "auto"  # or "cpu", "cuda"
-    seed: int = 0  # of random weights
+    seed: RandomSeed = 0  # of random weights
 
     def __post_init__(self) -> None:
-        check_settings(self, positive=("size", "batch_size"), not_negative=("workers",))
+        check_settings(self)
 
 
 def train(config: RetrievalTraining, folder: Path, progress: bool = True) -> list[dict[str, float]]:

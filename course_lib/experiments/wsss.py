@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -34,10 +34,10 @@ from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import VOC_COUNTS, Voc, write_mask
 from course_lib.evaluate.segmentation import SEED_THRESHOLDS
 from course_lib.experiments import shared
-from course_lib.experiments.options import options
+from course_lib.experiments.options import checked, options
 from course_lib.lesson import versions
 from course_lib.published import CONTRAST_TABLES, SEED_MIOU
-from course_lib.settings import check_settings
+from course_lib.settings import DISTINCT, Count, Share, Workers, check_settings
 from course_lib.worlds import minis
 from course_lib.wsss.cam_net import CamNet, load
 from course_lib.wsss.contrast import ContrastConfig
@@ -56,22 +56,17 @@ class SeedEvaluation:
 
     checkpoint: str  # a model.safetensors of `train wsss`, or a released .pth
     data: str = ""  # a folder in VOC's layout; "": the miniature
-    splits: tuple[str, ...] = SPLITS  # lists of images
-    scales: tuple[float, ...] = ()  # of the images; none: 0.5 1 1.5 2 for ResNet38, else 1
-    batch_size: int = 8  # images of one size at a time
-    limit: int | None = None  # images of each split; None: all
-    workers: int = 0  # processes that read images
+    splits: Annotated[tuple[str, ...], tuple(VOC_COUNTS), DISTINCT] = SPLITS  # lists of images
+    scales: tuple[Annotated[float, (0.1, 16)], ...] = ()  # none: 0.5 1 1.5 2 for ResNet38, else 1
+    batch_size: Count = 8  # images of one size at a time
+    limit: Count | None = None  # images of each split; None: all
+    workers: Workers = 0  # processes that read images
     save: bool = False  # write score maps and seeds, too
-    threshold: float | None = None  # of the seeds that are written; None: the best one
+    threshold: Share | None = None  # of the seeds that are written; None: the best one
     device: str = "auto"  # auto, cpu or cuda
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            positive=("scales", "batch_size", "limit"),
-            not_negative=("workers", "threshold"),
-            known={"splits": VOC_COUNTS},
-        )
+        check_settings(self)
 
 
 def evaluate(config: SeedEvaluation, net: CamNet, folder: Path, progress: bool = True) -> dict[str, Any]:
@@ -184,7 +179,7 @@ def ablate(
     config: TagTraining,
     random_seeds: Sequence[int],
     folder: Path,
-    limit: int | None = None,
+    limit: Count | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """mIoU of the seeds of every row and random seed; writes `table5.json` (or 6, 7) and `.md`, returns the former.
@@ -286,7 +281,7 @@ def ablate_command(argv: list[str]) -> None:
         table: Literal[5, 6, 7],
         folder: Path,
         random_seeds: tuple[int, ...] = (0, 1, 2),
-        limit: int | None = None,
+        limit: Count | None = None,
     ) -> None:
         """Measure rows of Table 5, 6 or 7 of pixel-to-prototype contrast. What was interrupted goes on.
 
@@ -318,7 +313,7 @@ def with_recipe(command: Callable, argv: list[str], name: str) -> None:
     helping = [word for word in argv if word in ("-h", "--help")]
     asked = [word for word in argv if word not in helping]
     config, rest = options(chosen, asked, name, return_unknown_args=True)
-    options(partial(command, config=config), rest + helping, name)
+    options(partial(checked(command), config=config), rest + helping, name)
 
 
 def ready(config: TagTraining) -> TagTraining:

@@ -1,6 +1,7 @@
 """Pedestrians of Market-1501: the scores of the protocol, and images in which parts of a person are painted over."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float, UInt8
@@ -28,10 +29,10 @@ class Occluded(Dataset):
     """
 
     data: Market1501
-    parts: tuple[str, ...]  # names of PARTS
+    parts: Annotated[tuple[str, ...], PARTS]  # names of PARTS
 
     def __post_init__(self) -> None:
-        check_settings(self, known={"parts": PARTS})
+        check_settings(self)
 
     def __len__(self) -> int:
         return len(self.data)

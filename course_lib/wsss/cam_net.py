@@ -23,6 +23,7 @@ front of its last block, where `prepare` is done once for a whole data set; and 
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ HEAD_NAMES = {"fc8": "classifier", "f8_3": "similar4", "f8_4": "similar5", "f9":
 class Architecture:
     """What a network is built from; it is kept in checkpoints."""
 
-    method: str  # one of TAG_METHODS
+    method: Annotated[str, tuple(TAG_METHODS)]  # one of TAG_METHODS
     classes: tuple[str, ...] = CLASSES  # names, background first
     backbone: str = "resnet38"  # "resnet38", "small", or any of timm's that `dense.Timm` can take apart
     neck: int = 0  # channels of a new 1 x 1 convolution with ReLU between trunk and heads; 0: none
@@ -60,7 +61,7 @@ class Architecture:
     scored_at: int | None = None  # longer side that images are brought to when seeds are made; None: as they are
 
     def __post_init__(self) -> None:
-        check_settings(self, known={"method": TAG_METHODS})
+        check_settings(self)
 
 
 class Small(Dense):

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from course_lib.processes import gathered, process, processes
 from course_lib.prototypes import at_least_float32, pixel_prototypes
-from course_lib.settings import check_settings
+from course_lib.settings import Count, NotNegative, Positive, Share, check_settings
 from course_lib.wsss import View, check_maps
 from course_lib.wsss.seam import EPS
 from course_lib.wsss.views import Warp, resize
@@ -42,12 +42,12 @@ NEAR_ZERO = 1e-12  # below it an embedding has no direction, and maps have no pe
 class ContrastConfig:
     """What is contrasted with what, and how much. The values here are those of the released code (SEAM)."""
 
-    cross_prototype: float = 0.1  # alpha of Eq. 1; 0 leaves the term out, which makes the rows of Table 5
-    cross_cam: float = 0.1  # alpha, too
-    intra: float = 0.1  # beta of Eq. 1
-    temperature: float = 0.1  # tau
-    top_k: int = 32  # pixels of a prototype, of the whole batch; 16 with EPS in the code (Table 6)
-    background: float = 0.2  # score of the background, as a share of the highest; 0.1 with EPS in the code
+    cross_prototype: NotNegative = 0.1  # alpha of Eq. 1; 0 leaves the term out, which makes the rows of Table 5
+    cross_cam: NotNegative = 0.1  # alpha, too
+    intra: NotNegative = 0.1  # beta of Eq. 1
+    temperature: Positive = 0.1  # tau
+    top_k: Count = 32  # pixels of a prototype, of the whole batch; 16 with EPS in the code (Table 6)
+    background: Share = 0.2  # score of the background, as a share of the highest; 0.1 with EPS in the code
     mine_prototypes: bool = True  # of the negatives only those of rank 10 to 60 %, the most similar first
     mine_pixels: bool = True  # half of a class at random and half hard; else all pixels
 
@@ -66,7 +66,7 @@ class ContrastConfig:
     class_mean: bool = True  # paper: mean over the chosen pixels; code: over those of a class, then over classes
 
     def __post_init__(self) -> None:
-        check_settings(self, positive=("temperature", "top_k"), not_negative=("cross_prototype", "cross_cam", "intra"))
+        check_settings(self)
 
     @classmethod
     def paper(cls) -> "ContrastConfig":
@@ -95,7 +95,7 @@ def pixel_to_prototype(
     embeddings: Float[Tensor, "n d h w"],
     labels: Int[Tensor, "n h w"],
     prototypes: Float[Tensor, "c d"],
-    temperature: float = 0.1,
+    temperature: Positive = 0.1,
 ) -> Float[Tensor, "n h w"]:
     """Contrast F(v, y, P) of each pixel with all prototypes: -log softmax_c(v . p_c / tau)[y]  (Du et al., Eq. 4).
 

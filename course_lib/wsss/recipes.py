@@ -15,10 +15,21 @@ only augmentation, and contrast among pixels that are labelled as the class (see
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from course_lib.backbones.weights import LITE0
-from course_lib.settings import check_settings
+from course_lib.settings import (
+    Count,
+    NotNegative,
+    PartialShare,
+    Positive,
+    RandomSeed,
+    Share,
+    Side,
+    Whole,
+    Workers,
+    check_settings,
+)
 from course_lib.wsss.cam_net import Architecture
 from course_lib.wsss.contrast import ContrastConfig
 from course_lib.wsss.methods import TAG_METHODS
@@ -30,54 +41,40 @@ class TagTraining:
     """What is trained, and how. The values here are those of P2P on SEAM, as released for VOC; see `recipe`."""
 
     data: str = ""  # a folder in VOC's layout, whose split trainaug is trained on; "": the miniature
-    method: str = "seam+p2p"  # cam, seam, eps, seam+p2p or eps+p2p
+    method: Annotated[str, tuple(TAG_METHODS)] = "seam+p2p"  # cam, seam, eps, seam+p2p or eps+p2p
     backbone: str = "resnet38"  # resnet38, small (for creatures), or a name of timm's
     weights: str = "pretrained"  # to start from: pretrained (timm's), random, or for ResNet38 a path
-    epochs: int = 8  # passes through the images: 10,576 steps on VOC
-    batch_size: int = 8  # of all processes together
+    epochs: Count = 8  # passes through the images: 10,576 steps on VOC
+    batch_size: Count = 8  # of all processes together
     optimizer: Literal["sgd", "adamw"] = "sgd"  # as released, or for a CPU
-    learning_rate: float = 0.01  # of the trunk's weights; SGD: biases x 2, new layers x 10
-    new_learning_rate: float = 0.01  # of new layers (AdamW only)
-    momentum: float = 5e-4  # of SGD; 0.9 is what papers say, and ten times the step
-    weight_decay: float = 5e-4  # of weights; SGD: not of biases
-    power: float = 0.9  # of the schedule
-    size: int = 448  # side of the first view, pixels
-    small: int = 128  # side of the second view, pixels; 134 in SEAM
+    learning_rate: Positive = 0.01  # of the trunk's weights; SGD: biases x 2, new layers x 10
+    new_learning_rate: Positive = 0.01  # of new layers (AdamW only)
+    momentum: PartialShare = 5e-4  # of SGD; 0.9 is what papers say, and ten times the step
+    weight_decay: NotNegative = 5e-4  # of weights; SGD: not of biases
+    power: NotNegative = 0.9  # of the schedule
+    size: Side = 448  # side of the first view, pixels
+    small: Side = 128  # side of the second view, pixels; 134 in SEAM
     transformation: Transformation = field(default_factory=Transformation)
     on_features: bool = False  # SEAM's terms on the grids of features, as released with EPS; else as large as images
-    long_side: tuple[int, int] | None = (448, 768)  # the longer side is drawn from it before the crop; None: no crop
+    long_side: tuple[Side, Side] | None = (448, 768)  # the longer side is drawn from it before the crop; None: no crop
     jitter: bool = True  # of colours: brightness, contrast, saturation 0.3, hue 0.1
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
-    contrast_from: float = 0.0  # share of the training after which contrast counts
-    dropout: float = 0.5  # of channels in front of classifier and projector; EPS has none
-    neck: int = 0  # channels of a new 1 x 1 convolution between trunk and heads; 0: none
-    width: int = 64  # of a ResNet38's first convolution; less makes a network for trials
+    contrast_from: Share = 0.0  # share of the training after which contrast counts
+    dropout: PartialShare = 0.5  # of channels in front of classifier and projector; EPS has none
+    neck: Whole = 0  # channels of a new 1 x 1 convolution between trunk and heads; 0: none
+    width: Count = 64  # of a ResNet38's first convolution; less makes a network for trials
     taps: tuple[str, str, str] | None = None  # of timm's; None: chosen there
     frozen: str = ""  # of timm's, the last part that is not trained
-    output_stride: int = 16  # of timm's
-    scored_at: int | None = None  # longer side that images are brought to when seeds are made; None: as they are
+    output_stride: Literal[8, 16, 32] = 16  # of timm's
+    scored_at: Side | None = None  # longer side that images are brought to when seeds are made; None: as they are
     kept: bool = False  # compute what is frozen once for all images and their mirror images
     precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast
-    workers: int = 0  # processes that read images
-    seed: int = 0  # of weights, batches and everything drawn
+    workers: Workers = 0  # processes that read images
+    seed: RandomSeed = 0  # of weights, batches and everything drawn
     device: str = "auto"  # auto, cpu or cuda
 
     def __post_init__(self) -> None:
-        check_settings(
-            self,
-            positive=(
-                "epochs",
-                "batch_size",
-                "learning_rate",
-                "new_learning_rate",
-                "size",
-                "small",
-                "long_side",
-                "width",
-            ),
-            not_negative=("momentum", "weight_decay", "power", "contrast_from", "dropout", "neck", "workers"),
-            known={"method": TAG_METHODS},
-        )
+        check_settings(self)
         if self.kept and (self.long_side or self.jitter or self.transformation != Transformation()):
             raise ValueError(
                 "What is kept are features of whole images and of their smaller copies as they are: leave out `kept`, "

@@ -16,7 +16,7 @@ contrast has its pixels.
 
 from dataclasses import dataclass
 from math import radians
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from course_lib.prototypes import at_least_float32
+from course_lib.settings import check_settings
 from course_lib.wsss import View
 
 SIDE = 448  # of the view that translations are measured in, pixels
@@ -96,8 +97,11 @@ class Transformation:
     """What is done to second views beside making them smaller. The values here: nothing."""
 
     flip: bool = False  # left to right, half of the images
-    rotation: float = 0.0  # degrees; the largest angle, either way
-    translation: float = 0.0  # pixels of a view of side 448; the distance along each axis, either way
+    rotation: Annotated[float, (0, 180)] = 0.0  # degrees; the largest angle, either way
+    translation: Annotated[float, (0, SIDE)] = 0.0  # pixels of 448; the distance along each axis, either way
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def draw(self, images: int, device: torch.device) -> Warp | None:
         """One A for each of so many images, by torch's generator; None if there is nothing but the rescaling."""
