@@ -164,12 +164,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with -dirty if tracked files differ from it; None outside a checkout."""
+    """The commit of the checkout, with -dirty if tracked files differ from it; None where git or its folder is missing."""
     root = paths.checkout()
     if root is None or not (root / ".git").exists():
         return None
     command = "git --no-optional-locks describe --always --dirty --abbrev=12 --exclude=*"
-    answer = subprocess.run(command.split(), cwd=root, capture_output=True, text=True)
+    try:
+        answer = subprocess.run(command.split(), cwd=root, capture_output=True, text=True)
+    except OSError:
+        return None
     return answer.stdout.strip() or None
 
 
