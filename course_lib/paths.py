@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+PART = ".part-"  # what the names of half-written files begin with
 
 
 def checkout() -> Path | None:
@@ -32,12 +33,17 @@ def shelf() -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file whole or not at all: neither an interrupt nor two writers at once leave half a file."""
+    """Write a UTF-8 file, as `write_bytes` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: neither an interrupt nor two writers at once leave half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART)
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(content)
         os.chmod(name, 0o644)  # mkstemp makes files that only the owner reads
         os.replace(name, path)
     except BaseException:

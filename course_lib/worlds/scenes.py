@@ -8,15 +8,13 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 from scipy.ndimage import find_objects
 
-from course_lib.data.images import open_image
 from course_lib.worlds import creatures
-from course_lib.worlds.photographs import Photographs, manifest
+from course_lib.worlds.photographs import Photographs, manifest, normalised
 
 # Part of every fingerprint, like the settings below: raise it when code makes other pixels of the same seed.
 SCENES_VERSION = 1
@@ -166,12 +164,7 @@ def _split(members: list, key: str) -> dict[str, list]:
     return {split: [members[i] for i in sorted(part)] for split, part in parts.items()}
 
 
-@functools.lru_cache(maxsize=512)
-def _read(path: Path, mode: str) -> Image.Image:
-    """A photograph, at most 1000 pixels long: nothing is ever drawn larger."""
-    image = open_image(path, mode)
-    image.thumbnail((1000, 1000), Image.Resampling.LANCZOS)
-    return image
+_read = functools.lru_cache(maxsize=512)(normalised)
 
 
 def _brighten(image: Image.Image, rng: np.random.Generator) -> Image.Image:
