@@ -128,8 +128,9 @@ def class_map(features, weight):
 # %% check="01.1" points=2
 with check("01.1", hint="einsum over the shared axis k"):
     generator = torch.Generator().manual_seed(0)
-    some, w = torch.randn(2, 5, 3, 4, generator=generator), torch.randn(7, 5, generator=generator)
-    right = (w[None, :, :, None, None] * some[:, None]).sum(2)            # b c h w, the slow way
+    some = torch.randn(2, 5, 3, 4, generator=generator)                   # b k h w
+    w = torch.randn(7, 5, generator=generator)                            # c k
+    right = maps.cam(some, w)                                             # the library's answer
     same(class_map(some, w), right, "class_map(features, weight)", axes="b c h w", suspects={
         "You averaged over the channels: Eq. 2 sums them. The average belongs to the positions, "
         "and comes later.": lambda: right / 5,
@@ -139,7 +140,7 @@ with check("01.1", hint="einsum over the shared axis k"):
         "average later.": lambda: right.mean((2, 3), keepdim=True).expand_as(right),
         "The axes are in the order c b h w: images come first.": lambda: right.transpose(0, 1),
         "You normalised the weights over the classes. They are used as they are.":
-            lambda: torch.einsum("bkhw,ck->bchw", some, w.softmax(0)),
+            lambda: maps.cam(some, w.softmax(0)),
     })
 ### BEGIN HIDDEN TESTS
 one = class_map(torch.ones(1, 3, 1, 1), torch.tensor([[1.0, 2.0, -4.0]]))
@@ -244,19 +245,19 @@ def scaled(raw):
 with check("01.2", hint="amin and amax over the last two axes"):
     m = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
     m = m * torch.tensor([1.0, 4.0, 9.0])[:, None, None]
-    low, high = m.amin((2, 3), keepdim=True), m.amax((2, 3), keepdim=True)
-    lowest, highest = low.amin(1, keepdim=True), high.amax(1, keepdim=True)
-    same(scaled(m), (m - low) / (high - low), "scaled(raw)", axes="b c h w", suspects={
+    scale = lambda m: maps.heatmap(m, m.shape[-2:])                       # the library's answer
+    right, high = scale(m), m.flatten(2).max(2).values[..., None, None]
+    same(scaled(m), right, "scaled(raw)", axes="b c h w", suspects={
         "You took the minimum and maximum of the whole batch: then one image changes what another "
-        "one shows.": lambda: (m - m.min()) / (m.max() - m.min()),
+        "one shows.": lambda: scale(m.view(1, 24, 5)).view_as(m),
         "You took them over the channels too: each map of an image has its own minimum and "
-        "maximum.": lambda: (m - lowest) / (highest - lowest),
+        "maximum.": lambda: scale(m.view(2, 12, 5)).view_as(m),
         "You divided by the maximum only: subtract the minimum first, and divide by the difference "
         "of the two.": lambda: m / high,
         "You cut off the negative values first (as Grad-CAM does). Here the lowest value becomes 0, "
-        "whatever its sign.": lambda: m.relu() / m.relu().amax((2, 3), keepdim=True),
+        "whatever its sign.": lambda: scale(m.relu()),
         "You subtracted the minimum, but divided by the maximum as it was before.":
-            lambda: (m - low) / high,
+            lambda: m / high + (right - m / high).amax((2, 3), keepdim=True),
     })
     flat = scaled(torch.full((1, 1, 2, 2), 3.0))
     assert not flat.isnan().any(), "A constant map gave NaN: 0 / 0. It should give zeros."

@@ -117,9 +117,9 @@ def mean_features(features, labels, num_classes):
 # %% check="02.1" points=2
 with check("02.1", hint="the mean of features[labels == c], for every c"):
     f = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
-    y = torch.tensor([0, 2, 1, 0, 2, 2, 1, 0, 0])
-    sums = torch.stack([f[y == c].sum(0) for c in range(3)])
-    right = sums / torch.tensor([4.0, 2.0, 3.0])[:, None]
+    y = torch.tensor([0, 2, 1, 0, 2, 2, 1, 0, 0])                         # 4 of class 0, 2 of 1, 3 of 2
+    right = prototypes.class_prototypes(f, y, 3)                          # the library's answer
+    sums = right * torch.tensor([4.0, 2.0, 3.0])[:, None]
     same(mean_features(f, y, 3), right, "mean_features(...)", axes="c k", suspects={
         "You summed: divide by the number of samples of the class.": lambda: sums,
         "You divided by the number of all samples: divide by that of the class.": lambda: sums / 9,
@@ -168,19 +168,19 @@ def distance_weights(query, reference, eps=1e-6):
 with check("02.2", hint="broadcast, floor, reciprocal, sum to 1"):
     g = torch.Generator().manual_seed(1)
     q, p = torch.rand(2, 6, generator=g) + 0.1, torch.rand(3, 6, generator=g) + 0.1
-    d = (q[:, None] - p[None]).abs()
-    same(distance_weights(q, p, 1e-6), (1 / d) / (1 / d).sum(-1, keepdim=True), "distance_weights(...)",
-         axes="b c k", suspects={
+    right = maps.channel_weights(q, p, 1e-6)                              # the library's answer
+    match = torch.stack([-torch.cdist(a[:, None], b[:, None]).log()       # -log D, channel by channel
+                         for a, b in zip(q.T, p.T)], -1)                  # b c k
+    same(distance_weights(q, p, 1e-6), right, "distance_weights(...)", axes="b c k", suspects={
         "These are the distances: Eq. 5 takes the reciprocal, a small distance is a large weight.":
-            lambda: d / d.sum(-1, keepdim=True),
-        "The weights are not normalised: divide by their sum over the channels.": lambda: 1 / d,
+            lambda: (-match).softmax(-1),
+        "The weights are not normalised: divide by their sum over the channels.": lambda: match.exp(),
         "You normalised over the classes: the weights of a pair sum to 1 over the channels.":
-            lambda: (1 / d) / (1 / d).sum(1, keepdim=True),
-        "You squared the distance: Eq. 4 is an absolute value.":
-            lambda: (1 / d**2) / (1 / d**2).sum(-1, keepdim=True),
-        "You took a softmax of 1/D: it leaves hardly more than one channel.": lambda: (1 / d).softmax(-1),
-        "The axes are in the order c b k: images come first.":
-            lambda: ((1 / d) / (1 / d).sum(-1, keepdim=True)).transpose(0, 1),
+            lambda: match.softmax(1),
+        "You squared the distance: Eq. 4 is an absolute value.": lambda: (2 * match).softmax(-1),
+        "You took a softmax of 1/D: it leaves hardly more than one channel.":
+            lambda: maps.channel_weights(q, p, 1e-6, "softmax"),
+        "The axes are in the order c b k: images come first.": lambda: right.transpose(0, 1),
     })
     dead = distance_weights(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 5.0]]), 0.5)
     assert dead.isfinite().all(), "A distance of 0 gave 1/0: raise it to eps times the mean distance."
@@ -213,12 +213,10 @@ def distance_map(features, weights):
 with check("02.3", hint="einsum, matching b and summing k"):
     g = torch.Generator().manual_seed(2)
     f, w = torch.randn(2, 5, 3, 4, generator=g), torch.rand(2, 6, 5, generator=g)
-    right = (w[:, :, :, None, None] * f[:, None]).sum(2)
+    right = maps.weighted_map(f, w)                                       # the library's answer
     same(distance_map(f, w), right, "distance_map(...)", axes="b c h w", suspects={
-        "Every image got the weights of the first one: each has its own.":
-            lambda: torch.einsum("bkhw,ck->bchw", f, w[0]),
-        "The weights were summed over the images: match b instead.":
-            lambda: torch.einsum("bkhw,ack->bchw", f, w),
+        "Every image got the weights of the first one: each has its own.": lambda: maps.cam(f, w[0]),
+        "The weights were summed over the images: match b instead.": lambda: maps.cam(f, w.sum(0)),
         "You averaged over the channels: Eq. 6 sums them.": lambda: right / 5,
         "You cut off the negative values (ReLU): Eq. 6 has none.": lambda: right.relu(),
     })

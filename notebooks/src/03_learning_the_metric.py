@@ -144,22 +144,22 @@ def prototype_loss(features, labels, prototypes, metric="l1", scale=1.0):
 # %% check="03.1" points=3
 with check("03.1", hint="distances b c, then cross-entropy of minus scale times distance"):
     g = torch.Generator().manual_seed(0)
-    q, p, y = torch.rand(6, 5, generator=g), torch.rand(4, 5, generator=g), torch.tensor([0, 3, 1, 2, 2, 0])
+    q, p = torch.rand(6, 5, generator=g), torch.rand(4, 5, generator=g)
+    y = torch.tensor([0, 3, 1, 2, 2, 0])
+    loss = lambda scores: -scores.log_softmax(1)[range(6), y].mean()      # -log softmax [label], on average
     for metric in ("l1", "l2", "cosine"):
-        d = losses.distances(q, p, metric)
-        same(prototype_loss(q, y, p, metric, 2.0), losses.prototype_softmax(q, y, p, metric, 2.0),
-             f'prototype_loss(..., "{metric}", 2.0)', suspects={
-            "A sign is missing: a small distance is a large score.": lambda: F.cross_entropy(2 * d, y),
-            "The scale is missing: it multiplies the distance.": lambda: F.cross_entropy(-d, y),
-            "You divided by the scale: it multiplies the distance.": lambda: F.cross_entropy(-d / 2, y),
-            "You averaged over the channels: a distance is a sum over them.": lambda: F.cross_entropy(-2 * d / 5, y),
-            "This is the Euclidean distance: here it is squared.": lambda: F.cross_entropy(-2 * d.sqrt(), y),
+        d, right = losses.distances(q, p, metric), losses.prototype_softmax(q, y, p, metric, 2.0)
+        same(prototype_loss(q, y, p, metric, 2.0), right, f'prototype_loss(..., "{metric}", 2.0)', suspects={
+            "A sign is missing: a small distance is a large score.": lambda: loss(2 * d),
+            "The scale is missing: it multiplies the distance.": lambda: loss(-d),
+            "You divided by the scale: it multiplies the distance.": lambda: loss(d / -2),
+            "You averaged over the channels: a distance is a sum over them.": lambda: loss(d * -0.4),
+            "This is the Euclidean distance: here it is squared.": lambda: loss(d.sqrt() * -2),
             "This is the dot product: divide by both lengths to get the cosine.":
-                lambda: F.cross_entropy(2 * q @ p.T, y),
+                lambda: loss(2 * q @ p.T),
             "You took a softmax before cross_entropy, which takes one itself: give it the scores.":
-                lambda: F.cross_entropy((-2 * d).softmax(1), y),
-            "You summed over the batch: the loss is the mean.":
-                lambda: F.cross_entropy(-2 * d, y, reduction="sum"),
+                lambda: loss((d * -2).softmax(1)),
+            "You summed over the batch: the loss is the mean.": lambda: 6 * right,
         })
 ### BEGIN HIDDEN TESTS
 assert abs(prototype_loss(torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.ones(3, 4), "l1", 5.0).item() - 1.0986) < 1e-3
@@ -229,22 +229,15 @@ def triplet_loss(features, labels, margin=0.3):
 with check("03.2", hint="rows of the distance matrix: largest positive, smallest negative"):
     y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])                         # the last image has no positive
     q = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) + 0.7 * y[:, None]
-    d, alike = torch.cdist(q, q), y[:, None] == y
-    far, near = (d * alike).amax(1), torch.where(alike, torch.inf, d).amin(1)
-    easy = torch.where(alike & (d > 0), d, torch.inf).amin(1), (d * ~alike).amax(1)
-    hinge = F.relu(0.5 + far - near)
-    same(triplet_loss(q, y, 0.5), losses.batch_hard_triplet(q, y, 0.5), "triplet_loss(...)", suspects={
-        "You averaged over all images: one without a positive does not count.": lambda: hinge.mean(),
-        "You summed: the loss is the mean over the anchors.": lambda: hinge[:8].sum(),
-        "You squared the distances: triplets compare Euclidean ones.":
-            lambda: F.relu(0.5 + far**2 - near**2)[:8].mean(),
-        "You took the nearest positive: the hardest one is the farthest.":
-            lambda: F.relu(0.5 + easy[0] - near)[:8].mean(),
-        "You took the farthest negative: the hardest one is the nearest.": lambda: F.relu(0.5 + far - easy[1])[:8].mean(),
-        "Anchors below zero pull the mean down: a fulfilled triplet has loss 0 (relu).":
-            lambda: (0.5 + far - near)[:8].mean(),
-        "The difference is the wrong way round: the positive is to be nearer.":
-            lambda: F.relu(0.5 + near - far)[:8].mean(),
+    right = losses.batch_hard_triplet(q, y, 0.5)                          # the library's answer; wrong ones:
+    same(triplet_loss(q, y, 0.5), right, "triplet_loss(...)", suspects={
+        "You averaged over all images: one without a positive does not count.": 8 / 9 * right,
+        "You summed: the loss is the mean over the anchors.": 8 * right,
+        "You squared the distances: triplets compare Euclidean ones.": 3.06215,
+        "You took the nearest positive: the hardest one is the farthest.": 0.48242,
+        "You took the farthest negative: the hardest one is the nearest.": 0.0,
+        "Anchors below zero pull the mean down: a fulfilled triplet has loss 0 (relu).": 0.40048,
+        "The difference is the wrong way round: the positive is to be nearer.": 0.83869,
     })
     flat = torch.ones(4, 3, requires_grad=True)
     triplet_loss(flat, torch.tensor([0, 0, 1, 1]), 0.5).backward()
@@ -341,9 +334,8 @@ with check("03.3", hint="train mode, BatchNorm in eval; then loss, zero_grad, ba
             return {"loss": loss(net(batch[0]), batch[1])}
         return engine.train(net, step, loader, optimizer, engine.Plan(1), progress=False)[0]["loss"]
     def never_zeroed(net, loader, loss, optimizer):
-        for inputs, labels in loader:
-            loss(net(inputs), labels).backward()
-            optimizer.step()
+        optimizer.zero_grad = lambda set_to_none=True: None               # forgets nothing
+        return engines(net, loader, loss, optimizer)
     weights = lambda net: nn.utils.parameters_to_vector(net.parameters())
     (twin, wanted), (net, value) = tiny(engines), tiny(one_epoch)
     assert net.training, "The model is not in training mode: model.train(), then eval() for BatchNorm alone."

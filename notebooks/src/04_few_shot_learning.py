@@ -148,23 +148,20 @@ def episode_scores(support, query, metric="cosine"):
 with check("04.1", hint="mean over the shots, then minus the distance or the cosine to every query"):
     g = Generator().manual_seed(0)
     s, q = torch.rand(2, 3, 4, 6, generator=g) + 0.1, torch.rand(2, 5, 6, generator=g) + 0.1
-    p = s.mean(2)
-    d = p[:, :, None] - q[:, None]
-    unit = F.normalize(s, dim=-1).mean(2)
-    for metric, right in {"l1": -d.abs().sum(-1), "l2": -d.square().sum(-1),
-                          "cosine": F.cosine_similarity(unit[:, :, None], q[:, None], dim=-1)}.items():
-        one, total = (m[:, :, None] - q[:, None] for m in (s[:, :, 0], s.sum(2)))
+    bearing, (p, unit) = F.normalize(q, dim=-1), (x.mean(2) for x in (s, F.normalize(s, dim=-1)))
+    for metric, norm, power in ("l1", 1, 1), ("l2", 2, 2), ("cosine", 2, 2):
+        score = lambda prototype: -torch.cdist(prototype, q, norm) ** power
+        cosine = lambda prototype: 1 - torch.cdist(F.normalize(prototype, dim=-1), bearing) ** 2 / 2
+        right = cosine(unit) if metric == "cosine" else score(p)          # the cosine, by the law of cosines
         same(episode_scores(s, q, metric), right, f'episode_scores(..., "{metric}")', axes="e n q", suspects={
             "A sign is missing: a small distance is a large score.": -right,
-            "L2 is squared here: leave the square root out.": -d.norm(dim=-1),
-            "You summed the support features: a prototype is their mean.":
-                -(total.abs() if metric == "l1" else total.square()).sum(-1),
-            "Only the first support image of each class counted: take the mean of all.":
-                -(one.abs() if metric == "l1" else one.square()).sum(-1),
+            "L2 is squared here: leave the square root out.": -torch.cdist(p, q),
+            "You summed the support features: a prototype is their mean.": score(4 * p),
+            "Only the first support image of each class counted: take the mean of all.": score(s[:, :, 0]),
             "You averaged features of different lengths: for the cosine, scale each to length 1 before the mean.":
-                F.cosine_similarity(p[:, :, None], q[:, None], dim=-1),
+                cosine(p),
             "The mean of directions is shorter than 1: scale the prototype to length 1, too.":
-                unit @ F.normalize(q, dim=-1).mT,
+                cosine(unit) * unit.norm(dim=-1, keepdim=True),
             "The axes are in the order e q n: classes come before queries.": right.mT,
         })
 ### BEGIN HIDDEN TESTS
@@ -204,21 +201,23 @@ def accuracy_interval(correct):
 with check("04.2", hint="one accuracy per episode; 1.96 standard deviations over the root of their number"):
     g = Generator().manual_seed(0)
     correct = torch.rand(40, 30, generator=g) < torch.rand(40, 1, generator=g)    # easy and hard episodes
-    each = 100 * correct.float().mean(1)
+    percent = torch.tensor([100 * sum(row) / 30 for row in correct.tolist()])
+    right_mean, right_half = episodes.interval(percent)                   # the library's answer
     answer = accuracy_interval(correct)
     assert isinstance(answer, tuple) and len(answer) == 2, "Two numbers are expected: return mean, half."
     mean, half = answer
-    same(mean, each.mean(), "the mean", suspects={"This is a share: multiply by 100 for percent.": each.mean() / 100})
-    error = each.std() / 40**0.5
-    same(half, 1.96 * error, "half of the interval", suspects={
-        "This is the standard error: 95 % take 1.96 of it to either side.": error,
-        "This is the whole width: half of it stands behind the ±.": 2 * 1.96 * error,
+    same(torch.as_tensor(mean), torch.tensor(right_mean), "the mean", suspects={
+        "This is a share: multiply by 100 for percent.": right_mean / 100})
+    same(torch.as_tensor(half), torch.tensor(right_half), "half of the interval", suspects={
+        "This is the standard error: 95 % take 1.96 of it to either side.": right_half / 1.96,
+        "This is the whole width: half of it stands behind the ±.": 2 * right_half,
         "You took all queries as independent. Those of one episode share their support images: "
-        "the spread of the episodes counts.": 1.96 * 100 * correct.float().std() / correct.numel() ** 0.5,
-        "You divided by E: the error of a mean falls with the root of E.": 1.96 * each.std() / 40,
-        "This is the spread of single episodes: their mean is surer, by the root of E.": 1.96 * each.std(),
-        "You divided by the root of the number of queries: episodes are what was drawn.": 1.96 * each.std() / 30**0.5,
-        "The spread of a sample divides by E - 1 (`torch.std` does).": 1.96 * each.std(correction=0) / 40**0.5})
+        "the spread of the episodes counts.": episodes.interval(100 * correct.flatten().float())[1],
+        "You divided by E: the error of a mean falls with the root of E.": right_half / 40**0.5,
+        "This is the spread of single episodes: their mean is surer, by the root of E.": right_half * 40**0.5,
+        "You divided by the root of the number of queries: episodes are what was drawn.":
+            right_half * (40 / 30) ** 0.5,
+        "The spread of a sample divides by E - 1 (`torch.std` does).": right_half * (39 / 40) ** 0.5})
 ### BEGIN HIDDEN TESTS
 certain = accuracy_interval(torch.tensor([[True, False]] * 9))
 assert float(certain[0]) == 50 and float(certain[1]) == 0
@@ -346,15 +345,17 @@ def shifted(support, query):
 with check("04.3", hint="add the mean of the support samples, subtract the mean of the queries"):
     g = Generator().manual_seed(0)
     s, q = (F.normalize(torch.rand(*shape, generator=g), dim=-1) for shape in ((2, 3, 2, 4), (2, 5, 4)))
-    xi = s.mean((1, 2))[:, None] - q.mean(1, keepdim=True)
-    same(shifted(s, q), q + xi, "shifted(...)", axes="e q d", suspects={
+    right = prototypes.shift(s.flatten(1, 2), q)                          # the library's answer
+    xi = right - q
+    same(shifted(s, q), right, "shifted(...)", axes="e q d", suspects={
         "The sign is wrong: afterwards the queries have the mean of the support samples.": q - xi,
-        "All episodes moved by the same vector: each has its own means.":
-            q + (s.mean((0, 1, 2)) - q.mean((0, 1))),
-        "You scaled the moved queries to length 1: they stay as they are.": F.normalize(q + xi, dim=-1),
-        "The mean of the queries is missing: you only added that of the support samples.": q + s.mean((1, 2))[:, None],
-        "The mean of the support samples is missing: you only centred the queries.": q - q.mean(1, keepdim=True),
-        "This is the vector alone: add it to the queries.": xi.expand_as(q)})
+        "All episodes moved by the same vector: each has its own means.": q + xi.mean(0),
+        "You scaled the moved queries to length 1: they stay as they are.": F.normalize(right, dim=-1),
+        "The mean of the queries is missing: you only added that of the support samples.":
+            q + right.mean(1, keepdim=True),
+        "The mean of the support samples is missing: you only centred the queries.":
+            right - right.mean(1, keepdim=True),
+        "This is the vector alone: add it to the queries.": xi})
 ### BEGIN HIDDEN TESTS
 moved = shifted(torch.rand(3, 2, 1, 5), torch.rand(3, 8, 5))
 assert moved.shape == (3, 8, 5)
@@ -388,20 +389,21 @@ def joining(cosines, surest):
 with check("04.4", hint="only queries with the pseudo-label of the class, of these the Z of largest cosine"):
     c = torch.tensor([[[.9, .8, .7, .6, .1, .2], [.2, .3, .1, .4, .5, .3], [.1, .1, .2, .3, .2, .1]],
                       [[.3, .1, .2, .5, .1, .2], [.6, .7, .8, .4, .2, .1], [.2, .3, .1, .1, .9, .8]]])
-    mine = F.one_hot(c.argmax(1), 3).mT.bool()
-    own, order = torch.where(mine, c, -torch.inf), c.argsort(2, descending=True)
-    right = mine & (own.argsort(2, descending=True).argsort(2) < 2)
-    same(torch.as_tensor(joining(c, 2)).float(), right.float(), "joining(..., 2)", axes="e n q", suspects={
-        "Too many join: of the queries with the pseudo-label only the Z surest.": mine.float(),
+    joined = lambda text: torch.tensor([[[float(x) for x in row] for row in episode.split()]
+                                        for episode in text.split("|")])  # one digit for each query
+    right = joined("110000 000011 000000 | 000100 011000 000011")
+    same(torch.as_tensor(joining(c, 2)).float(), right, "joining(..., 2)", axes="e n q", suspects={
+        "Too many join: of the queries with the pseudo-label only the Z surest.":
+            joined("111100 000011 000000 | 000100 111000 000011"),
         "You took the Z queries nearest to each class, whatever their pseudo-label: a query joins its nearest "
-        "class only.": (order.argsort(2) < 2).float(),
+        "class only.": joined("110000 000110 001100 | 100100 011000 000011"),
         "Classes with fewer than Z queries took strangers: where topk ran into -inf, nobody joins.":
-            torch.zeros_like(own).scatter(2, own.topk(2, 2).indices, 1.0),
+            joined("110000 000011 000101 | 000110 011000 000011"),
         "You took the least sure queries: a large cosine is sure.":
-            (mine & (torch.where(mine, c, torch.inf).argsort(2).argsort(2) < 2)).float(),
+            joined("001100 000011 000000 | 000100 110000 000011"),
         "You took the Z best classes of each query: take the Z best queries of each class.":
-            (c.argsort(1, descending=True).argsort(1) < 2).float(),
-        "The axes are in the order e q n: classes come before queries.": right.mT.float()})
+            joined("111101 110111 001010 | 101101 111110 010011"),
+        "The axes are in the order e q n: classes come before queries.": right.mT})
 ### BEGIN HIDDEN TESTS
 g = torch.rand(4, 5, 9, generator=Generator().manual_seed(3))
 assert (joining(g, 100).sum(1) == 1).all()                                # Z above the number of queries: all join
@@ -442,22 +444,22 @@ with check("04.5", hint="one softmax over the support samples and joined queries
     s = F.normalize(torch.rand(2, 3, 3, 4, generator=g) ** 2, dim=-1)
     q, joins = 1.5 * torch.rand(2, 6, 4, generator=g), torch.rand(2, 3, 6, generator=g) < 0.5
     joins[0, 1] = False                                                   # nobody joins this class
-    p = s.mean(2)
-    near, like = (F.cosine_similarity(p[:, :, None], x, dim=-1) for x in (s, q[:, None]))
-    def answer(near, like, lonely=p):
-        w = torch.cat((near, torch.where(joins, like, -torch.inf)), -1).softmax(-1)
-        got = torch.einsum("enk,enkd->end", w[..., :3], s) + w[..., 3:] @ q
-        return torch.where(joins.any(-1, keepdim=True), got, got if lonely is None else lonely)
-    right, everyone = answer(5 * near, 5 * like), torch.cat((5 * near, 5 * like), -1).softmax(-1)
-    same(rectified(s, q, joins, 5.0), right, "rectified(...)", axes="e n d", suspects={
-        "epsilon is missing: it multiplies the cosine.": answer(near, like),
-        "All samples weigh the same: weigh them by softmax(epsilon cos).": answer(0 * near, 0 * like),
-        "Queries that did not join count, too: give them -inf before the softmax.":
-            torch.einsum("enk,enkd->end", everyone[..., :3], s) + everyone[..., 3:] @ q,
-        "The support samples are missing: they stay in.": answer(near - torch.inf, 5 * like),
-        "Moved queries are not of length 1: divide by their length, it is a cosine.": answer(5 * near, 5 * p @ q.mT),
-        "A class that no query joins keeps its prototype, without weights.": answer(5 * near, 5 * like, lonely=None),
-        "You scaled the result to length 1: leave that to the cosine.": F.normalize(right, dim=-1)})
+    def answer(scale=5.0, joins=joins, lonely=True, cosines=9, start=0):
+        found = torch.zeros(2, 3, 4)
+        for e, n in torch.cartesian_prod(torch.arange(2), torch.arange(3)):       # class after class
+            p, x = s[e, n].sum(0) / 3, torch.cat((s[e, n], q[e, joins[e, n]]))[start:]
+            power = scale * x @ p
+            power[:cosines] /= x[:cosines].norm(dim=1) * p.norm()
+            found[e, n] = p if lonely and not joins[e, n].any() else power.exp() @ x / power.exp().sum()
+        return found
+    same(rectified(s, q, joins, 5.0), answer(), "rectified(...)", axes="e n d", suspects={
+        "epsilon is missing: it multiplies the cosine.": answer(1.0),
+        "All samples weigh the same: weigh them by softmax(epsilon cos).": answer(0.0),
+        "Queries that did not join count, too: give them -inf before the softmax.": answer(joins=joins | True),
+        "The support samples are missing: they stay in.": answer(start=3),
+        "Moved queries are not of length 1: divide by their length, it is a cosine.": answer(cosines=3),
+        "A class that no query joins keeps its prototype, without weights.": answer(lonely=False),
+        "You scaled the result to length 1: leave that to the cosine.": F.normalize(answer(), dim=-1)})
 ### BEGIN HIDDEN TESTS
 moved = shifted(s, q)
 chain = rectified(s, moved, joining(episode_scores(s, moved, "cosine"), 2), 10.0)

@@ -119,22 +119,23 @@ def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
 with check("06.1", hint="mask, sort, ranks of the matches, mean of i / r_i"):
     d = torch.tensor([0.6, 0.45, 0.1, 0.3, 0.4, 0.7, 0.65, 0.8])
     ids, cams = torch.tensor([5, -1, 5, 3, 5, 0, 9, 5]), torch.tensor([2, 3, 1, 1, 4, 2, 3, 6])
-    def other(removed, matches=ids == 5, share=None, sign=1):
-        hits = matches[~removed][(sign * d[~removed]).argsort()].nonzero().flatten() + 1
-        return lambda: torch.tensor([hits[0], (torch.arange(1, len(hits) + 1) / hits).sum() / (share or len(hits))])
-    easy, junk = (ids == 5) & (cams == 1), ids == -1
-    answer = torch.tensor([float(x) for x in judge(d, 5, 1, ids, cams)])
-    same(answer, torch.tensor([2.0, (1 / 2 + 2 / 3 + 3 / 6) / 3]), "judge(...): first rank, average precision", suspects={
-        "The image of the same person from the same camera was still there: it is taken out first.": other(junk),
-        "Junk (identity -1) was still there. It is neither right nor wrong: take it out.": other(easy),
-        "Nothing was taken out: neither junk nor the same person from the same camera.": other(easy & False),
-        "You took out everything from the probe's camera: only the *same person* from it goes.": other(junk | (cams == 1)),
-        "You took out the distractors (identity 0), too. They are wrong answers and stay.": other(easy | junk | (ids == 0)),
+    answer, pair = torch.tensor([float(x) for x in judge(d, 5, 1, ids, cams)]), lambda *x: torch.tensor(x)
+    same(answer, pair(2, (1/2 + 2/3 + 3/6) / 3), "judge(...): first rank, average precision", suspects={
+        "The image of the same person from the same camera was still there: it is taken out first.":
+            pair(1, (1/1 + 2/3 + 3/4 + 4/7) / 4),
+        "Junk (identity -1) was still there. It is neither right nor wrong: take it out.":
+            pair(2, (1/2 + 2/4 + 3/7) / 3),
+        "Nothing was taken out: neither junk nor the same person from the same camera.":
+            pair(1, (1/1 + 2/3 + 3/5 + 4/8) / 4),
+        "You took out everything from the probe's camera: only the *same person* from it goes.":
+            pair(1, (1/1 + 2/2 + 3/5) / 3),
+        "You took out the distractors (identity 0), too. They are wrong answers and stay.":
+            pair(2, (1/2 + 2/3 + 3/5) / 3),
         "You kept the same-camera image as a wrong answer: it leaves the ranking.":
-            other(junk, (ids == 5) & (cams != 1)),
-        "You sorted from far to near: a small distance is a good answer.": other(easy | junk, sign=-1),
+            pair(3, (1/3 + 2/4 + 3/7) / 3),
+        "You sorted from far to near: a small distance is a good answer.": pair(1, (1/1 + 2/4 + 3/5) / 3),
         "The sum of the precisions is divided by the number of matches R, not by that of the gallery.":
-            other(easy | junk, share=6),
+            pair(2, (1/2 + 2/3 + 3/6) / 6),
     })
 ### BEGIN HIDDEN TESTS
 first, ap = judge(torch.tensor([0.1, 0.2]), 1, 1, torch.tensor([2, 1]), torch.tensor([2, 2]))
@@ -366,17 +367,18 @@ def reciprocal(distances, k):
 with check("06.2", hint="mask of the k + 1 smallest in each row, and its transpose"):
     points = torch.tensor([0.0, 1.0, 2.5, 2.6, 7.0, 9.5])
     d = (points[:, None] - points).abs()
-    def near(count):
-        return torch.zeros(6, 6, dtype=torch.bool).scatter(1, d.argsort(1)[:, :count], True)
-    mutual = near(3) & near(3).T
-    same(reciprocal(d, 2).float(), mutual.float(), "reciprocal(distances, 2), as 0 and 1", axes="n n", suspects={
-        "These are the neighbours N(i, k). Reciprocal ones have i among theirs, too.": lambda: near(3).float(),
-        "One direction was enough for you: both must hold, so `&` and not `|`.": lambda: (near(3) | near(3).T).float(),
-        "One neighbour is missing: the image itself comes on top of the k others.": lambda: (near(2) & near(2).T).float(),
-        "The image itself is missing: it belongs to N(i, k).": lambda: (mutual & ~torch.eye(6, dtype=torch.bool)).float(),
+    table = lambda text: torch.tensor([[float(x) for x in row] for row in text.split()])
+    right = table("110000 111000 011100 001100 000011 000011")            # one digit for each pair
+    same(reciprocal(d, 2).float(), right, "reciprocal(distances, 2), as 0 and 1", axes="n n", suspects={
+        "These are the neighbours N(i, k). Reciprocal ones have i among theirs, too.":
+            table("111000 111000 011100 011100 000111 000111"),
+        "One direction was enough for you: both must hold, so `&` and not `|`.":
+            table("111000 111100 111100 011111 000111 000111"),
+        "One neighbour is missing: the image itself comes on top of the k others.":
+            table("110000 110000 001100 001100 000011 000011"),
+        "The image itself is missing: it belongs to N(i, k).": right - torch.eye(6),
         "You took the farthest ones: sort from near to far.":
-            lambda: (lambda far: (far & far.T).float())(
-                torch.zeros(6, 6, dtype=torch.bool).scatter(1, d.argsort(1, descending=True)[:, :3], True)),
+            table("000111 000011 000011 100000 111000 111000"),
     })
 ### BEGIN HIDDEN TESTS
 line = (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs()
@@ -408,14 +410,15 @@ def jaccard(V):
 # %% check="06.3" points=2
 with check("06.3", hint="1 - sum of minima / sum of maxima"):
     V = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2], [0.0, 0.0, 1.0], [0.6, 0.4, 0.0]])
-    low, high = torch.minimum(V[:, None], V).sum(-1), torch.maximum(V[:, None], V).sum(-1)
+    apart = torch.cdist(V, V, 1) / 2                                      # rows sum to 1, so that
+    low, high = 1 - apart, 1 + apart                                      # these are the two sums
     same(jaccard(V), 1 - low / high, "jaccard(V)", axes="n n", suspects={
         "This is the likeness: the distance is 1 minus it.": lambda: low / high,
         "The quotient is upside down: minima over maxima.": lambda: 1 - high / low,
-        "You did not divide by the sum of the maxima.": lambda: 1 - low,
+        "You did not divide by the sum of the maxima.": lambda: apart,
         "You multiplied where the smaller of the two was asked for.": lambda: 1 - V @ V.T / high,
-        "You divided element by element and averaged: sum first, then divide once.":
-            lambda: 1 - (torch.minimum(V[:, None], V) / torch.maximum(V[:, None], V).clamp_min(1e-12)).mean(-1),
+        "You divided element by element and averaged: sum first, then divide once.": torch.tensor(
+            [[1/3, 17/36, 1, 1/3], [17/36, 0, 14/15, 17/36], [1, 14/15, 2/3, 1], [1/3, 17/36, 1, 1/3]]),
     })
 ### BEGIN HIDDEN TESTS
 assert torch.allclose(jaccard(torch.eye(3)), 1 - torch.eye(3))

@@ -451,20 +451,21 @@ def correlated(maps, features):
 with check("07.3", hint="length 1, all cosines by one product, relu, a weighted mean over i"):
     g = torch.Generator().manual_seed(0)
     q, f = torch.rand(2, 3, 3, 4, generator=g), torch.randn(2, 5, 3, 4, generator=g) + 0.3
-    flat, unit = f.flatten(2), F.normalize(f.flatten(2), dim=1)
-    cos, dot = unit.mT @ unit, flat.mT @ flat
-    def spread(a, over):
-        return (q.flatten(2) @ (a / (a.sum(over, keepdim=True) + 1e-5) if over else a)).view(q.shape)
+    here, there = f[..., None, None], f[:, :, None, None]                 # every pixel with every other one
+    cos, wide = F.cosine_similarity(here, there, dim=1), f / f.square().sum((2, 3), keepdim=True)  # n h w h w
+    spread = lambda weight: torch.einsum("nchw,nhwxy->ncxy", q, weight)
+    share = lambda x, over: x / (x.sum(over, keepdim=True) + 1e-5)
     same(correlated(q, f), seam.pixel_correlation(q, f), "correlated(...)", axes="n c h w", atol=1e-4, suspects={
-        "The sum is not divided: y is a weighted mean, and the weights of a pixel sum to 1.": lambda: spread(cos.relu(), 0),
+        "The sum is not divided: y is a weighted mean, and the weights of a pixel sum to 1.": lambda: spread(cos.relu()),
         "You divided by the sum over j, before the product: the weights that arrive at a pixel j sum to 1, over i.":
-            lambda: spread(cos.relu(), 2),
-        "Negative cosines took part: cut them off with a ReLU.": lambda: spread(cos, 1),
-        "These are inner products: divide the features by their lengths first.": lambda: spread(dot.relu(), 1),
+            lambda: spread(share(cos.relu(), (3, 4))),
+        "Negative cosines took part: cut them off with a ReLU.": lambda: spread(share(cos, (1, 2))),
+        "These are inner products: divide the features by their lengths first.":
+            lambda: spread(share((here * there).sum(1).relu(), (1, 2))),
         "This is a softmax: the weights are the cosines themselves, without exp.":
-            lambda: (q.flatten(2) @ cos.softmax(1)).view(q.shape),
+            lambda: spread(share(cos.exp(), (1, 2))),
         "The lengths were taken over the pixels: divide each pixel's feature by its own length, over the channels.":
-            lambda: spread((F.normalize(flat, dim=2).mT @ F.normalize(flat, dim=2)).relu(), 1),
+            lambda: spread(share((wide[..., None, None] * there).sum(1).relu(), (1, 2))),
         "The images were mixed: pixels are compared within their own image.":
             lambda: seam.pixel_correlation(q.flip(0), f).flip(0),
     })

@@ -135,21 +135,19 @@ with check("08.1", hint="one list of pixels, topk of each class, a weighted sum,
     g = Generator().manual_seed(0)
     m, v = torch.rand(3, 4, 4, 4, generator=g), F.normalize(torch.randn(3, 6, 4, 4, generator=g), dim=1)
     v.requires_grad_()
-    flat, pixels = m.transpose(0, 1).flatten(1), v.detach().transpose(0, 1).flatten(1)
-    pooled = lambda weight: (weight @ pixels.T) / weight.sum(1, keepdim=True)
-    top = torch.where(flat >= flat.topk(5, 1).values[:, -1:], flat, 0.0)
-    low = torch.where(flat <= flat.topk(5, 1, largest=False).values[:, -1:], flat, 0.0)
-    each = torch.where(m >= m.flatten(2).topk(5, 2).values[..., -1][..., None, None], m, 0.0)
-    got, right = prototypes_of(m, v, 5), F.normalize(pooled(top), dim=1)
+    got, right = prototypes_of(m, v, 5), pixel_prototypes(m, v, 5)        # the library's answer
+    only = lambda kept, weight=m: pixel_prototypes(torch.where(kept, weight, -torch.inf), v, 48)
+    nth = lambda place: torch.stack([x.flatten().sort().values[place] for x in m.unbind(1)])[:, None, None]
+    lengths = torch.tensor([[0.473144, 2.273317], [0.493270, 2.281057], [0.570954, 2.642543], [0.530513, 2.442814]])
     same(got, right, "prototypes_of(...)", axes="c d", suspects={
-        "The rows are not of length 1: normalise after averaging.": lambda: pooled(top),
-        "The rows are not of length 1: normalise the sums.": lambda: top @ pixels.T,
+        "The rows are not of length 1: normalise after averaging.": lambda: right * lengths[:, :1],
+        "The rows are not of length 1: normalise the sums.": lambda: right * lengths[:, 1:],
         "You averaged without weights: Eq. 5 weighs each pixel by its confidence.":
-            lambda: F.normalize((top > 0).float() @ pixels.T, dim=1),
+            lambda: only(m >= nth(-5), torch.ones_like(m)),
         "You took K pixels of every image: they are the K best of the whole batch.":
-            lambda: F.normalize(pooled(each.transpose(0, 1).flatten(1)), dim=1),
-        "All pixels count in your prototypes: only the K most confident ones do.": lambda: F.normalize(pooled(flat), dim=1),
-        "You took the K least confident pixels.": lambda: F.normalize(pooled(low), dim=1),
+            lambda: only(m >= m.flatten(2).sort().values[..., -5, None, None]),
+        "All pixels count in your prototypes: only the K most confident ones do.": lambda: only(m > -1),
+        "You took the K least confident pixels.": lambda: only(m <= nth(4)),
         "Classes belong along the first axis, channels along the second.": lambda: right.T})
     assert not got.requires_grad, "A gradient passes through the prototypes: detach the embeddings."
     none = prototypes_of(m * torch.tensor([1.0, 1, 1, 0])[:, None, None], v, 5)[3]
@@ -186,20 +184,21 @@ def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
 with check("08.2", hint="a cross-entropy whose logits are cosines over the temperature"):
     g = Generator().manual_seed(1)
     v, P = torch.randn(7, 5, generator=g), F.normalize(torch.randn(4, 5, generator=g), dim=1)
-    y, cosine = torch.tensor([0, 1, 2, 3, 0, 1, 2]), F.normalize(v, dim=1) @ P.T
-    own = cosine.gather(1, y[:, None])[:, 0]
-    others = torch.where(F.one_hot(y, 4).bool(), -torch.inf, cosine / 0.5)
-    right = F.cross_entropy(cosine / 0.5, y, reduction="none")
+    y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    def library(v, temperature):                                 # 7 images of one pixel
+        return contrast.pixel_to_prototype(v[:, :, None, None], y[:, None, None], P, temperature).flatten()
+    right = library(v, 0.5)
+    dot = (v.double() @ P.double().T / 0.5).exp()
     same(pixel_contrast(v, y, P, 0.5), right, "pixel_contrast(...)", axes="m", suspects={
         "You returned the mean: keep one number for each pixel.": lambda: right.mean(),
         "You forgot the minus sign of Eq. 4.": lambda: -right,
         "You returned the probability: Eq. 4 is its negative logarithm.": lambda: (-right).exp(),
-        "The temperature is not used: divide the cosines by it.": lambda: F.cross_entropy(cosine, y, reduction="none"),
-        "You multiplied by the temperature: divide by it.": lambda: F.cross_entropy(cosine * 0.5, y, reduction="none"),
+        "The temperature is not used: divide the cosines by it.": lambda: library(v, 1.0),
+        "You multiplied by the temperature: divide by it.": lambda: library(v, 2.0),
         "The pixels were not scaled to length 1, so longer ones count more.":
-            lambda: F.cross_entropy(v @ P.T / 0.5, y, reduction="none"),
+            lambda: -(dot[range(7), y] / dot.sum(1)).log(),
         "The pixel's own prototype is missing in the denominator: the sum is over all classes.":
-            lambda: others.logsumexp(1) - own / 0.5})
+            lambda: right.expm1().log()})                                 # -log p becomes -log p / (1 - p)
     sharp = pixel_contrast(v, y, P, 0.005)
     assert sharp.isfinite().all(), "exp overflows at a small temperature: use F.cross_entropy or logsumexp."
 ### BEGIN HIDDEN TESTS
@@ -247,15 +246,16 @@ with check("08.3", hint="exactly one of labels and prototypes comes from the oth
     v, P = torch.randn(2, 9, 5, generator=g), F.normalize(torch.randn(2, 4, 5, generator=g), dim=2)
     y = torch.randint(4, (2, 9), generator=g)
     loss = lambda v, y, P: F.cross_entropy(F.normalize(v, dim=1) @ P.T / 0.1, y, reduction="none")
-    term = lambda a, b, c: torch.stack([loss(v[i ^ a], y[i ^ b], P[i ^ c]).mean() for i in (0, 1)])
-    got, cp, cc = cross_terms(tuple(v), tuple(y), tuple(P), loss), term(0, 0, 1), term(0, 1, 0)
+    got = cross_terms(tuple(v), tuple(y), tuple(P), loss)
     assert isinstance(got, dict) and set(got) == {"cross-prototype", "cross-CAM"}, \
         "Return a dict with the two keys cross-prototype and cross-CAM."
-    for name, right, wrong in (("cross-prototype", cp, cc), ("cross-CAM", cc, cp)):
+    values = torch.tensor([[6.599626, 4.957978], [4.246658, 5.121935],    # of Eq. 6 and 7, of either view
+                           [7.275478, 4.111640], [6.071959, 5.407791]])   # nothing borrowed, and both
+    for name, right, wrong in (("cross-prototype", *values[:2]), ("cross-CAM", *values[:2].flip(0))):
         same(got[name], right, f"the term {name}", suspects={
             f"{name} is the other cross term: Eq. 6 borrows the prototypes, Eq. 7 the labels.": wrong,
-            f"{name} borrows nothing: this is the intra-view term of Eq. 9.": term(0, 0, 0),
-            f"{name} borrows both, labels and prototypes: only one of them comes from the other view.": term(0, 1, 1),
+            f"{name} borrows nothing: this is the intra-view term of Eq. 9.": values[2],
+            f"{name} borrows both, labels and prototypes: only one of them comes from the other view.": values[3],
             f"{name}: the first number belongs to the second view.": right.flip(0),
             f"{name}: you added the pixels up; Eq. 6 and 7 are means.": 9 * right,
             f"{name}: you added the views up; give two numbers.": right.sum()})
@@ -312,26 +312,26 @@ def mine(cosine, labels, noise):
 with check("08.4", hint="ranks of prototypes in a row, ranks of pixels in a class"):
     g = Generator().manual_seed(3)
     cosine, noise = torch.rand(40, 11, generator=g), torch.rand(40, generator=g)
-    y = torch.arange(40) % 3
-    ranked = lambda x: x.argsort(1, descending=True).argsort(1)
-    off = ranked(cosine.scatter(1, y[:, None], -9.0))
-    between = lambda rank, start, stop: ((rank >= start) & (rank < stop)).int()
+    y, own = torch.arange(40) % 3, cosine[range(40), torch.arange(40) % 3]
+    def kept(first, last, keys=-cosine, own=y.tolist()):                  # from a sorted list of each row
+        rows = [sorted({*range(11)} - {c}, key=k.__getitem__) for k, c in zip(keys, own)]
+        return torch.stack([torch.zeros(11).index_fill(0, torch.tensor(row[first:last]), 1) for row in rows])
     negatives, times = mine(cosine, y, noise)
-    same(negatives.int(), between(off, 1, 6), "negatives", axes="m c", suspects={
-        "The pixel's own prototype is among the candidates: take it out first.": lambda: between(ranked(cosine), 1, 6),
-        "The hardest negatives are in: the first tenth is skipped.": lambda: between(off, 0, 5),
-        "Of the first 60 % all are kept: only those from 10 % on.": lambda: between(off, 0, 6),
-        "You sorted the least similar first: hard prototypes are the similar ones.":
-            lambda: between(ranked((-cosine).scatter(1, y[:, None], -9.0)), 1, 6)})
-    own, alike, all_of = cosine.gather(1, y[:, None])[:, 0], y[:, None] == y, torch.ones(40, 40, dtype=torch.bool)
-    low = lambda key, group=alike: ((group & (key < key[:, None])).sum(1) < group.sum(1) // 2).int()
-    same(torch.as_tensor(times).float(), (low(noise) + low(own)).float(), "times", axes="m", suspects={
+    same(negatives.float(), kept(1, 6), "negatives", axes="m c", suspects={
+        "The pixel's own prototype is among the candidates: take it out first.": lambda: kept(1, 6, own=40 * [-1]),
+        "The hardest negatives are in: the first tenth is skipped.": lambda: kept(0, 5),
+        "Of the first 60 % all are kept: only those from 10 % on.": lambda: kept(0, 6),
+        "You sorted the least similar first: hard prototypes are the similar ones.": lambda: kept(1, 6, cosine)})
+    def low(key, classes=3):                                              # from a sorted list of each class
+        halves = [sorted(range(c, 40, classes), key=key.__getitem__) for c in range(classes)]
+        return sum(torch.zeros(40).index_fill(0, torch.tensor(half[:len(half) // 2]), 1) for half in halves)
+    same(torch.as_tensor(times).float(), low(noise) + low(own), "times", axes="m", suspects={
         "Hard pixels are those least like their prototype: you took the most similar ones.":
-            lambda: (low(noise) + low(-own)).float(),
-        "The halves are of the whole batch: take them of each class.":
-            lambda: (low(noise, all_of) + low(own, all_of)).float(),
-        "A pixel in both halves counts twice: add the two, do not join them.": lambda: (low(noise) | low(own)).float(),
-        "The random half is missing.": lambda: low(own).float(), "The hard half is missing.": lambda: low(noise).float()})
+            lambda: low(noise) + low(-own),
+        "The halves are of the whole batch: take them of each class.": lambda: low(noise, 1) + low(own, 1),
+        "A pixel in both halves counts twice: add the two, do not join them.":
+            lambda: (low(noise) + low(own)).clamp_max(1),
+        "The random half is missing.": lambda: low(own), "The hard half is missing.": lambda: low(noise)})
 ### BEGIN HIDDEN TESTS
 few = mine(torch.eye(21)[:5], torch.arange(5), torch.rand(5, generator=g))
 assert few[0].sum(1).eq(10).all() and not torch.as_tensor(few[1]).any()   # classes of one pixel cannot be halved
