@@ -82,7 +82,11 @@ class Lesson:
             "figures": list(self.figures.values()),
         }
         path = paths.results() / f"{self.number}.json"
-        paths.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        ending = f"written to {path}"
+        try:
+            paths.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            ending = f"not written: {error}; set COURSE_RESULTS to a folder of your own and run this cell again"
         table = (evidence.table(self.number) if self.profile == "mini" else None) or {"seeds": [], "figures": {}}
         known = {name: evidence.over_seeds(figure["values"]) for name, figure in table["figures"].items()}
         rows = [("measured", "here", f"{len(table['seeds'])} seeds", "in the paper", "note")]
@@ -92,7 +96,7 @@ class Lesson:
         print(*_columns(rows) if self.figures else ["(no figure recorded)"], sep="\n")
         for exercise, verdict in checks.status.items():
             print(f"[{verdict}] {exercise}")
-        print(f"{result['seconds']} s, {result['peak_mb']} MB at most; written to {path}")
+        print(f"{result['seconds']} s, {result['peak_mb']} MB at most; {ending}")
 
 
 def start(
@@ -164,7 +168,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, with -dirty if tracked files differ from it; None where git or its folder is missing."""
+    """The commit of the checkout, with -dirty if tracked files differ from it; None without git, or outside of one."""
     root = paths.checkout()
     if root is None or not (root / ".git").exists():
         return None
