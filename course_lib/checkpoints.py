@@ -11,6 +11,7 @@ epoch and an optimiser, and with all names behind "module." (nn.DataParallel) or
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,32 +50,45 @@ def read(path: str | Path) -> tuple[State, dict[str, Any]]:
         FileNotFoundError: nothing is there.
         RuntimeError: a folder, a broken file, one with code, or something else than tensors by name.
     """
-    path, about = Path(path), {}
-    if not path.is_file():
-        kind, came = (RuntimeError, "a folder") if path.exists() else (FileNotFoundError, "nothing")
-        raise kind(f"A checkpoint was expected at {path}, got {came}; give the path of a .safetensors or .pth file.")
+    path, about = weights_at(path), {}
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                claimed = sum(part.file_size for part in archive.infolist())
+            if claimed > path.stat().st_size:  # torch compresses nothing
+                raise ValueError(f"its parts claim {claimed:,} bytes")
         if path.suffix == ".safetensors":
             state = load_file(path)
             with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {}).get("about", "{}"))
+                about = dict(json.loads((file.metadata() or {}).get("about", "{}")))
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         for key in 2 * WRAPPERS:  # weights may be wrapped twice
             state = state[key] if isinstance(state.get(key), dict) else state
-        if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise TypeError(f"{', '.join(map(str, state))[:80]} are not all tensors")
+        if not all(
+            isinstance(part, Tensor) and part.layout is torch.strided and part.is_cpu for part in state.values()
+        ):
+            raise TypeError(f"{', '.join(map(str, state))[:80]} are not all tensors with numbers")
         for prefix in ("module.", "_orig_mod.", "module."):  # both may be there, in either order
             if all(name.startswith(prefix) for name in state):
                 state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     except Exception as error:  # broken bytes raise nearly anything
         # Only the first sentence of torch is shown: others advise to run the code in the file.
+        reason = f"{type(error).__name__}: {str(error).split('. ')[0]:.200}"
         raise RuntimeError(
             f"{path} cannot be read: expected a whole file of tensors by name, got {path.stat().st_size:,} bytes of "
-            f"something else ({type(error).__name__}: {str(error).split('. ')[0]}). Copy or download it again, or save "
-            "the state_dict of the network alone; code in a file is never run."
+            f"something else ({reason}). Copy or download it again, or save the state_dict of the network alone; code "
+            "in a file is never run."
         ) from None
     return state, about
+
+
+def weights_at(path: str | Path) -> Path:
+    """The path, if a file is there; otherwise the FileNotFoundError or RuntimeError of `read`."""
+    if not os.path.isfile(path):
+        kind, came = (RuntimeError, "a folder or pipe") if os.path.exists(path) else (FileNotFoundError, "nothing")
+        raise kind(f"Weights were expected at {path}, got {came}; give the path of a .safetensors or .pth file.")
+    return Path(path)
 
 
 def fill(module: nn.Module, state: State, source: str) -> None:
@@ -90,16 +104,21 @@ def fill(module: nn.Module, state: State, source: str) -> None:
         "lacks": [name for name in wanted if name not in state and not name.endswith(".num_batches_tracked")],
         "holds besides": [name for name in state if name not in wanted],
         "has other shapes:": [
-            f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}"
+            f"{name} {_kind(tensor)} instead of {_kind(wanted[name])}"
             for name, tensor in state.items()
-            if name in wanted and tensor.shape != wanted[name].shape
+            if name in wanted
+            and (tensor.shape != wanted[name].shape or tensor.is_floating_point() < wanted[name].is_floating_point())
         ],
     }
     for what, names in problems.items():
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise RuntimeError(
-                f"{source} does not fit {type(module).__name__}: it {what} {', '.join(names[:4])}{more}. "
+                f"{source} does not fit {type(module).__name__}: it {what} {', '.join(names[:4]):.800}{more}. "
                 "Build the network that it was saved from."
             )
     module.load_state_dict(state, strict=False)
+
+
+def _kind(tensor):
+    return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f" of {tensor.dtype}")

@@ -57,17 +57,20 @@ def heatmap(map: Float[Tensor, "*batch h w"], size: int | tuple[int, int]) -> Fl
         map: raw maps, at any resolution.
         size: side of the square output, or (height, width), in pixels.
     """
-    batch = map.shape[:-2]
-    map = map.reshape(-1, 1, *map.shape[-2:]).float()  # fp32 island: min-max in half precision bands
+    *batch, height, width = map.shape
+    map = map.reshape(-1, 1, height, width).float()  # fp32 island: min-max in half precision bands
     map = F.interpolate(map, size, mode="bicubic", align_corners=False)  # n 1 H W
     low, high = map.amin((-2, -1), keepdim=True), map.amax((-2, -1), keepdim=True)
     spread = high - low  # NaN if the map holds one
     # Rounding alone (3e-6, measured) never makes a picture.
     shown = spread > 1e-5 * torch.maximum(low.abs(), high.abs())
     if not torch.compiler.is_compiling() and not shown.all():
+        cause = "Look at the features first; dead channels and division by a distance of 0 are the usual causes."
+        if 1 in (height, width):
+            cause = f"A map has {height} x {width} pixels: the image is too small for this network; enlarge it."
         warnings.warn(
             f"{int((~shown).sum())} of {shown.numel()} maps are constant or hold NaN: their heatmaps are all zero. "
-            "Look at the features first; dead channels and division by a distance of 0 are the usual causes.",
+            + cause,
             stacklevel=2,
         )
     map = (map - low).where(shown, 0.0) / spread.where(shown, 1.0)

@@ -224,7 +224,7 @@ def test_the_parts_are_the_network(name):
         ("torchvision/mobilenet_v3_small", "MobileNetV3, but its head holds 2: hidden layers"),
         ("torchvision/convnext_tiny", r"normalisation \(LayerNorm2d\) after the pooling"),
         ("torchvision/vit_b_32", "tokens"),
-        ("torchvision/squeezenet1_1", "nothing there classifies"),
+        ("torchvision/squeezenet1_1", "Something lies between: an activation"),
         ("torchvision/googlenet", "cannot be called one after another"),
         ("vgg11", "hidden layer between pooling and classifier"),
         ("mobilenetv3_small_050", "hidden layer between pooling and classifier"),

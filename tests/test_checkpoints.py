@@ -113,7 +113,7 @@ def test_nothing_there_and_a_folder_are_named(tmp_path):
         checkpoints.read(tmp_path / "nowhere.pth")
     for name in ("folder.pth", "folder.safetensors"):
         (tmp_path / name).mkdir()
-        with pytest.raises(RuntimeError, match=rf"expected at .*{name}, got a folder; give the path"):
+        with pytest.raises(RuntimeError, match=rf"expected at .*{name}, got a folder or pipe; give the path"):
             checkpoints.read(tmp_path / name)
 
 

@@ -91,9 +91,13 @@ BREAKS = {
     "short line": (
         lambda t: rewrite(t, "bounding_boxes", "1 0.0 2.0 20.0 30.0", "1 0.0 2.0"),
         BrokenFile,
-        "line 1: a number and 4",
+        "line 1: expected a number and 4",
     ),
-    "empty line": (lambda t: rewrite(t, "images", "2 001", "\n2 001"), BrokenFile, "images.txt, line 2"),
+    "line of spaces and a word": (
+        lambda t: rewrite(t, "images", "2 001", " x\n2 001"),
+        BrokenFile,
+        "images.txt, line 2",
+    ),
     "words for numbers": (
         lambda t: rewrite(t, "bounding_boxes", "5 4.0", "5 four"),
         BrokenFile,

@@ -87,8 +87,8 @@ BREAKS = {
     "other header": (lambda t: listing(t, "image,class\na.jpg,n1\n"), BrokenFile, "begins with 'image,class'"),
     "empty list": (lambda t: listing(t, ""), BrokenFile, "begins with ''"),
     "header alone": (lambda t: listing(t, "filename,label\n"), BrokenFile, "lists no image"),
-    "one field": (lambda t: listing(t, "filename,label\na.jpg,n1\nb.jpg\n"), BrokenFile, "line 3: two fields"),
-    "empty field": (lambda t: listing(t, "filename,label\n,n1\n"), BrokenFile, "line 2: two fields"),
+    "one field": (lambda t: listing(t, "filename,label\na.jpg,n1\nb.jpg\n"), BrokenFile, "line 3: expected two fields"),
+    "empty field": (lambda t: listing(t, "filename,label\n,n1\n"), BrokenFile, "line 2: expected two fields"),
     "images elsewhere": (
         lambda t: (t / "images").rename(t / "pictures"),
         FileNotFoundError,

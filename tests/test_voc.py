@@ -311,14 +311,16 @@ def erase(*parts):
             "not a complete annotation",
         ),
         (
-            lambda tree, name: (tree / "Annotations" / f"{name}.xml").write_text("<a><name>sofa</name></a>"),
+            lambda tree, name: (tree / "Annotations" / f"{name}.xml").write_text(
+                "<annotation><object><name>sofa</name></object></annotation>"
+            ),
             BrokenFile,
-            r"names none of the 6 classes, but \['sofa'\]",
+            r"expected objects of the 6 classes, got \['sofa'\]",
         ),
         (
             lambda tree, name: (tree / "ImageSets/Segmentation/trainaug.txt").write_text(f"{name}\n{name}\n"),
             BrokenFile,
-            "2 lines with 1 names",
+            "expected each entry once, got .* 2 times",
         ),
         (lambda tree, name: (tree / "ImageSets/Segmentation/trainaug.txt").write_text(""), BrokenFile, "0 lines"),
     ],

@@ -1,5 +1,7 @@
 """Backbones: any network that ends in global average pooling and one linear layer, in the two parts that maps need.
 
+A 1 x 1 convolution behind (or in front of) the pooling is a linear layer as well, and becomes one here.
+
     model = backbones.create("tf_efficientnet_lite0")              # real ImageNet weights, no download
     features = model.features(model.normalise(photographs))        # b 1280 h w
     heat = maps.cam(features, model.classifier.weight)             # b 1000 h w
@@ -20,7 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.models import DenseNet
 
-from course_lib.backbones.weights import LITE0, fill_from_file, fill_lite0
+from course_lib.backbones.weights import LITE0, fetch, fill_from_file, fill_lite0
 from course_lib.backbones.weights import imagenet_classes as imagenet_classes
 
 
@@ -113,17 +115,10 @@ def load_network(name: str, pretrained: bool, **options: int | None) -> nn.Modul
         raise ValueError(
             f"timm knows no network called {name!r}. Did you mean {' or '.join(near) or 'one of timm.list_models()'}?"
         )
-    fetched = pretrained and name != LITE0
-    try:
-        network = timm.create_model(name, pretrained=fetched, **options)
-    except (OSError, RuntimeError) as error:
-        if not fetched:
-            raise
-        raise RuntimeError(
-            f"The pretrained weights of {name} were looked for on this machine and on the Hugging Face Hub, without "
-            f'success: {error} Check the connection and the name, or work offline: "{LITE0}" brings its ImageNet '
-            "weights along, and pretrained=False starts from random ones."
-        ) from error
+    if not pretrained or name == LITE0:
+        network = timm.create_model(name, pretrained=False, **options)
+    else:
+        network = fetch(partial(timm.create_model, name, pretrained=True, **options), name)
     if name == LITE0:
         # Its authors trained on (image - 127) / 128; timm says otherwise.
         network.pretrained_cfg.update(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
@@ -142,11 +137,8 @@ def feature_map(model: nn.Module, images: Float[Tensor, "b 3 H W"]) -> Float[Ten
         if features.ndim == 4 and getattr(model, "output_fmt", None) == "NHWC":  # Swin
             features = features.movedim(-1, 1)
     else:
-        *parts, _ = model.children()  # the last one classifies
         features = images
-        for part in parts:
-            if isinstance(part, (nn.AdaptiveAvgPool2d, nn.Dropout)):
-                break
+        for part in _parts(model)[0]:
             features = part(features)
         if isinstance(model, DenseNet):
             features = features.relu()  # hidden in its forward: no module of its own
@@ -166,7 +158,8 @@ def split_classifier(
     The proof runs without gradients and leaves parameters, training flags and random numbers as they were.
 
     Args:
-        model: a network of timm or torchvision that ends in global average pooling and one linear layer.
+        model: a network of timm or torchvision that ends in global average pooling and one linear layer, which may be
+            a 1 x 1 convolution. The linear layer that comes back shares the convolution's weights.
         images: a batch to prove it on; by default two images of noise.
     Raises:
         ValueError: for networks that end otherwise (VGG, MobileNetV3, ConvNeXt, ViT, ...), naming the reason.
@@ -189,7 +182,11 @@ def split_classifier(
                 f"{_name(model)} has a hidden layer between pooling and classifier: the feature map has "
                 f"{features.shape[1]} channels, the linear layer takes {linear.in_features}. {_ADVICE}"
             )
-        expected, logits = network(images).float(), linear(features.mean((-2, -1))).float()
+        expected, logits = network(images), linear(features.mean((-2, -1))).float()
+    if not isinstance(expected, Tensor) or expected.flatten(1).shape != logits.shape:
+        came = f"shape {tuple(expected.shape)}" if isinstance(expected, Tensor) else type(expected).__name__
+        raise ValueError(f"{_name(model)}: expected logits of shape {tuple(logits.shape)}, got {came}. {_ADVICE}")
+    expected = expected.flatten(1).float()
     tolerance = 1e-4 if linear.weight.dtype in (torch.float32, torch.float64) else 3e-2
     error, scale = (logits - expected).abs().max().item(), expected.abs().max().item()
     if not error <= tolerance * scale:
@@ -211,22 +208,40 @@ def _name(model):
 
 
 def _linear(model):
-    """The one linear layer at the end of the network."""
+    """The one linear layer at the end of the network, or its one convolution as such a layer."""
     if hasattr(model, "class_token"):  # torchvision's ViT
         raise ValueError(f"{_name(model)} has no feature map: its features are tokens. {_ADVICE}")
-    head = [model.get_classifier()] if hasattr(model, "get_classifier") else [*model.children()][-1:]
-    linears = [layer for layer in nn.ModuleList(head).modules() if isinstance(layer, nn.Linear)]
-    if len(linears) != 1:
+    head = [model.get_classifier()] if hasattr(model, "get_classifier") else _parts(model)[1]
+    layers = [layer for layer in nn.ModuleList(head).modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    if len(layers) != 1:
         raise ValueError(
-            f"One linear layer was expected at the end of {_name(model)}, but its head holds {len(linears)}: "
-            f"{'hidden layers come before the logits' if linears else 'nothing there classifies'}. {_ADVICE}"
+            f"One linear layer was expected at the end of {_name(model)}, but its head holds {len(layers)}: "
+            f"{'hidden layers come before the logits' if layers else 'nothing there classifies'}. {_ADVICE}"
         )
-    return linears[0]
+    (layer,) = layers
+    if isinstance(layer, nn.Linear):
+        return layer
+    if layer.kernel_size != (1, 1) or layer.groups > 1:
+        raise ValueError(
+            f"{_name(model)} ends in a convolution of {layer.kernel_size[0]} x {layer.kernel_size[1]} pixels in "
+            f"{layer.groups} group(s); expected 1 x 1 in one group, which is a linear layer. {_ADVICE}"
+        )
+    linear = nn.utils.skip_init(nn.Linear, layer.in_channels, layer.out_channels, layer.bias is not None)
+    linear.weight, linear.bias = nn.Parameter(layer.weight.detach().flatten(1)), layer.bias  # the same memory
+    return linear
+
+
+def _parts(model):
+    """The parts of a network in front of the pooling, and those from there on; the last one classifies at any rate."""
+    parts = [*model.children()]
+    ends = [number for number, part in enumerate(parts) if isinstance(part, (nn.AdaptiveAvgPool2d, nn.Dropout))]
+    end = min([*ends, len(parts) - 1])
+    return parts[:end], parts[end:]
 
 
 def _between(model, linear):
     """The likely reason why the parts are not the network."""
-    head = next(part for part in model.modules() if linear in part.children())
+    head = next((part for part in model.modules() if linear in part.children()), model)
     norms = [type(part).__name__ for part in head.children() if "Norm" in type(part).__name__]
     if norms and head is not model:
         return f"Its head has a normalisation ({norms[0]}) after the pooling."

@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from course_lib import checkpoints
 from course_lib.checkpoints import State
 
 MAGIC, V1, V2, V3 = 0x112, 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 TYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")
-MAX_DIMENSIONS = 8
+MAX_DIMENSIONS, MAX_ARRAYS = 8, 10_000  # ResNet38 has 4 and 190; empty arrays take 100 times their bytes in memory
 IMAGENET_MD5 = "ff21f45d6bf03284100dcbec571edfad"  # of ilsvrc-cls_rna-a1_cls1000_ep-0001.params
 TENSORS = {
     "weight": "weight",
@@ -45,10 +46,7 @@ def read_params(path: str | Path) -> State:
         FileNotFoundError: nothing is there.
         RuntimeError: not such a file, truncated, or with arrays that are sparse or of an unknown type.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"Weights of MXNet were expected at {path}, but there is no such file.")
-    reader = _Reader(memoryview(path.read_bytes()))
+    reader = _Reader(memoryview(checkpoints.weights_at(path).read_bytes()))
     try:
         header = reader.numbers("<QQ", "the header")
         if header != (MAGIC, 0):
@@ -61,7 +59,7 @@ def read_params(path: str | Path) -> State:
             raise ValueError(f"{len(arrays)} arrays have {len(set(names))} different names")
         if reader.left:
             raise ValueError(f"{len(reader.left):,} bytes follow after its end")
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # torch: shapes that overflow
         raise RuntimeError(
             f"{path} cannot be read as weights of MXNet: {error}. Fetch it again, or check its name."
         ) from error
@@ -83,10 +81,10 @@ def resnet38_state(path: str | Path) -> State:
             "figures made with it do not compare.",
             stacklevel=2,
         )
-    return {_renamed(name): array for name, array in arrays.items() if not name.startswith("arg:linear1000_")}
+    return {_renamed(name, path): array for name, array in arrays.items() if not name.startswith("arg:linear1000_")}
 
 
-def _renamed(name):
+def _renamed(name, path):
     """Our name: arg:res4b3_branch2b1_weight is b4_3.conv_branch2b1.weight, aux:bn7_moving_var is bn7.running_var."""
     found = re.fullmatch(
         r"(?:arg|aux):(?:(conv1a|bn7)|(res|bn)([2-7])(?:a|b([1-5]))_(branch(?:1|2a|2b1|2b2)))"
@@ -94,7 +92,9 @@ def _renamed(name):
         name,
     )
     if not found:
-        raise RuntimeError(f"ResNet38 has no tensor called {name!r} in MXNet. Is the file that of ilsvrc-cls_rna-a1?")
+        raise RuntimeError(
+            f"{path}: ResNet38 has no tensor called {name!r:.80} in MXNet. Is it that of ilsvrc-cls_rna-a1?"
+        )
     alone, kind, level, unit, branch, part = found.groups()
     if alone:
         return f"{alone}.{TENSORS[part]}"
@@ -122,6 +122,8 @@ class _Reader:
     def count(self, what):
         (count,) = self.numbers("<Q", f"the number of {what}")
         self.check(4 * count, f"{count:,} {what}")  # each takes 4 bytes or more
+        if count > MAX_ARRAYS:
+            raise ValueError(f"it claims {count:,} {what}, where at most {MAX_ARRAYS:,} are read")
         return count
 
     def name(self, what):

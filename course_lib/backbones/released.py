@@ -47,7 +47,9 @@ def read(path: str | Path) -> tuple[str, State, State]:
     shapes = {name: tuple(weight.shape) for name, weight in heads.items()}
     methods = [name for name, sizes in LAYOUTS.items() if shapes == {head: (*sizes[head], 1, 1) for head in sizes}]
     if not methods:
-        raise RuntimeError(f"{path} holds the heads {shapes}, which no published network has: {LAYOUTS}.")
+        raise RuntimeError(
+            f"{path}: expected the heads of one of {', '.join(LAYOUTS)}, got {shapes!s:.400}; name another file."
+        )
     (method,) = methods
     if method in BACKGROUND_LAST:
         heads["fc8"] = heads["fc8"].roll(1, 0)

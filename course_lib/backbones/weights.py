@@ -1,9 +1,12 @@
-"""Weights that need no connection: EfficientNet-Lite0 from a Python package, others from a file; ImageNet's classes."""
+"""Weights: EfficientNet-Lite0 from a Python package, others from a file or the Hugging Face Hub; ImageNet's classes."""
 
 import hashlib
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
+from huggingface_hub import constants, get_session
 from timm.data import ImageNetInfo
 from torch import nn
 
@@ -11,6 +14,32 @@ from course_lib import checkpoints
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+def fetch(create: Callable[[], nn.Module], name: str) -> nn.Module:
+    """The network that `create` makes with pretrained weights: those of this machine, or else of the Hugging Face Hub.
+
+    The Hub is asked once whether it is there: its own client would try for a minute, and write 22 lines.
+
+    Raises:
+        RuntimeError: no such weights; the message says what works without a connection.
+    """
+    offline = constants.HF_HUB_OFFLINE
+    if not offline:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=5)
+        except Exception:  # of httpx or requests: the Hub's client has changed its library
+            offline = True
+    try:
+        with patch.object(constants, "HF_HUB_OFFLINE", offline):
+            return create()
+    except (OSError, RuntimeError) as error:
+        hub = "cannot be reached" if offline else f"gave none ({str(error).split('. ')[0]:.200})"
+        raise RuntimeError(
+            f"{name}: expected pretrained weights on this machine or on the Hugging Face Hub, which {hub}. Check the "
+            f'connection and the name, or work offline: "{LITE0}" brings its ImageNet weights along, and '
+            "pretrained=False starts from random ones."
+        ) from None
 
 
 def fill_lite0(network: nn.Module) -> None:
@@ -54,6 +83,9 @@ def fill_from_file(model: nn.Module, path: str | Path) -> None:
     if not any(name.startswith("network.") for name in state):  # timm's names
         head = f"network.{model.network.pretrained_cfg['classifier']}."
         state = {f"network.{name}".replace(head, "classifier."): tensor for name, tensor in state.items()}
+        weight = state.get("classifier.weight")
+        if weight is not None and weight.ndim == 4:  # of a network that ends in a 1 x 1 convolution
+            state["classifier.weight"] = weight.flatten(1)
     checkpoints.fill(model, state, str(path))
 
 

@@ -19,13 +19,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from course_lib.data.files import existing, read_lines
-from course_lib.data.images import BrokenFile, load
+from course_lib.data.files import BrokenFile, existing, read_lines, refuse_twice
+from course_lib.data.images import load
 from course_lib.data.miniature import check_counts
 
 CUB_ARCHIVE = "CUB_200_2011"
 CUB_COUNTS = {"train": {"images": 5_864, "classes": 100}, "test": {"images": 5_924, "classes": 100}}  # as published
-FIELDS = {"classes": (1,), "images": (1,), "image_class_labels": (1, int), "bounding_boxes": (4, float)}
+MAX_SIDE = 100_000  # pixels
 
 
 class Cub(Dataset):
@@ -53,11 +53,20 @@ class Cub(Dataset):
         root = Path(root)
         self.root = root / CUB_ARCHIVE if (root / CUB_ARCHIVE).is_dir() else root
         self.split = split
-        names, files, numbers, boxes = (_table(self.root / f"{name}.txt", *fields) for name, fields in FIELDS.items())
+        names, files, numbers, boxes = (
+            _table(self.root / f"{name}.txt", *fields)
+            for name, *fields in (
+                ("classes", 1),
+                ("images", 1),
+                ("image_class_labels", 1, int),
+                ("bounding_boxes", 4, _pixels),
+            )
+        )
+        refuse_twice(self.root / "images.txt", (file for (file,) in files.values()))
         order = sorted(names)
         half = len(order) // 2
         chosen = order[:half] if split == "train" else order[half:]
-        self.classes = [names[number][0].partition(".")[2].replace("_", " ") for number in chosen]
+        self.classes = [names[number][0].split(".", 1)[-1].replace("_", " ") for number in chosen]
         self.images, labels, self.boxes = [], [], []
         for image, (file,) in sorted(files.items()):
             for table, rows in (("image_class_labels", numbers), ("bounding_boxes", boxes)):
@@ -77,6 +86,8 @@ class Cub(Dataset):
                 labels.append(chosen.index(number))
                 x, y, width, height = boxes[image]
                 self.boxes.append((round(x), round(y), round(x + width), round(y + height)))
+        if not labels:
+            raise BrokenFile(f"{self.root / 'images.txt'}: expected images of the {split} half of classes, got none.")
         self.labels = torch.tensor(labels)
         found = {"images": len(labels), "classes": len(chosen)}
         check_counts(self.root, f"CUB-200-2011 ({split})", found, CUB_COUNTS[split])
@@ -111,16 +122,24 @@ def _table(path, fields, kind=str):
         "is missing: CUB-200-2011 was expected. Give the folder that holds images.txt, or write the miniature with "
         "`python -m course_lib data`.",
     )
-    rows = {}
-    for line, text in enumerate(lines, 1):
-        number, *rest = text.split() or [""]
+    rows = []
+    for line, text in lines.items():
+        number, *rest = text.split()
         if len(rest) != fields:
             raise BrokenFile(
-                f"{path}, line {line}: a number and {fields} more field(s) were expected, but {text!r} came. "
-                "Unpack it again."
+                f"{path}, line {line}: expected a number and {fields} more field(s), got {text!r}; unpack it again."
             )
         try:
-            rows[int(number)] = [kind(field) for field in rest]
-        except ValueError as error:
-            raise BrokenFile(f"{path}, line {line}: expected numbers, got {text!r}; unpack it again.") from error
-    return rows
+            rows.append((int(number), [kind(field) for field in rest]))
+        except ValueError:
+            raise BrokenFile(f"{path}, line {line}: expected numbers, got {text!r}; unpack it again.") from None
+    if not rows:
+        raise BrokenFile(f"{path}: expected a line for each entry, got an empty list; unpack it again.")
+    refuse_twice(path, (number for number, _ in rows))
+    return dict(rows)
+
+
+def _pixels(text):
+    if not abs(number := float(text)) < MAX_SIDE:
+        raise ValueError
+    return number

@@ -6,11 +6,14 @@
     ILSVRC/Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml   PASCAL style boxes; in train only for some images
     ILSVRC/Masks/CLS-LOC/val/ILSVRC2012_val_00000001.png         the miniature only: exact object masks
 
+Training needs the class alone, and some of its boxes reach over the border or have their corners swapped: they are
+clamped and swapped back, or dropped where nothing is left, and counted in one warning. A box of val must be right.
 Labels are positions in the synset file, which is sorted by WordNet id as in torchvision and timm (the devkit's own
 ILSVRC2012_ID is another order). Boxes are x0 y0 x1 y1 in pixels, 0-based and inclusive.
 """
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -22,11 +25,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-from course_lib.data.files import existing, read_lines, read_xml
-from course_lib.data.images import BrokenFile, load, load_grey
+from course_lib.data.files import BrokenFile, existing, read_lines, read_xml, refuse_twice
+from course_lib.data.images import load, load_grey, open_image
+from course_lib.data.miniature import check_counts
 from course_lib.evaluate.localization import squash_boxes
 
 SYNSETS = "LOC_synset_mapping.txt"
+ILSVRC_COUNTS = {"train": 1_281_167, "val": 50_000}  # as published: images of 1000 classes
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,13 @@ class Ilsvrc(Dataset):
         root: the folder that holds LOC_synset_mapping.txt and ILSVRC/.
         split: "train" or "val".
     Raises:
-        FileNotFoundError, BrokenFile: a sentence naming the first missing or broken file.
+        FileNotFoundError, BrokenFile: a sentence naming the first missing or broken file, or the number of images if
+            the synset file lists the 1000 classes of ILSVRC and it is not the published one.
     """
 
     def __init__(self, root: str | Path, split: str = "val"):
+        if split not in ILSVRC_COUNTS:
+            raise ValueError(f"expected the split {' or '.join(ILSVRC_COUNTS)}, got {split!r}; name one of them.")
         self.root, self.split = Path(root), split
         images, annotations, masks = (
             self.root / "ILSVRC" / part / "CLS-LOC" / split for part in ("Data", "Annotations", "Masks")
@@ -84,10 +92,16 @@ class Ilsvrc(Dataset):
             )
         labels = {wnid: label for label, wnid in enumerate(self.classes)}
         exact = masks.is_dir()
-        self.photos = []
+        self.photos, repaired, dropped = [], 0, 0
         for file in files:
             inside = file.relative_to(images)
             wnid, size, boxes = _read_annotation(annotations, inside, required=split != "train")
+            if split == "train" and boxes and _repaired(boxes, *size) != boxes:
+                size = open_image(file, "RGB").size  # that of the annotation may be what is wrong
+                right = _repaired(boxes, *size)
+                dropped += len(boxes) - len(right)
+                repaired += len(set(right) - set(boxes))
+                boxes = right
             wnid = wnid if file.parent == images else file.parent.name
             if wnid not in labels:
                 raise BrokenFile(f"{file} belongs to class {wnid!r}, which {self.root / SYNSETS} does not list.")
@@ -95,6 +109,15 @@ class Ilsvrc(Dataset):
                 existing(masks / inside.with_suffix(".png"), "is missing, though others are there.") if exact else None
             )
             self.photos.append(Photo(file, labels[wnid], size, boxes, mask))
+        if repaired or dropped:
+            warnings.warn(
+                f"{annotations}: of the boxes, {repaired:,} reached over the border or had their corners swapped and "
+                f"were repaired, and {dropped:,} had no area in their image and were dropped; the images all stay.",
+                stacklevel=2,
+            )
+        if len(labels) == 1000:  # other classes are a data set of one's own in this layout
+            count = {"images": len(files)}
+            check_counts(self.root, f"ILSVRC 2012 ({split})", count, {"images": ILSVRC_COUNTS[split]})
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -102,7 +125,10 @@ class Ilsvrc(Dataset):
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 h w"], Photo]:
         photo = self.photos[index]
         image = load(photo.image)
-        _check_boxes(photo.boxes, image.shape[2], image.shape[1], photo.image)
+        height, width = image.shape[1:]
+        if self.split == "train":  # an annotation that is right in itself may be of an image of another size
+            return image, replace(photo, boxes=_repaired(photo.boxes, width, height))
+        _check_boxes(photo.boxes, width, height, photo.image)
         return image, photo
 
     def __str__(self) -> str:
@@ -149,13 +175,13 @@ def squash(items: list[tuple[Tensor, Photo]], size: int) -> Batch:
 
 def read_synsets(path: Path) -> dict[str, str]:
     """WordNet id -> name of the classes that a synset file lists, in its order."""
-    classes = {}
     lines = read_lines(path, "is missing. It lists the classes in label order, one a line: a WordNet id and a name.")
-    for number, line in enumerate(lines, 1):
-        wnid, _, classes[wnid] = line.partition(" ")
-        if not classes[wnid]:
-            raise BrokenFile(f"{path}, line {number}: a WordNet id and a name were expected, but {line!r} came.")
-    return classes
+    classes = [line.split(maxsplit=1) for line in lines.values()]
+    for (number, line), fields in zip(lines.items(), classes):
+        if len(fields) < 2:
+            raise BrokenFile(f"{path}, line {number}: expected a WordNet id and a name, got {line!r}; unpack it again.")
+    refuse_twice(path, (wnid for wnid, _ in classes))
+    return dict(classes)
 
 
 def _read_annotation(folder, image, required):
@@ -167,17 +193,18 @@ def _read_annotation(folder, image, required):
         return None, None, ()
     tree = read_xml(path, f"is missing: it holds the boxes of {image}. Unpack the archive of box annotations too.")
     try:
-        size = tuple(int(tree.findtext(f"size/{side}")) for side in ("width", "height"))
+        size = tuple(round(float(tree.findtext(f"size/{side}"))) for side in ("width", "height"))
         boxes = tuple(
-            tuple(int(node.findtext(f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax"))
-            for node in tree.iter("object")
+            tuple(round(float(node.findtext(f"bndbox/{corner}"))) for corner in ("xmin", "ymin", "xmax", "ymax"))
+            for node in tree.iterfind("object")
         )
-    except (TypeError, ValueError) as error:
-        raise BrokenFile(f"{path} is not a complete box annotation ({error}). Unpack it again.") from error
-    if not boxes:
-        raise BrokenFile(f"{path} holds no object: at least one box was expected.")
-    _check_boxes(boxes, *size, path)
-    return tree.findtext(".//object/name"), size, boxes
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BrokenFile(f"{path} is not a complete box annotation ({error}). Unpack it again.") from None
+    if required:
+        if not boxes:
+            raise BrokenFile(f"{path} holds no object: expected at least one box; unpack it again.")
+        _check_boxes(boxes, *size, path)
+    return tree.findtext("object/name", "").strip(), size, boxes
 
 
 def _check_boxes(boxes, width, height, path):
@@ -187,3 +214,10 @@ def _check_boxes(boxes, width, height, path):
                 f"{path}: the box ({x0}, {y0}, {x1}, {y1}) does not lie in the image of {width} x {height} pixels. "
                 "Boxes are x0 y0 x1 y1; is the annotation of another image?"
             )
+
+
+def _repaired(boxes, width, height):
+    """Boxes with their corners in order, clamped to the image; without those that have no area there."""
+    ordered = [(*sorted((x0, x1)), *sorted((y0, y1))) for x0, y0, x1, y1 in boxes]
+    clamped = [(max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)) for x0, x1, y0, y1 in ordered]
+    return tuple(box for box in clamped if box[0] < box[2] and box[1] < box[3])

@@ -1,20 +1,29 @@
 """Benchmark or miniature? A folder that holds miniature.json says what it is; any other must be the whole benchmark."""
 
-import json
+import os
 from pathlib import Path
 
-from course_lib.data.images import BrokenFile
+from course_lib.data.files import BrokenFile, read_json
 
 
 def about(folder: Path) -> dict:
-    """What miniature.json says; nothing if there is none."""
+    """What miniature.json says; nothing if there is none.
+
+    Raises:
+        BrokenFile: it is damaged, or says no "world".
+    """
     note = folder / "miniature.json"
-    return json.loads(note.read_text()) if note.is_file() else {}
+    found = read_json(note) if os.path.lexists(note) else {}
+    if found and not isinstance(found.get("world"), str):
+        raise BrokenFile(
+            f'{note}: expected {{"world": "its name", ...}}, got {found!s:.80}; write the miniature again.'
+        )
+    return found
 
 
 def fingerprint(folder: Path) -> str:
     """What a miniature was made from, in 12 letters, or "real data" for a folder that is not a miniature."""
-    return about(folder)["world"] if about(folder) else "real data"
+    return about(folder).get("world", "real data")
 
 
 def check_counts(root: Path, benchmark: str, found: dict[str, int], published: dict[str, int]) -> None:
@@ -32,7 +41,7 @@ def check_counts(root: Path, benchmark: str, found: dict[str, int], published: d
         for what, count in published.items()
         if found.get(what) != count
     ]
-    if wrong and not (root / "miniature.json").is_file():
+    if wrong and not about(root):
         raise BrokenFile(
             f"{root} is not the whole of {benchmark}: {'; '.join(wrong)}. Unpack the archive again. A selection of "
             'your own must hold a file miniature.json with {"world": "its name"}, so that nobody takes its figures for '

@@ -10,6 +10,7 @@ of first appearance.
 """
 
 import csv
+import os
 from pathlib import Path
 
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from course_lib.backbones import imagenet_classes
-from course_lib.data.files import read_lines
+from course_lib.data.files import BrokenFile, read_lines, refuse_twice
 from course_lib.data.ilsvrc import SYNSETS, read_synsets
-from course_lib.data.images import BrokenFile, load
+from course_lib.data.images import load
 from course_lib.data.miniature import check_counts
 
 CLASS_COUNTS = {"train": 64, "val": 16, "test": 20}
@@ -49,16 +50,16 @@ class MiniImageNet(Dataset):
             raise ValueError(f"split is one of {', '.join(CLASS_COUNTS)}, but {split!r} came.")
         self.root, self.split = Path(root), split
         places = [self.root / "split" / f"{split}.csv", self.root / f"{split}.csv"]
-        self.list = next(filter(Path.is_file, places), None)
+        self.list = next(filter(os.path.isfile, places), None)
         if self.list is None:
             raise FileNotFoundError(
                 f"{places[0]} is missing, and so is {places[1]}: miniImageNet was expected at {self.root}. Give the "
                 "folder with its csv files, or write the miniature with `python -m course_lib data`."
             )
         wnids, files = zip(*_rows(self.list))
-        tree = next((tree for tree in TREES if (self.root / tree / files[0]).is_file()), TREES[0])
+        tree = next((tree for tree in TREES if os.path.isfile(self.root / tree / files[0])), TREES[0])
         self.images = [self.root / tree / file for file in files]
-        missing = [image for image in self.images if not image.is_file()]
+        missing = [image for image in self.images if not os.path.isfile(image)]
         if missing:
             raise FileNotFoundError(
                 f"{len(missing):,} of the {len(files):,} images in {self.list} are missing; the first is {missing[0]}. "
@@ -90,18 +91,22 @@ class MiniImageNet(Dataset):
 
 def _rows(path):
     """Class, and path inside a tree, of every line, whichever of the two headers the list has."""
-    header, *rows = list(csv.reader(read_lines(path))) or [[]]
+    lines = read_lines(path)  # a field never goes on in the next line
+    header, *rows = [[field.strip() for field in row] for line in lines.values() for row in csv.reader([line])] or [[]]
     if header not in (["filename", "label"], ["class_name", "image_name"]):
         raise BrokenFile(
-            f'{path} begins with {",".join(header)!r}; "filename,label" or "class_name,image_name" was expected.'
+            f'{path} begins with {",".join(header)!r}; expected "filename,label" or "class_name,image_name". Unpack '
+            "the list again, with commas."
         )
-    for line, row in enumerate(rows, 2):
+    for line, row in zip([*lines][1:], rows):
         if len(row) != 2 or not all(row):
             raise BrokenFile(
-                f"{path}, line {line}: two fields ({','.join(header)}) were expected, but {','.join(row)!r} came."
+                f"{path}, line {line}: expected two fields ({','.join(header)}), got {','.join(row)!r}; unpack "
+                "it again."
             )
     if not rows:
-        raise BrokenFile(f"{path} lists no image.")
-    if header[0] == "filename":
-        return [(wnid, file) for file, wnid in rows]
-    return [(wnid, f"{wnid}/{file}") for wnid, file in rows]
+        raise BrokenFile(f"{path} lists no image: expected a line for each one; unpack it again.")
+    flat = header[0] == "filename"
+    rows = [(wnid, file) for file, wnid in rows] if flat else [(wnid, f"{wnid}/{file}") for wnid, file in rows]
+    refuse_twice(path, (file for _, file in rows))
+    return rows

@@ -4,7 +4,8 @@
     Annotations/2007_000032.xml                    tags: the classes of all objects, difficult ones included
     SegmentationClass/2007_000032.png              class indices 0..20 as a palette, 255 = void; these score seeds
     SegmentationClassAug/2007_000032.png           masks of SBD in the same coding, for all images of trainaug
-    ImageSets/Segmentation/{train,val,trainaug}.txt     trainaug is not in VOC's archive: SBD's lists bring it along
+    ImageSets/Segmentation/{train,val,trainaug}.txt     trainaug is not in VOC's archive: SBD's lists bring it along;
+                                                        SEAM and EPS call it train_aug.txt
     SALImages/2007_000032.png                      saliency, grey 0..255; EPS's authors offer it (made by PFAN)
     Tracks/2007_000032.png                         the miniature only, see `tagged`: ground of the confounded class
     miniature.json                                 not in the real archive: names of other classes than VOC's
@@ -22,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from course_lib.data.files import existing, read_lines, read_xml
-from course_lib.data.images import BrokenFile, load, load_grey
+from course_lib.data.files import BrokenFile, existing, read_lines, read_xml, refuse_twice
+from course_lib.data.images import load, load_grey
 from course_lib.data.miniature import about, check_counts
 from course_lib.evaluate.segmentation import IGNORE
 
@@ -72,7 +73,9 @@ class Voc(Dataset):
         note = about(self.root)
         self.classes = list(note.get("classes", CLASSES))
         self.confounded = note.get("confounded")
-        self.ids = _read_list(self.root / "ImageSets" / "Segmentation" / f"{split}.txt")
+        listed = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
+        other = listed.with_name("train_aug.txt")
+        self.ids = _read_list(other if split == "trainaug" and not listed.exists() and other.exists() else listed)
         sentence = f"is missing, which the list of {split} names. Unpack the archive again."
         self.images = [existing(pictures / f"{name}.jpg", sentence) for name in self.ids]
         self.tags = torch.tensor(
@@ -146,23 +149,24 @@ def _read_list(path):
     lines = read_lines(
         path,
         "is missing. train and val come with VOC's archive. As to trainaug, VOC's archive has none of that name: it "
-        "comes with SBD's masks for VOC (SegmentationClassAug), 10,582 lines.",
+        "comes with SBD's masks for VOC (SegmentationClassAug), 10,582 lines, also as train_aug.txt.",
     )
     # Bare ids, or "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png", as older code wants them.
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
-    if not names or len(set(names)) != len(names):
-        raise BrokenFile(
-            f"{path} should name each image once, but it has {len(names):,} lines with {len(set(names)):,} names."
-        )
+    names = [Path(line.split()[0]).stem for line in lines.values()]
+    if not names:
+        raise BrokenFile(f"{path}: expected the name of an image in each line, got 0 lines; unpack it again.")
+    refuse_twice(path, names)
     return names
 
 
 def _read_tags(path, classes):
     tree = read_xml(path, "is missing, from which the tags are read. Unpack the archive again.")
-    found = {node.text for node in tree.iter("name")}  # names of a person's parts are no classes
-    tags = [name in found for name in classes[1:]]
-    if not any(tags):
+    # Of objects alone: owners and the parts of a person have names as well. Some tools write capitals.
+    names = [" ".join(node.findtext("name", "").split()).lower() for node in tree.iterfind("object")]
+    known = [name.lower() for name in classes[1:]]
+    if not names or not {*names} <= {*known}:
         raise BrokenFile(
-            f"{path} names none of the {len(tags)} classes, but {sorted(map(str, found))}: no image is without a tag."
+            f"{path}: expected objects of the {len(known)} classes, got {sorted({*names} - {*known}) or 'no object'}. "
+            "No image is without a tag, and no object without a class: unpack it again."
         )
-    return tags
+    return [name in names for name in known]

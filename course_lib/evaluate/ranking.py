@@ -39,6 +39,7 @@ KS = (1, 2, 4, 8)  # of Recall@K, as usual on CUB-200-2011
 JUNK = -1  # identity of gallery images that are neither right nor wrong
 CHUNK = 2**20  # numbers in work at a time: rows enough for a matrix product near full speed
 CACHED = 2**18  # and where nothing is multiplied: they stay in the cache (twice as fast, measured)
+Array = Tensor | np.ndarray
 LAST = torch.iinfo(torch.int64).max  # ranks behind every distance
 
 
@@ -68,14 +69,14 @@ class Retrieval:
 
 @torch.no_grad()
 def cmc_map(
-    distances: Float[Tensor, "q g"],
-    query_ids: Int[Tensor, " q"],
-    gallery_ids: Int[Tensor, " g"],
-    query_cameras: Int[Tensor, " q"],
-    gallery_cameras: Int[Tensor, " g"],
+    distances: Float[Array, "q g"],
+    query_ids: Int[Array, " q"],
+    gallery_ids: Int[Array, " g"],
+    query_cameras: Int[Array, " q"],
+    gallery_cameras: Int[Array, " g"],
     ranks: int = 50,
 ) -> Ranking:
-    """CMC, mAP and mINP of person re-identification, as defined above.
+    """CMC, mAP and mINP of person re-identification, as defined above; of tensors, or of numpy's arrays.
 
     Args:
         distances: of queries to the gallery; only their order counts, in float32.
@@ -84,9 +85,10 @@ def cmc_map(
     Raises:
         ValueError: no query has a match, or a distance is NaN.
     """
+    distances = torch.as_tensor(distances)
     device = distances.device
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
-    query_ids, gallery_ids, query_cameras, gallery_cameras = (part.to(device) for part in labels)
+    query_ids, gallery_ids, query_cameras, gallery_cameras = (torch.as_tensor(part, device=device) for part in labels)
     figures = torch.full((3, len(distances)), torch.nan, dtype=torch.float64, device=device)
     for rows in _chunks(distances, distances.shape[1], CACHED) if distances.numel() else ():
         same, keys = query_ids[rows, None] == gallery_ids, _keys(distances[rows])

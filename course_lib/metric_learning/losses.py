@@ -47,7 +47,8 @@ def prototype_softmax(
         prototypes: of all classes that compete: means of a support set, or parameters that learn along.
         scale: the inverse temperature. What a distance of 1 means depends on metric and network.
     """
-    return F.cross_entropy(-scale * distances(features, prototypes, metric), labels.long())  # Eq. 2 (Snell et al.)
+    logits = -scale * distances(features, prototypes, metric)
+    return F.cross_entropy(logits, labels.long()) if len(labels) else logits.sum()  # Eq. 2 (Snell et al.)
 
 
 def batch_prototype_softmax(
@@ -83,6 +84,8 @@ def batch_hard_triplet(
     Args:
         margin: in the unit of the features; None takes the soft margin, log(1 + exp(difference)).
     """
+    if not len(labels):
+        return features.float().sum()
     distance = _euclidean(features.float(), features.float())  # b b
     same = labels[:, None] == labels
     positive = same.clone().fill_diagonal_(False)
