@@ -26,6 +26,12 @@ def results() -> Path:
     return Path(chosen).expanduser().absolute()
 
 
+def work() -> Path:
+    """The folder of a student's own copies and results: COURSE_WORK of the environment, else work/ of the checkout."""
+    chosen = os.environ.get("COURSE_WORK") or (checkout() or Path.cwd()) / "work"
+    return Path(chosen).expanduser().absolute()
+
+
 def shelf() -> Path:
     """The folder with photographs.json and evidence/: data/ of the checkout, else the copy in the installed library."""
     root = checkout()

@@ -19,7 +19,11 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 LICENCES = ("LICENSE", "LICENSE-text")
 SHELF = {
     str(file.relative_to(ROOT / "data"))
-    for file in (ROOT / "data" / "photographs.json", *(ROOT / "data" / "evidence").glob("*.json"))
+    for file in (
+        ROOT / "data" / "photographs.json",
+        *(ROOT / "data" / "evidence").glob("*.json"),
+        *(ROOT / "data" / "licences").glob("*.txt"),
+    )
 }
 
 

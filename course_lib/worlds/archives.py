@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 MAX_MEMBER = 32 << 20  # bytes of one file; the largest photograph has 5 million
 MAX_UNPACKED = 4 << 30  # bytes of one archive; the largest package has 0.3 billion
-MEMORY = 256 << 20  # bytes that a decompressor may take; `xz -9` needs 65 million
+MAX_MEMORY = 256 << 20  # bytes that a decompressor may take; `xz -9` needs 65 million
 CHUNK = 1 << 20
 EXTENDED = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 DAMAGED = (  # what the unpackers raise, one or the other
@@ -68,8 +68,10 @@ def members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
 
 
 def _zip(archive: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
-    if archive.stat().st_size > MEMORY:  # zipfile reads the list of members at once
-        raise BrokenArchive(f"{archive}: expected a pack of at most {MEMORY:,} bytes, got a larger file; delete it.")
+    if archive.stat().st_size > MAX_MEMORY:  # zipfile reads the list of members at once
+        raise BrokenArchive(
+            f"{archive}: expected a pack of at most {MAX_MEMORY:,} bytes, got a larger file; delete it."
+        )
     with zipfile.ZipFile(archive) as pack:
         entries = [entry for entry in pack.infolist() if not entry.is_dir()]
         for entry in entries:
@@ -80,8 +82,10 @@ def _zip(archive: Path) -> Iterator[tuple[str, int, Callable[[], bytes]]]:
                     f"{archive}: expected plain files of at most {MAX_MEMBER:,} bytes, got {entry.filename!r}, which "
                     "is a link, encrypted, oddly packed or larger; delete the archive."
                 )
-        if sum(entry.file_size for entry in entries) > MEMORY:
-            raise BrokenArchive(f"{archive} would unpack to more than {MEMORY:,} bytes, which no pack does; delete it.")
+        if sum(entry.file_size for entry in entries) > MAX_MEMORY:
+            raise BrokenArchive(
+                f"{archive} would unpack to more than {MAX_MEMORY:,} bytes, which no pack does; delete it."
+            )
         for entry in entries:
             with pack.open(entry) as member:  # read(size), not read(): the size may be a lie
                 yield entry.filename, entry.file_size, partial(member.read, entry.file_size)
@@ -156,7 +160,7 @@ def _data(archive: Path) -> Iterator:
             elif name == "data.tar.bz2":
                 yield _Unpacked(file, bz2.BZ2Decompressor())
             elif name == "data.tar.xz":
-                yield _Unpacked(file, lzma.LZMADecompressor(memlimit=MEMORY))
+                yield _Unpacked(file, lzma.LZMADecompressor(memlimit=MAX_MEMORY))
             elif name == "data.tar.zst":
                 with _zstandard(archive, file) as stream:
                     yield stream

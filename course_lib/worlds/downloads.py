@@ -9,7 +9,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pooch
 from tqdm import tqdm
 
 from course_lib.worlds.folders import full_disk
@@ -28,6 +27,8 @@ def pack(address: str, scratch: Path) -> Path:
     Raises:
         OSError, ValueError: unreachable, or of another hash.
     """
+    import pooch  # 0.2 s that only a download needs
+
     url, _, known = address.partition("#sha256=")
     pooch.get_logger().setLevel("WARNING")
     fetcher = pooch.create(scratch, base_url="", registry={PACK: known or None}, urls={PACK: url}, retry_if_failed=2)

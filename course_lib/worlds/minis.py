@@ -11,10 +11,13 @@ mini-voc-creatures      the same of the procedural world; written only when aske
 mini-market-clothes     paper dolls seen by six cameras, each known by its clothes; -head: by head and bag; -both
 """
 
+import hashlib
 import json
+import os
+import re
 import shutil
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +25,6 @@ from typing import Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
@@ -34,7 +36,8 @@ from course_lib.data.ilsvrc import SYNSETS, Ilsvrc
 from course_lib.data.market1501 import FOLDERS, Market1501
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.data.voc import IGNORE, Voc, write_mask
-from course_lib.worlds import dolls, scenes, tagged
+from course_lib.worlds import dolls, packs, scenes, tagged
+from course_lib.worlds.folders import writing
 from course_lib.worlds.photographs import Photographs, photographs
 from course_lib.worlds.saliency import quality, saliency
 
@@ -49,6 +52,8 @@ PER_CLASS = {"imagenet": 30, "cub": 8}  # scenes of each class
 SCORED = 150  # scenes of mini-voc's trainaug that are also in its train
 VOC_VERSION = 1  # raise it when code writes another mini-voc of the same recipe
 NOVEL, VALIDATION = 10, 6  # classes of mini-imagenet; the others are base classes
+NOTE = "miniature.json"
+GENERATION = "-[0-9a-f]{12}$"  # end of the name of a data set that lies beside another one
 ANIMALS = ("bird", "hoofed", "furry", "fish", "sea", "crawling")  # groups in mini-cub
 
 
@@ -165,18 +170,79 @@ def _folder(root: str | Path, name: str, seed: int) -> Path:
 
 
 def _once(folder: Path, about: dict, write: Callable[[Path], None]) -> Path:
-    """Write a data set whole or not at all, once, even if two processes want it; a stale one is replaced."""
-    note = json.dumps(about)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        if miniature.about(folder) != json.loads(note):  # there, tuples are lists
-            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as scratch:
-                new = Path(scratch) / folder.name
-                write(new)
-                _write_lines(new / "miniature.json", [note])
-                shutil.rmtree(folder, ignore_errors=True)
-                new.rename(folder)
-    return folder
+    """The folder of a data set, which is written once, whole or not at all, even if two processes want it.
+
+    What is there is only read. Nothing that is there is ever removed: where the folder holds something else (the same
+    miniature of other photographs or of another version of the course, or files of the user's own), the data set lies
+    beside it, under the name of its fingerprint. Files that were lost are written again.
+    """
+    note = json.loads(json.dumps(about))  # as it is read: tuples are lists
+    beside = folder.with_name(f"{folder.name}-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}")
+    if there := next((place for place in (folder, beside) if _whole(place, note)), None):
+        return there
+    with writing(folder.parent, folder.name) as scratch:
+        if there := next((place for place in (folder, beside) if _whole(place, note)), None):
+            return there  # another process wrote it meanwhile
+        place = next((place for place in (folder, beside) if _about(place) == note), None)
+        if place:
+            print(f"{place} lacks files; they are written again.", flush=True)
+        elif not os.path.lexists(folder):
+            place = folder
+        elif not os.path.lexists(beside):
+            place = beside
+            print(f"{folder} holds other data and is left as it is; the data set is written to {beside}.", flush=True)
+        else:
+            raise FileExistsError(f"{folder} and {beside} hold other data; move one of them away and run again.")
+        new = scratch / folder.name
+        write(new)
+        files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
+        counts = Counter(str(path.parent) for path in files)
+        _write_lines(new / NOTE, [json.dumps({**about, "files": counts})])
+        if not os.path.lexists(place):
+            new.rename(place)
+        for path in files:
+            if not (place / path).is_file():
+                (place / path.parent).mkdir(parents=True, exist_ok=True)
+                os.replace(new / path, place / path)
+    return place
+
+
+def _about(folder: Path) -> dict:
+    """What a folder says it was made from, without its counts of files; nothing if it says nothing readable."""
+    try:
+        return {name: value for name, value in miniature.about(folder).items() if name != "files"}
+    except (OSError, ValueError):  # damaged, or a file of that name: then it is not the data set that we look for
+        return {}
+
+
+def _whole(folder: Path, note: dict) -> bool:
+    """Whether a folder is the data set of this note and has at least the files that it had when it was written."""
+    try:
+        return _about(folder) == note and all(
+            sum(entry.is_file() and entry.name != NOTE for entry in os.scandir(folder / part)) >= count
+            for part, count in miniature.about(folder).get("files", {}).items()
+        )
+    except FileNotFoundError:
+        return False
+
+
+def _old_generations(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Other generations of a data set, each with why it must stay, or "" if it holds the course's own files only."""
+    base = re.sub(GENERATION, "", folder.name)
+    for place in sorted(folder.parent.glob(f"{base}*")):
+        about = _about(place)
+        if place != folder and re.sub(GENERATION, "", place.name) == base and about:
+            counts = miniature.about(place).get("files")
+            found = Counter(str(path.relative_to(place).parent) for path in place.rglob("*") if not path.is_dir())
+            found["."] -= 1  # the note itself
+            if place.is_symlink():
+                yield place, "it is a link"
+            elif counts is None:
+                yield place, "an earlier edition wrote it and did not count its files"
+            elif +(found - Counter(counts)):
+                yield place, "it holds files that the course did not write"
+            else:
+                yield place, ""
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -328,20 +394,35 @@ def _write_all(root: str, source: str, seed: int) -> Iterator[tuple[type, Path, 
     yield Voc, mini_voc(root, source, seed), ("trainaug", "train", "val")
 
 
-def main(root: str = "", source: Literal["photographs", "creatures"] = "photographs", seed: int = 0) -> None:
+def main(
+    root: str = "",
+    source: Literal["photographs", "creatures"] = "photographs",
+    seed: int = 0,
+    pack: str = "",
+    prune: bool = False,
+) -> None:
     """Fetch the photographs, write the miniatures, and print what is there.
 
     Args:
         root: data folder; "": data/ of the checkout, or COURSE_DATA.
         source: of the objects in the scenes.
         seed: of the scenes and of the train/val split.
+        pack: write the photographs into this small archive (.zip), for machines without packages, and nothing else.
+        prune: remove data sets that these replace, of other photographs or of an earlier edition.
     """
     start = time.perf_counter()
+    if pack:
+        print(packs.write(photographs(root), Path(pack).expanduser()))
+        return
     if source == "photographs":
         print(photographs(root))
     for reader, folder, splits in _write_all(root, source, seed):
         for split in splits:
             data = reader(folder, split)
             print(data)
+        for old, reason in _old_generations(folder) if prune else ():
+            print(f"  {old} {f'stays: {reason}; remove it yourself' if reason else 'was removed'}.")
+            if not reason:
+                shutil.rmtree(old)
     print(f"  {quality((data.saliency(i).numpy(), data.mask(i).numpy()) for i in range(len(data)))}")
     print(f"Data ready in {time.perf_counter() - start:.1f} s.")

@@ -36,7 +36,6 @@ from course_lib.worlds.folders import FULL, NotWritable, writing
 LONGEST = 1000  # pixels; nothing is ever drawn larger
 PNG = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 4_000_000  # of a PNG that is decoded to be compared; the largest of the manifest has 2 million
-PARTS = ("cutouts", "backgrounds", "examples")
 NOTES = ".verified.json"
 
 
@@ -106,7 +105,7 @@ def photographs(root: str | Path = "") -> Photographs:
     """
     root = paths.data_root(root)
     known = manifest()
-    wanted = {part: [Photograph(**entry) for entry in known[part]] for part in PARTS}
+    wanted = {part: [Photograph(**entry) for entry in known[part]] for part in ("cutouts", "backgrounds", "examples")}
     everything = list({(p.source, p.file): p for part in wanted.values() for p in part}.values())
     store = _Store(root / "photographs")
     if store.lacking(everything):
