@@ -51,7 +51,8 @@ PER_ITEM = {"photographs": {"train": 6, "val": 4}, "creatures": {"train": 40, "v
 PER_CLASS = {"imagenet": 30, "cub": 8}  # scenes of each class
 SCORED = 150  # scenes of mini-voc's trainaug that are also in its train
 VOC_VERSION = 1  # raise it when code writes another mini-voc of the same recipe
-NOVEL, VALIDATION = 10, 6  # classes of mini-imagenet; the others are base classes
+NOVEL, VALIDATION, KINDS = 10, 6, 40  # classes of mini-imagenet; the others are base classes. Fewer kinds: same shares
+WAYS = 5  # of an episode: no split has fewer classes
 NOTE = "miniature.json"
 GENERATION = "-[0-9a-f]{12}$"  # end of the name of a data set that lies beside another one
 ANIMALS = ("bird", "hoofed", "furry", "fish", "sea", "crawling")  # groups in mini-cub
@@ -96,14 +97,21 @@ def mini_imagenet(root: str | Path = "", seed: int = 0) -> Path:
     of the benchmark, which flatters rectification most of all.
     """
     world = scenes.photo_world(photographs(root), "kind", seed)
+    novel, validation = (max(WAYS, count * len(world.classes) // KINDS) for count in (NOVEL, VALIDATION))
+    if len(world.classes) < novel + validation + WAYS:
+        raise ValueError(
+            f"Episodes of {WAYS} classes need {3 * WAYS} kinds with two photographs, but {len(world.classes)} are here. "
+            "Get more photographs: see data/README.md."
+        )
     about = {
         "seed": seed,
-        "novel": NOVEL,
-        "validation": VALIDATION,
+        "novel": novel,
+        "validation": validation,
         "per_class": PER_CLASS["imagenet"],
         "world": world.fingerprint,
     }
-    return _once(_folder(root, "mini-imagenet", seed), about, lambda scratch: _write_imagenet(scratch, world, seed))
+    folder = _folder(root, "mini-imagenet", seed)
+    return _once(folder, about, lambda scratch: _write_imagenet(scratch, world, novel, validation, seed))
 
 
 def mini_cub(root: str | Path = "", seed: int = 0) -> Path:
@@ -298,13 +306,14 @@ def _write_scene(folder: Path, name: str, wnids: list[str], scene: scenes.Scene)
     _write_lines(folder / "Annotations" / f"{name}.xml", [_annotation(image.parent.name, image.stem, scene, wnids)])
 
 
-def _write_imagenet(folder: Path, world: scenes.World, seed: int) -> None:
+def _write_imagenet(folder: Path, world: scenes.World, novel: int, validation: int, seed: int) -> None:
     photos = [[] for _ in world.classes]
     for label, item in [*world.items["train"], *world.items["val"]]:
         photos[label].append(item)
     order = np.random.default_rng(seed).permutation(len(photos)).tolist()
     order.sort(key=lambda label: len(photos[label]) < 4)  # stable: classes of few photographs are base classes
-    members = {"train": order[NOVEL + VALIDATION :], "val": order[NOVEL : NOVEL + VALIDATION], "test": order[:NOVEL]}
+    known = novel + validation
+    members = {"train": order[known:], "val": order[novel:known], "test": order[:novel]}
     wnids = list(world.classes)
     _write_lines(folder / SYNSETS, (f"{wnid} {name}" for wnid, name in world.classes.items()))
     for split, labels in members.items():

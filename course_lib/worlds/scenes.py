@@ -6,6 +6,7 @@ is composed, so that no object and no background of a validation scene was ever 
 
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -52,13 +53,14 @@ def photo_world(photographs: Photographs, labels: str = "kind", seed: int = 0) -
     """The world of photo cut-outs.
 
     Args:
-        labels: "kind" (40 coarse classes; photographs split 60:40 within each), "group" (12 broad ones, likewise), or
-            "wnid" (ImageNet classes, one to three photographs each: for validation of pretrained networks only, nothing
+        labels: "kind" (40 coarse classes; photographs split 60:40 within each, so a class has two at least), "group"
+            (12 broad ones, likewise), or "wnid" (ImageNet classes, one to three photographs each: for validation of pretrained networks only, nothing
             to train on).
         seed: of the split of photographs and backgrounds.
     """
     members = sorted((p for p in photographs.cutouts if getattr(p, labels)), key=lambda p: p.file)
-    names = {getattr(p, labels) for p in members}
+    counts = Counter(getattr(p, labels) for p in members)
+    names = {name for name, count in counts.items() if count > 1 or labels == "wnid"}
     classes = (
         {about["id"]: kind for kind, about in manifest()["kinds"].items() if kind in names}
         if labels == "kind"

@@ -50,13 +50,14 @@ def photo_track_world(photographs: Photographs, seed: int = 0) -> scenes.World:
         raise FileNotFoundError(
             f"The photograph {GRAVEL} is missing, from which tracks are made: pip install -U scikit-image"
         )
+    groups = [group for group in GROUPS if group in world.classes]
     items = {
-        split: [(GROUPS.index(p.group), p) for _, p in members if p.group in GROUPS]
+        split: [(groups.index(p.group), p) for _, p in members if p.group in groups]
         for split, members in world.items.items()
     }
     grounds = {split: [p for p in members if p not in gravel] for split, members in world.grounds.items()}
     grounds["track"] = [open_image(photographs.path(gravel[0]), "RGB")]
-    return replace(world, classes={group: group for group in GROUPS}, items=items, grounds=grounds)
+    return replace(world, classes={group: group for group in groups}, items=items, grounds=grounds)
 
 
 def creature_track_world() -> scenes.World:
