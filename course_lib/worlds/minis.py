@@ -100,8 +100,8 @@ def mini_imagenet(root: str | Path = "", seed: int = 0) -> Path:
     novel, validation = (max(WAYS, count * len(world.classes) // KINDS) for count in (NOVEL, VALIDATION))
     if len(world.classes) < novel + validation + WAYS:
         raise ValueError(
-            f"Episodes of {WAYS} classes need {3 * WAYS} kinds with two photographs, but {len(world.classes)} are here. "
-            "Get more photographs: see data/README.md."
+            f"Expected {novel + validation + WAYS} kinds of two photographs or more for episodes of {WAYS} classes, got "
+            f"{len(world.classes)}; get more photographs: see data/README.md."
         )
     about = {
         "seed": seed,

@@ -54,8 +54,8 @@ def photo_world(photographs: Photographs, labels: str = "kind", seed: int = 0) -
 
     Args:
         labels: "kind" (40 coarse classes; photographs split 60:40 within each, so a class has two at least), "group"
-            (12 broad ones, likewise), or "wnid" (ImageNet classes, one to three photographs each: for validation of pretrained networks only, nothing
-            to train on).
+            (12 broad ones, likewise), or "wnid" (ImageNet classes, one to three photographs each: for validation of
+            pretrained networks only, nothing to train on).
         seed: of the split of photographs and backgrounds.
     """
     members = sorted((p for p in photographs.cutouts if getattr(p, labels)), key=lambda p: p.file)
