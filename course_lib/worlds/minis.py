@@ -100,7 +100,7 @@ def mini_imagenet(root: str | Path = "", seed: int = 0) -> Path:
     novel, validation = (max(WAYS, count * len(world.classes) // KINDS) for count in (NOVEL, VALIDATION))
     if len(world.classes) < novel + validation + WAYS:
         raise ValueError(
-            f"Expected {novel + validation + WAYS} kinds of two photographs or more for episodes of {WAYS} classes, got "
+            f"Expected {novel + validation + WAYS} kinds of two photographs or more for {WAYS}-way episodes, got "
             f"{len(world.classes)}; get more photographs: see data/README.md."
         )
     about = {
