@@ -20,7 +20,9 @@
 # **Before** Some Python and PyTorch: tensors, indexing, a forward pass.
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": the real benchmark, on a GPU
+# "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": the real
+# benchmark, on a GPU
+PROFILE = "mini"
 DATA_ROOT = ""      # "" finds the data folder; a path if your benchmarks lie elsewhere
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
@@ -73,13 +75,17 @@ lesson = start("00", PROFILE, DATA_ROOT, DEVICE, SEED)
 # Seven example photographs come with Python packages and are here at once.
 
 # %%
-names = ["chelsea", "coffee", "motorcycle_left", "rocket", "astronaut", "flower", "china"]
+names = ["chelsea", "coffee", "motorcycle_left", "rocket", "astronaut", "flower",
+         "china"]
 photographs = [load(fetch.example(name, lesson.data)) for name in names]
 squares = [transforms.resize(photograph, [224, 224]) for photograph in photographs]
-plots.show(plots.grid(squares, [f"{name}\n{p.shape[2]} × {p.shape[1]}" for name, p in zip(names, photographs)],
-                      title="Example photographs, squashed to 224 × 224 as the networks will see them"),
-           alt="Seven photographs: a cat, a cup of coffee, a red motorcycle, a rocket at night, an astronaut, an orange "
-               "flower, a pagoda. All are squashed to squares.")
+plots.show(plots.grid(squares, [f"{name}\n{p.shape[2]} × {p.shape[1]}"
+                                for name, p in zip(names, photographs)],
+                      title="Example photographs, squashed to 224 × 224 as the "
+                            "networks will see them"),
+           alt="Seven photographs: a cat, a cup of coffee, a red motorcycle, a rocket "
+               "at night, an astronaut, an orange flower, a pagoda. All are squashed "
+               "to squares.")
 
 # %% [markdown]
 # ## Scenes: photographs whose masks we know exactly
@@ -98,12 +104,15 @@ world = scenes.photo_world(photos, "group", SEED)
 
 # %%
 classes = ["background", *world.classes.values()]
-drawn = [scenes.random_scene(world, "train", (256, 224), seed) for seed in range(SEED, SEED + 4)]
+drawn = [scenes.random_scene(world, "train", (256, 224), seed)
+         for seed in range(SEED, SEED + 4)]
 figure = plots.grid([scene.image for scene in drawn] * 2,
-                    masks=[torch.zeros(224, 256, dtype=torch.uint8)] * 4 + [scene.mask for scene in drawn],
+                    masks=[torch.zeros(224, 256, dtype=torch.uint8)] * 4
+                    + [scene.mask for scene in drawn],
                     classes=classes, title="Scenes, and below them their class masks")
-plots.show(figure, alt="Four composed scenes with one to three objects on photographed backgrounds. In the row below, "
-                       "each object is tinted in the colour of its class, exactly along its outline.")
+plots.show(figure, alt="Four composed scenes with one to three objects on photographed "
+                       "backgrounds. In the row below, each object is tinted in the "
+                       "colour of its class, exactly along its outline.")
 
 # %% [markdown]
 # **Same seed, same bytes.** Turn the pages with the mouse or the arrow keys; this figure needs no running kernel.
@@ -112,14 +121,18 @@ plots.show(figure, alt="Four composed scenes with one to three objects on photog
 def page(seed):
     scene = scenes.random_scene(world, "val", (256, 224), seed)
     named = ", ".join(classes[label + 1] for label in scene.labels)
-    return plots.grid([scene.image, scene.image], [f"scene {seed}", named], boxes=[None, scene.boxes], columns=2, side=2.6)
+    return plots.grid([scene.image, scene.image], [f"scene {seed}", named],
+                      boxes=[None, scene.boxes], columns=2, side=2.6)
 
 def describe(seed):
     scene = scenes.random_scene(world, "val", (256, 224), seed)
-    return f"Scene {seed}: " + ", ".join(f"{classes[c + 1]} in the box {tuple(map(int, b))}" for c, b in zip(scene.labels, scene.boxes))
+    return f"Scene {seed}: " + ", ".join(f"{classes[c + 1]} in the box "
+                                         f"{tuple(map(int, b))}"
+                                         for c, b in zip(scene.labels, scene.boxes))
 
 widgets.flipbook(page, range(8), label="seed", alt=describe)
-first, again = (scenes.random_scene(world, "val", (256, 224), 3).image for _ in range(2))
+first, again = (scenes.random_scene(world, "val", (256, 224), 3).image
+                for _ in range(2))
 assert (first == again).all()
 
 # %% [markdown]
@@ -127,12 +140,15 @@ assert (first == again).all()
 # little. It will catch maps that find heads where they should find animals.
 
 # %%
-creatures = [scenes.random_scene(scenes.creature_world(), "train", (224, 224), seed) for seed in range(4)]
+creatures = [scenes.random_scene(scenes.creature_world(), "train", (224, 224), seed)
+             for seed in range(4)]
 kinds = list(scenes.creature_world().classes.values())
-plots.show(plots.grid([scene.image for scene in creatures], [", ".join(kinds[c].split()[0] for c in s.labels) for s in creatures],
-                      title="Procedural creatures: the texture of the head is the class"),
-           alt="Four scenes with drawn four-legged creatures on blurred coloured ground; their round heads carry dots, "
-               "stripes, rings, checkers, crosses or grids.")
+plots.show(
+    plots.grid([scene.image for scene in creatures],
+               [", ".join(kinds[c].split()[0] for c in s.labels) for s in creatures],
+               title="Procedural creatures: the texture of the head is the class"),
+    alt="Four scenes with drawn four-legged creatures on blurred coloured ground; "
+        "their round heads carry dots, stripes, rings, checkers, crosses or grids.")
 
 # %% [markdown]
 # ## A benchmark in miniature, in the real layout
@@ -146,9 +162,12 @@ data = Ilsvrc(folder, "val")
 print(data)
 batch = next(iter(data.batches(batch_size=8)))
 label_names = list(data.classes.values())
-plots.show(plots.grid(batch.images, [label_names[label].split(",")[0] for label in batch.labels], boxes=batch.boxes,
-                      title="mini-ilsvrc, val: one object a scene, its class and its box"),
-           alt="Eight scenes, each with one object, its class name above and a box around it.")
+plots.show(plots.grid(batch.images,
+                      [label_names[label].split(",")[0] for label in batch.labels],
+                      boxes=batch.boxes, title="mini-ilsvrc, val: one object a scene, "
+                                               "its class and its box"),
+           alt="Eight scenes, each with one object, its class name above and a box "
+               "around it.")
 
 # %% [markdown]
 # A reader that meets a broken data set says so, and names the first file that is missing or broken:
@@ -170,11 +189,12 @@ with expect_error(FileNotFoundError):
 # %%
 network = backbones.create("tf_efficientnet_lite0").to(lesson.device)
 with torch.inference_mode():
-    images = torch.stack(squares).to(lesson.device)                       # 7 3 224 224, uint8
+    images = torch.stack(squares).to(lesson.device)                 # 7 3 224 224, uint8
     features = network.features(network.normalise(images))                # 7 1280 7 7
     pooled = features.mean((2, 3))                                        # 7 1280
     scores = network.classifier(pooled).softmax(1)                        # 7 1000
-print("feature map", tuple(features.shape), "· pooled", tuple(pooled.shape), "· scores", tuple(scores.shape))
+print("feature map", tuple(features.shape), "· pooled", tuple(pooled.shape), "· scores",
+      tuple(scores.shape))
 class_names = [name for _, name in backbones.imagenet_classes()]
 for name, (score, label) in zip(names, zip(*scores.max(1))):
     print(f"{name:16} {class_names[label]:18} {100 * score:3.0f} %")
@@ -189,10 +209,12 @@ for name, (score, label) in zip(names, zip(*scores.max(1))):
 cat = features[0]                                                         # 1280 7 7
 best = cat.mean((1, 2)).topk(3).indices
 heat = maps.heatmap(cat[best], 224).cpu()
-plots.show(plots.grid([squares[0]] * 3, [f"channel {channel}" for channel in best.tolist()], heatmaps=heat, columns=3,
+plots.show(plots.grid([squares[0]] * 3,
+                      [f"channel {channel}" for channel in best.tolist()],
+                      heatmaps=heat, columns=3,
                       title="Three of 1280 channels: each fires in places of its own"),
-           alt="The photograph of the cat three times, overlaid with the activation of one channel each; the bright regions "
-               "differ from channel to channel.")
+           alt="The photograph of the cat three times, overlaid with the activation of "
+               "one channel each; the bright regions differ from channel to channel.")
 
 # %% [markdown]
 # ## How exercises work
@@ -210,8 +232,9 @@ answers = {
 for name, answer in answers.items():
     try:
         with check(f"example: {name}"):
-            same(answer(features), features.mean((2, 3)), "the pooled feature", axes="b k",
-                 suspects={"You summed over the positions: GAP divides by their number.": lambda: features.sum((2, 3))})
+            same(answer(features), features.mean((2, 3)), "the pooled feature",
+                 axes="b k", suspects={"You summed over the positions: GAP divides by "
+                                       "their number.": lambda: features.sum((2, 3))})
     except AssertionError:
         print("   (while work is graded, a failed check also raises)")
 
@@ -223,14 +246,17 @@ for name, answer in answers.items():
 # %%
 from course_lib import checks
 
-checks.status.clear()                                                     # the three answers above were only a demonstration
+checks.status.clear()                # the three answers above were only a demonstration
 lesson.record("cut-out photographs", len(photos.cutouts))
 lesson.record("backgrounds", len(photos.backgrounds))
-lesson.record("photographs missing here", len(photos.missing), note="left out, and part of the fingerprint")
+lesson.record("photographs missing here", len(photos.missing),
+              note="left out, and part of the fingerprint")
 lesson.record("mini-ilsvrc, validation images", len(data))
-lesson.record("score of the cat", 100 * scores[0].max().item(), "%", note=class_names[scores[0].argmax()])
+lesson.record("score of the cat", 100 * scores[0].max().item(), "%",
+              note=class_names[scores[0].argmax()])
 assert tuple(features.shape[1:]) == (1280, 7, 7)
-assert class_names[scores[0].argmax()] == "Egyptian cat" and class_names[scores[1].argmax()] == "espresso"
+assert (class_names[scores[0].argmax()] == "Egyptian cat"
+        and class_names[scores[1].argmax()] == "espresso")
 lesson.finish(fingerprint=photos.fingerprint)
 
 # %% [markdown]

@@ -23,8 +23,11 @@
 # The measures are those of Choe et al.: *Evaluating Weakly Supervised Object Localization Methods Right*, CVPR 2020.
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": the real benchmark, on a GPU
-DATA_ROOT = ""      # "" finds the data folder; with "paper" it holds ILSVRC 2012 in the folder ilsvrc2012
+# "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": the real
+# benchmark, on a GPU
+PROFILE = "mini"
+# "" finds the data folder; with "paper" it holds ILSVRC 2012 in the folder ilsvrc2012
+DATA_ROOT = ""
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
 
@@ -68,7 +71,7 @@ def look(images):
     """Feature map and logits of square images, uint8."""
     with torch.inference_mode():
         features = network.features(network.normalise(images.to(lesson.device)))
-        return features, network.classifier(features.mean((2, 3)))        # b 1280 7 7, b 1000
+        return features, network.classifier(features.mean((2, 3)))  # b 1280 7 7, b 1000
 
 def example(name):
     """One of the example photographs, 224 x 224."""
@@ -81,8 +84,9 @@ heat = maps.heatmap(maps.cam(features, weight[[label]]), 224)[0, 0].cpu()
 titles = ["the photograph", f"“{names[label]}”: seen here"]
 plots.show(plots.grid([cat, plots.overlay(cat, heat)], titles, columns=2, side=3,
                       title="Trained to say what, the network also knows where"),
-           alt="Left a photograph of a cat's face. Right the same photograph under a heatmap of "
-               f"the class {names[label]}: it is brightest on the face of the cat.")
+           alt="Left a photograph of a cat's face. Right the same photograph under a "
+               f"heatmap of the class {names[label]}: it is brightest on the face of "
+               "the cat.")
 
 # %% [markdown]
 # The rest of this lesson is about what that picture is, how it is made, and how far it can be trusted.
@@ -120,7 +124,8 @@ plots.show(plots.grid([cat, plots.overlay(cat, heat)], titles, columns=2, side=3
 
 # %% exercise="01.1"
 def class_map(features, weight):
-    """Maps M_c = sum_k w_ck F_k of all classes: features b k h w, weight c k -> b c h w."""
+    """Maps M_c = sum_k w_ck F_k of all classes: features b k h w, weight c k -> b c h
+    w."""
     ### BEGIN SOLUTION
     return torch.einsum("bkhw,ck->bchw", features, weight)
     ### END SOLUTION
@@ -130,18 +135,20 @@ with check("01.1", hint="einsum over the shared axis k"):
     generator = torch.Generator().manual_seed(0)
     some = torch.randn(2, 5, 3, 4, generator=generator)                   # b k h w
     w = torch.randn(7, 5, generator=generator)                            # c k
-    right = maps.cam(some, w)                                             # the library's answer
-    same(class_map(some, w), right, "class_map(features, weight)", axes="b c h w", suspects={
-        "You averaged over the channels: Eq. 2 sums them. The average belongs to the positions, "
-        "and comes later.": lambda: right / 5,
-        "You cut off the negative values (ReLU). Negative evidence is part of the map: without it "
-        "the mean is not the logit.": lambda: right.relu(),
-        "You pooled the features first, so every position has the same value: weigh first, "
-        "average later.": lambda: right.mean((2, 3), keepdim=True).expand_as(right),
-        "The axes are in the order c b h w: images come first.": lambda: right.transpose(0, 1),
-        "You normalised the weights over the classes. They are used as they are.":
-            lambda: maps.cam(some, w.softmax(0)),
-    })
+    right = maps.cam(some, w)                                     # the library's answer
+    same(class_map(some, w), right, "class_map(features, weight)", axes="b c h w",
+         suspects={"You averaged over the channels: Eq. 2 sums them. The average "
+                   "belongs to the positions, and comes later.": lambda: right / 5,
+                   "You cut off the negative values (ReLU). Negative evidence is part "
+                   "of the map: without it the mean is not the logit.":
+                       lambda: right.relu(),
+                   "You pooled the features first, so every position has the same "
+                   "value: weigh first, average later.":
+                       lambda: right.mean((2, 3), keepdim=True).expand_as(right),
+                   "The axes are in the order c b h w: images come first.":
+                       lambda: right.transpose(0, 1),
+                   "You normalised the weights over the classes. They are used as they "
+                   "are.": lambda: maps.cam(some, w.softmax(0))})
 ### BEGIN HIDDEN TESTS
 one = class_map(torch.ones(1, 3, 1, 1), torch.tensor([[1.0, 2.0, -4.0]]))
 assert one.shape == (1, 1, 1, 1) and one.item() == -1
@@ -160,14 +167,16 @@ assert empty.shape == (0, 3, 2, 2), "an empty batch is a batch"
 # your `class_map`; from here on the lesson uses it, whether or not you have written yours yet.)
 
 # %%
-four = torch.stack([example(name) for name in ("chelsea", "coffee", "motorcycle_left", "china")])
+four = torch.stack([example(name)
+                    for name in ("chelsea", "coffee", "motorcycle_left", "china")])
 features, logits = look(four)
 cams = maps.cam(features, weight)                                         # 4 1000 7 7
 gap = (cams.mean((2, 3)) + bias - logits).abs().max().item()
 print(f"{logits.numel()} logits between {logits.min():.2f} and {logits.max():.2f}; "
       f"largest deviation {gap:.1e}")
 assert gap < 1e-4
-lesson.record("largest |mean(map) + bias - logit|", gap, note="4000 logits, float32 rounding")
+lesson.record("largest |mean(map) + bias - logit|", gap,
+              note="4000 logits, float32 rounding")
 
 # %% [markdown]
 # For **all** of them, up to rounding. A CAM of this network is no illustration and no approximation: it *is* the logit, laid
@@ -181,7 +190,8 @@ lesson.record("largest |mean(map) + bias - logit|", gap, note="4000 logits, floa
 # %%
 photos = fetch.photographs(lesson.data)
 world = scenes.photo_world(photos, "wnid", SEED)
-by_file = {photo.file.split("/")[-1]: (index, photo) for index, photo in world.items["val"]}
+by_file = {photo.file.split("/")[-1]: (index, photo)
+           for index, photo in world.items["val"]}
 picks = [by_file["tiger.png"], by_file["violin.png"]]
 scene = scenes.compose(world, "val", picks, (224, 224), np.random.default_rng(8))
 picture = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)
@@ -190,12 +200,13 @@ print("top 5:", ", ".join(names[i] for i in scene_logits[0].topk(5).indices))
 shown = ["tiger", "violin", "teapot"]
 rows = [names.index(name) for name in shown]
 heat = maps.heatmap(maps.cam(scene_features, weight[rows]), 224)[0].cpu()
-plots.show(plots.grid([picture, *[plots.overlay(picture, h) for h in heat]], ["the scene", *shown],
-                      title="Same features, other weights: each class finds its own object; "
-                            "an absent class finds something, too"),
-           alt="A scene with a tiger and a violin, and three heatmaps: that of tiger is bright on the "
-               "tiger, that of violin on the violin, and that of teapot, which is not there, is "
-               "bright somewhere as well.")
+plots.show(plots.grid([picture, *[plots.overlay(picture, h) for h in heat]],
+                      ["the scene", *shown],
+                      title="Same features, other weights: each class finds its own "
+                            "object; an absent class finds something, too"),
+           alt="A scene with a tiger and a violin, and three heatmaps: that of tiger "
+               "is bright on the tiger, that of violin on the violin, and that of "
+               "teapot, which is not there, is bright somewhere as well.")
 
 # %% [markdown]
 # The third map deserves a second look. There is no teapot, yet its heatmap has a bright spot, since every heatmap is stretched
@@ -204,11 +215,15 @@ plots.show(plots.grid([picture, *[plots.overlay(picture, h) for h in heat]], ["t
 # %%
 raw = maps.cam(scene_features, weight[rows])[0]                           # 3 7 7
 for name, m, row in zip(shown, raw, rows):
-    print(f"{name:8} logit {scene_logits[0, row]:6.2f}   raw map {m.min():6.2f} to {m.max():6.2f}")
-on = torch.from_numpy(np.stack([scene.instances == 1, scene.instances == 2]))      # tiger, violin
+    print(f"{name:8} logit {scene_logits[0, row]:6.2f}   raw map {m.min():6.2f} to "
+          f"{m.max():6.2f}")
+# tiger, violin
+on = torch.from_numpy(np.stack([scene.instances == 1, scene.instances == 2]))
 for name, h in zip(shown, heat):
-    print(f"{name:8} mean heat on the tiger {h[on[0]].mean():.2f}, on the violin {h[on[1]].mean():.2f}")
-assert heat[0][on[0]].mean() > heat[0][on[1]].mean() and heat[1][on[1]].mean() > heat[1][on[0]].mean()
+    print(f"{name:8} mean heat on the tiger {h[on[0]].mean():.2f}, on the violin "
+          f"{h[on[1]].mean():.2f}")
+assert (heat[0][on[0]].mean() > heat[0][on[1]].mean()
+        and heat[1][on[1]].mean() > heat[1][on[0]].mean())
 assert scene_logits[0, rows[2]] < scene_logits[0, rows[:2]].min()
 
 # %% [markdown]
@@ -245,23 +260,24 @@ def scaled(raw):
 with check("01.2", hint="amin and amax over the last two axes"):
     m = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
     m = m * torch.tensor([1.0, 4.0, 9.0])[:, None, None]
-    scale = lambda m: maps.heatmap(m, m.shape[-2:])                       # the library's answer
+    scale = lambda m: maps.heatmap(m, m.shape[-2:])               # the library's answer
     right, high = scale(m), m.flatten(2).max(2).values[..., None, None]
     same(scaled(m), right, "scaled(raw)", axes="b c h w", suspects={
-        "You took the minimum and maximum of the whole batch: then one image changes what another "
-        "one shows.": lambda: scale(m.view(1, 24, 5)).view_as(m),
-        "You took them over the channels too: each map of an image has its own minimum and "
-        "maximum.": lambda: scale(m.view(2, 12, 5)).view_as(m),
-        "You divided by the maximum only: subtract the minimum first, and divide by the difference "
-        "of the two.": lambda: m / high,
-        "You cut off the negative values first (as Grad-CAM does). Here the lowest value becomes 0, "
-        "whatever its sign.": lambda: scale(m.relu()),
+        "You took the minimum and maximum of the whole batch: then one image changes "
+        "what another one shows.": lambda: scale(m.view(1, 24, 5)).view_as(m),
+        "You took them over the channels too: each map of an image has its own minimum "
+        "and maximum.": lambda: scale(m.view(2, 12, 5)).view_as(m),
+        "You divided by the maximum only: subtract the minimum first, and divide by "
+        "the difference of the two.": lambda: m / high,
+        "You cut off the negative values first (as Grad-CAM does). Here the lowest "
+        "value becomes 0, whatever its sign.": lambda: scale(m.relu()),
         "You subtracted the minimum, but divided by the maximum as it was before.":
-            lambda: m / high + (right - m / high).amax((2, 3), keepdim=True),
-    })
+            lambda: m / high + (right - m / high).amax((2, 3), keepdim=True)})
     flat = scaled(torch.full((1, 1, 2, 2), 3.0))
-    assert not flat.isnan().any(), "A constant map gave NaN: 0 / 0. It should give zeros."
-    assert (flat == 0).all(), f"A constant map should give zeros, but {flat.flatten()[0]:.3g} came."
+    assert not flat.isnan().any(), ("A constant map gave NaN: 0 / 0. It should give "
+                                    "zeros.")
+    assert (flat == 0).all(), ("A constant map should give zeros, but "
+                               f"{flat.flatten()[0]:.3g} came.")
 ### BEGIN HIDDEN TESTS
 three = torch.tensor([-2.0, 0.0, 2.0]).view(1, 1, 1, 3)
 assert torch.equal(scaled(three), torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3))
@@ -282,15 +298,17 @@ def at(threshold):
     box = maps.box(heat, threshold)
     kept = (heat > threshold * heat.max()).to(torch.uint8)
     return plots.grid([plots.overlay(picture, heat), picture],
-                      ["heatmap and box", "pixels above the threshold"], columns=2, side=2.8,
-                      masks=[torch.zeros_like(kept), kept], boxes=[truth] * 2, predicted=[box] * 2)
+                      ["heatmap and box", "pixels above the threshold"], columns=2,
+                      side=2.8, masks=[torch.zeros_like(kept), kept], boxes=[truth] * 2,
+                      predicted=[box] * 2)
 
 def describe(threshold):
     box = tuple(maps.box(heat, threshold).tolist())
-    return f"Heatmap of the tiger; its box at threshold {threshold} is {box}, the true one {truth.tolist()}."
+    return (f"Heatmap of the tiger; its box at threshold {threshold} is {box}, the "
+            f"true one {truth.tolist()}.")
 
-widgets.flipbook(at, [round(0.1 * i, 1) for i in range(10)], label="threshold, share of the maximum",
-                 alt=describe)
+widgets.flipbook(at, [round(0.1 * i, 1) for i in range(10)],
+                 label="threshold, share of the maximum", alt=describe)
 
 # %% [markdown]
 # ### Exercise 01.3 · The box (3 points, 15 minutes)
@@ -310,39 +328,45 @@ widgets.flipbook(at, [round(0.1 * i, 1) for i in range(10)], label="threshold, s
 
 # %% exercise="01.3"
 def region_box(heatmap, threshold):
-    """Box (x0, y0, x1, y1) of the largest region of an H W array above threshold * maximum."""
+    """Box (x0, y0, x1, y1) of the largest region of an H W array above threshold *
+    maximum."""
     ### BEGIN SOLUTION
     heatmap = np.asarray(heatmap)
     regions, _ = ndimage.label(heatmap > threshold * heatmap.max(), np.ones((3, 3)))
     largest = np.bincount(regions.ravel())[1:].argmax() + 1
     rows, columns = np.nonzero(regions == largest)
-    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+    return (int(columns.min()), int(rows.min()), int(columns.max()) + 1,
+            int(rows.max()) + 1)
     ### END SOLUTION
 
 # %% check="01.3" points=3
 with check("01.3", hint="threshold, label, largest, box"):
     toy = np.zeros((12, 16))
-    toy[2:5, 1:4] = 0.5                                                   # a small hot region
-    toy[4:9, 7:13], toy[9, 6] = 0.4, 0.4                                  # a large one, touching at a corner
+    toy[2:5, 1:4] = 0.5                                             # a small hot region
+    toy[4:9, 7:13], toy[9, 6] = 0.4, 0.4             # a large one, touching at a corner
     toy[0, 15] = 0.2
-    same(region_box(toy, 0.5), (6, 4, 13, 10), "region_box(toy, 0.5)", suspects={
-        "That is the box around everything above the threshold: only the largest connected region "
-        "counts.": (1, 2, 13, 10),
-        "Rows and columns are exchanged: x runs along columns, and np.nonzero gives the rows "
-        "first.": (4, 6, 10, 13),
-        "x1 and y1 are the last pixels themselves: they should lie one past them.": (6, 4, 12, 9),
-        "Pixels that touch at a corner belong together: label needs np.ones((3, 3)).": (7, 4, 13, 9),
-        "That is the hottest region. The largest one counts, whoever has the peak.": (1, 2, 4, 5),
-        "That is the whole image: did the background win? Region 0 is outside.": (0, 0, 16, 12),
-        "The threshold is a share of the maximum, which is 0.5 here: you used it as an absolute "
-        "value.": (0, 0, 0, 0),
-    })
+    same(region_box(toy, 0.5), (6, 4, 13, 10), "region_box(toy, 0.5)",
+         suspects={"That is the box around everything above the threshold: only the "
+                   "largest connected region counts.": (1, 2, 13, 10),
+                   "Rows and columns are exchanged: x runs along columns, and "
+                   "np.nonzero gives the rows first.": (4, 6, 10, 13),
+                   "x1 and y1 are the last pixels themselves: they should lie one past "
+                   "them.": (6, 4, 12, 9),
+                   "Pixels that touch at a corner belong together: label needs "
+                   "np.ones((3, 3)).": (7, 4, 13, 9),
+                   "That is the hottest region. The largest one counts, whoever has "
+                   "the peak.": (1, 2, 4, 5),
+                   "That is the whole image: did the background win? Region 0 is "
+                   "outside.": (0, 0, 16, 12),
+                   "The threshold is a share of the maximum, which is 0.5 here: you "
+                   "used it as an absolute value.": (0, 0, 0, 0)})
 ### BEGIN HIDDEN TESTS
 ring = np.zeros((9, 9)); ring[1:8, 1:8] = 1.0; ring[3:6, 3:6] = 0.0
 assert region_box(ring, 0.5) == (1, 1, 8, 8)
 edge = np.zeros((5, 5)); edge[0, 0] = edge[1, 1] = 2.0
 assert region_box(edge, 0.9) == (0, 0, 2, 2)
-assert region_box(np.array([[0.0, 0.5, 1.0]]), 0.5) == (2, 0, 3, 1), "above means >, not >="
+assert region_box(np.array([[0.0, 0.5, 1.0]]),
+                  0.5) == (2, 0, 3, 1), "above means >, not >="
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -359,15 +383,17 @@ def steer(label, threshold):
     return plots.grid([plots.overlay(picture, heat)], [title], boxes=[scene.boxes],
                       predicted=[maps.box(heat, threshold)], columns=1, side=3.6)
 
-steering = widgets.live(
-    steer, alt=lambda label, threshold: f"Heatmap of {names[label]} on a tiger and a violin, with "
-                                        f"the box at threshold {threshold:.2f}.",
-    label=ipywidgets.Dropdown(options=choices, description="class"),
-    threshold=ipywidgets.FloatSlider(0.2, min=0.0, max=0.95, step=0.05, continuous_update=False))
+steering = widgets.live(steer,
+                        alt=lambda label, threshold: f"Heatmap of {names[label]} on a "
+                                                     "tiger and a violin, with the box "
+                                                     f"at threshold {threshold:.2f}.",
+                        label=ipywidgets.Dropdown(options=choices, description="class"),
+                        threshold=ipywidgets.FloatSlider(
+                            0.2, min=0.0, max=0.95, step=0.05, continuous_update=False))
 steering
 
 # %%
-steering.children[1].value = 0.5                                          # what a hand does; the picture answers
+steering.children[1].value = 0.5                 # what a hand does; the picture answers
 assert "threshold 0.50" in steering.children[2].value
 
 # %% [markdown]
@@ -385,19 +411,23 @@ image = picture[None] / 255
 with torch.inference_mode():
     answer = densenet(image)
     proper, linear = backbones.split_classifier(densenet)
-    taps = {"the last block": densenet.features(image), "after the hidden ReLU": proper(image)}
-tapped = [maps.cam(tap, linear.weight) for tap in taps.values()]          # 1 10 7 7 each
+    taps = {"the last block": densenet.features(image),
+            "after the hidden ReLU": proper(image)}
+tapped = [maps.cam(tap, linear.weight) for tap in taps.values()]         # 1 10 7 7 each
 off = [(m.mean((2, 3)) + linear.bias - answer).abs().max().item() for m in tapped]
 for (name, tap), d in zip(taps.items(), off):
-    print(f"{name:22} smallest value {tap.min():5.2f}   |mean(map) + bias - logit| up to {d:.1e}")
-plots.show(plots.grid([picture] * 2, [f"{name}\noff by {d:.1e}" for name, d in zip(taps, off)],
-                      heatmaps=[maps.heatmap(m, 224)[0, 0] for m in tapped], columns=2,
-                      side=2.8, title="Both look like maps; only the identity tells them apart"),
-           alt="Two heatmaps of an untrained DenseNet on the scene with tiger and violin, made before "
-               "and after its hidden ReLU. They differ, but nothing in the pictures says which one is "
-               "right.")
+    print(f"{name:22} smallest value {tap.min():5.2f}   |mean(map) + bias - logit| up "
+          f"to {d:.1e}")
+plots.show(plots.grid(
+    [picture] * 2, [f"{name}\noff by {d:.1e}" for name, d in zip(taps, off)],
+    heatmaps=[maps.heatmap(m, 224)[0, 0] for m in tapped], columns=2, side=2.8,
+    title="Both look like maps; only the identity tells them apart"),
+           alt="Two heatmaps of an untrained DenseNet on the scene with tiger and "
+               "violin, made before and after its hidden ReLU. They differ, but "
+               "nothing in the pictures says which one is right.")
 assert off[0] > 1e-2 > 1e-4 > off[1]
-lesson.record("identity of a DenseNet without its ReLU: off by", off[0], note="with it: rounding")
+lesson.record("identity of a DenseNet without its ReLU: off by", off[0],
+              note="with it: rounding")
 
 # %% [markdown]
 # `backbones.split_classifier` runs this test on every network it takes apart, and refuses those for which CAM is not defined,
@@ -435,10 +465,13 @@ if lesson.profile != "paper":
 data = Ilsvrc(root, "val")
 print(data)
 scores = {"CAM": (MaxBoxAcc(), PxAP()), "no class": (MaxBoxAcc(), PxAP())}
-for batch in islice(data.batches(batch_size=16), lesson.choose(smoke=3, mini=None, paper=None)):
+for batch in islice(data.batches(batch_size=16),
+                    lesson.choose(smoke=3, mini=None, paper=None)):
     features, logits = look(batch.images)
-    own = weight[batch.labels.to(lesson.device)][:, None]                 # b 1 1280: of each image's class
-    raw = {"CAM": maps.weighted_map(features, own)[:, 0], "no class": features.sum(1)}     # b 7 7
+    # b 1 1280: of each image's class
+    own = weight[batch.labels.to(lesson.device)][:, None]
+    raw = {"CAM": maps.weighted_map(features, own)[:, 0],
+           "no class": features.sum(1)}  # b 7 7
     for name, (boxes, pixels) in scores.items():
         heat = maps.heatmap(raw[name], 224).cpu()
         boxes.accumulate(heat, batch.boxes, logits.argmax(1).cpu() == batch.labels)
@@ -448,15 +481,19 @@ cam, no_class = (boxes.compute() for boxes, _ in scores.values())
 display(Markdown(cam.table()))
 
 # %%
-figure = plots.curve(
-    HEATMAP_THRESHOLDS, {"CAM": 100 * cam.single[1], "no class": 100 * no_class.single[1]}, best=True,
-    xlabel="threshold, share of the heatmap's maximum", ylabel="GT-known localisation, % of images",
-    title=f"CAM localises {cam.max_box_acc:.0%} at its best threshold, {cam.gt_known:.0%} at 0.2",
-    baselines={"best centred box": 100 * cam.centre_best, "whole image": 100 * cam.whole_image})
-plots.show(figure, alt=f"Localisation accuracy over the threshold. CAM peaks at {cam.max_box_acc:.0%} "
-                       f"near {cam.best_threshold:.2f}, the sum of all channels at "
-                       f"{no_class.max_box_acc:.0%}; the best centred box reaches "
-                       f"{cam.centre_best:.0%}, the whole image {cam.whole_image:.0%}.")
+figure = plots.curve(HEATMAP_THRESHOLDS,
+                     {"CAM": 100 * cam.single[1], "no class": 100 * no_class.single[1]},
+                     best=True, xlabel="threshold, share of the heatmap's maximum",
+                     ylabel="GT-known localisation, % of images",
+                     title=f"CAM localises {cam.max_box_acc:.0%} at its best "
+                           f"threshold, {cam.gt_known:.0%} at 0.2",
+                     baselines={"best centred box": 100 * cam.centre_best,
+                                "whole image": 100 * cam.whole_image})
+plots.show(figure,
+           alt="Localisation accuracy over the threshold. CAM peaks at "
+               f"{cam.max_box_acc:.0%} near {cam.best_threshold:.2f}, the sum of all "
+               f"channels at {no_class.max_box_acc:.0%}; the best centred box reaches "
+               f"{cam.centre_best:.0%}, the whole image {cam.whole_image:.0%}.")
 
 # %% [markdown]
 # Three things to read from this curve:
@@ -474,11 +511,13 @@ last = maps.heatmap(raw["CAM"], 224).cpu()[:8]
 found, true = maps.box(last, cam.best_threshold), batch.boxes[:8]
 hits = [iou(box[None], truth).max().item() for box, truth in zip(found, true)]
 labels = [names[label] for label in batch.labels[:8]]
-plots.show(plots.grid(batch.images[:8], [f"{name}\nIoU {hit:.2f}" for name, hit in zip(labels, hits)],
+plots.show(plots.grid(batch.images[:8],
+                      [f"{name}\nIoU {hit:.2f}" for name, hit in zip(labels, hits)],
                       heatmaps=last, boxes=true, predicted=list(found),
                       title="CAM of the true class, its box and the true one"),
-           alt="Scenes under their heatmaps with a solid true and a dashed predicted box. Intersections "
-               "over union: " + ", ".join(f"{n} {hit:.2f}" for n, hit in zip(labels, hits)) + ".")
+           alt="Scenes under their heatmaps with a solid true and a dashed predicted "
+               "box. Intersections over union: "
+           + ", ".join(f"{n} {hit:.2f}" for n, hit in zip(labels, hits)) + ".")
 
 # %% [markdown]
 # ## What was measured
@@ -487,7 +526,8 @@ plots.show(plots.grid(batch.images[:8], [f"{name}\nIoU {hit:.2f}" for name, hit 
 # comparison. The scenes of one photograph are not independent of each other, so differences of a few points mean little here.
 
 # %%
-percent = {"class accuracy": cam.accuracy, "GT-known localisation, threshold 0.2": cam.gt_known,
+percent = {"class accuracy": cam.accuracy,
+           "GT-known localisation, threshold 0.2": cam.gt_known,
            "MaxBoxAcc": cam.max_box_acc, "MaxBoxAccV2": cam.max_box_acc_v2,
            "MaxBoxAcc of the sum of all channels": no_class.max_box_acc,
            "baseline: best centred box": cam.centre_best,
@@ -497,13 +537,15 @@ lesson.record("images", cam.images)
 lesson.record("best threshold of CAM", cam.best_threshold)
 for name, value in percent.items():
     lesson.record(name, 100 * value, "%")
-lesson.record("top-1 localisation error, best threshold", 100 * (1 - cam.top1_best), "%",
-              paper=56.2, note="paper: ResNet-50 on ILSVRC val (Shen et al., Table 1)")
+lesson.record("top-1 localisation error, best threshold", 100 * (1 - cam.top1_best),
+              "%", paper=56.2,
+              note="paper: ResNet-50 on ILSVRC val (Shen et al., Table 1)")
 lesson.record("top-1 localisation error, threshold 0.2", 100 * (1 - cam.top1), "%")
 if data.photos[0].mask:
     for name, (_, pixels) in scores.items():
         lesson.record(f"PxAP, {name}", 100 * pixels.compute(), "%")
-assert cam.max_box_acc > max(cam.centre_best, cam.whole_image), "worse than those who never looked"
+assert cam.max_box_acc > max(cam.centre_best,
+                             cam.whole_image), "worse than those who never looked"
 assert cam.top1_best <= min(cam.max_box_acc, cam.accuracy)
 lesson.finish(fingerprint=fingerprint(root))
 

@@ -22,8 +22,11 @@
 # **Source** Shen et al.: *Distance-Based Class Activation Map for Metric Learning*. Equation numbers are theirs.
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini" with more scenes
-DATA_ROOT = ""      # "" finds the data folder; Table 1 on the real ILSVRC is a command, see the end
+# "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini" with more
+# scenes
+PROFILE = "mini"
+# "" finds the data folder; Table 1 on the real ILSVRC is a command, see the end
+DATA_ROOT = ""
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
 
@@ -81,7 +84,7 @@ train_q, train_y = [], []
 for batch in train.batches(side, 16):
     train_q.append(look(batch.images).mean((2, 3)))
     train_y.append(batch.labels)
-train_q, train_y = torch.cat(train_q), torch.cat(train_y)                 # 714 1280, 714
+train_q, train_y = torch.cat(train_q), torch.cat(train_y)                # 714 1280, 714
 print(train, *train_q.shape, sep="\n")
 
 # %%
@@ -110,28 +113,33 @@ print(val, tuple(val_maps.shape), sep="\n")
 def mean_features(features, labels, num_classes):
     """Prototype of each class: features n k, labels n -> c k."""
     ### BEGIN SOLUTION
-    member = torch.nn.functional.one_hot(labels, num_classes).T.to(features.dtype)     # c n
+    # c n
+    member = torch.nn.functional.one_hot(labels, num_classes).T.to(features.dtype)
     return member @ features / member.sum(1, keepdim=True)
     ### END SOLUTION
 
 # %% check="02.1" points=2
 with check("02.1", hint="the mean of features[labels == c], for every c"):
     f = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
-    y = torch.tensor([0, 2, 1, 0, 2, 2, 1, 0, 0])                         # 4 of class 0, 2 of 1, 3 of 2
-    right = prototypes.class_prototypes(f, y, 3)                          # the library's answer
+    y = torch.tensor([0, 2, 1, 0, 2, 2, 1, 0, 0])         # 4 of class 0, 2 of 1, 3 of 2
+    right = prototypes.class_prototypes(f, y, 3)                  # the library's answer
     sums = right * torch.tensor([4.0, 2.0, 3.0])[:, None]
-    same(mean_features(f, y, 3), right, "mean_features(...)", axes="c k", suspects={
-        "You summed: divide by the number of samples of the class.": lambda: sums,
-        "You divided by the number of all samples: divide by that of the class.": lambda: sums / 9,
-        "All rows are the mean of everything: only the samples of the class count.":
-            lambda: f.mean(0).expand(3, -1),
-        "You scaled the prototypes to length 1. Eq. 7 is the plain mean.":
-            lambda: torch.nn.functional.normalize(right, dim=1),
-        "You took the first sample of each class: a prototype is the mean of all.": lambda: f[[0, 2, 1]],
-        "Classes belong along the first axis, channels along the second.": lambda: right.T,
-    })
+    same(mean_features(f, y, 3), right, "mean_features(...)", axes="c k",
+         suspects={"You summed: divide by the number of samples of the class.":
+                       lambda: sums,
+                   "You divided by the number of all samples: divide by that of the "
+                   "class.": lambda: sums / 9,
+                   "All rows are the mean of everything: only the samples of the class "
+                   "count.": lambda: f.mean(0).expand(3, -1),
+                   "You scaled the prototypes to length 1. Eq. 7 is the plain mean.":
+                       lambda: torch.nn.functional.normalize(right, dim=1),
+                   "You took the first sample of each class: a prototype is the mean "
+                   "of all.": lambda: f[[0, 2, 1]],
+                   "Classes belong along the first axis, channels along the second.":
+                       lambda: right.T})
 ### BEGIN HIDDEN TESTS
-assert torch.allclose(mean_features(torch.eye(3), torch.tensor([2, 0, 1]), 3), torch.eye(3)[[1, 2, 0]])
+assert torch.allclose(mean_features(torch.eye(3), torch.tensor([2, 0, 1]), 3),
+                      torch.eye(3)[[1, 2, 0]])
 assert mean_features(torch.ones(2, 5), torch.tensor([0, 1]), 2).shape == (2, 5)
 ### END HIDDEN TESTS
 
@@ -156,7 +164,8 @@ assert mean_features(torch.ones(2, 5), torch.tensor([0, 1]), 2).shape == (2, 5)
 
 # %% exercise="02.2"
 def distance_weights(query, reference, eps=1e-6):
-    """Weights of Eq. 4-5, summing to 1 over the channels: query b k, reference c k -> b c k."""
+    """Weights of Eq. 4-5, summing to 1 over the channels: query b k, reference c k -> b
+    c k."""
     ### BEGIN SOLUTION
     distance = (query[:, None] - reference[None]).abs()                   # b c k
     floor = eps * distance.mean(-1, keepdim=True)
@@ -168,25 +177,30 @@ def distance_weights(query, reference, eps=1e-6):
 with check("02.2", hint="broadcast, floor, reciprocal, sum to 1"):
     g = torch.Generator().manual_seed(1)
     q, p = torch.rand(2, 6, generator=g) + 0.1, torch.rand(3, 6, generator=g) + 0.1
-    right = maps.channel_weights(q, p, 1e-6)                              # the library's answer
-    match = torch.stack([-torch.cdist(a[:, None], b[:, None]).log()       # -log D, channel by channel
-                         for a, b in zip(q.T, p.T)], -1)                  # b c k
-    same(distance_weights(q, p, 1e-6), right, "distance_weights(...)", axes="b c k", suspects={
-        "These are the distances: Eq. 5 takes the reciprocal, a small distance is a large weight.":
-            lambda: (-match).softmax(-1),
-        "The weights are not normalised: divide by their sum over the channels.": lambda: match.exp(),
-        "You normalised over the classes: the weights of a pair sum to 1 over the channels.":
-            lambda: match.softmax(1),
-        "You squared the distance: Eq. 4 is an absolute value.": lambda: (2 * match).softmax(-1),
-        "You took a softmax of 1/D: it leaves hardly more than one channel.":
-            lambda: maps.channel_weights(q, p, 1e-6, "softmax"),
-        "The axes are in the order c b k: images come first.": lambda: right.transpose(0, 1),
-    })
+    right = maps.channel_weights(q, p, 1e-6)                      # the library's answer
+    match = torch.stack([                            # b c k: -log D, channel by channel
+        -torch.cdist(a[:, None], b[:, None]).log() for a, b in zip(q.T, p.T)], -1)
+    same(distance_weights(q, p, 1e-6), right, "distance_weights(...)", axes="b c k",
+         suspects={"These are the distances: Eq. 5 takes the reciprocal, a small "
+                   "distance is a large weight.": lambda: (-match).softmax(-1),
+                   "The weights are not normalised: divide by their sum over the "
+                   "channels.": lambda: match.exp(),
+                   "You normalised over the classes: the weights of a pair sum to 1 "
+                   "over the channels.": lambda: match.softmax(1),
+                   "You squared the distance: Eq. 4 is an absolute value.":
+                       lambda: (2 * match).softmax(-1),
+                   "You took a softmax of 1/D: it leaves hardly more than one channel.":
+                       lambda: maps.channel_weights(q, p, 1e-6, "softmax"),
+                   "The axes are in the order c b k: images come first.":
+                       lambda: right.transpose(0, 1)})
     dead = distance_weights(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 5.0]]), 0.5)
-    assert dead.isfinite().all(), "A distance of 0 gave 1/0: raise it to eps times the mean distance."
-    same(dead, torch.tensor([[[0.8, 0.2]]]), "the weights of a pair with a dead channel", suspects={
-        "The floor is eps times the mean distance of the pair: you used eps itself, so the unit of the "
-        "features matters.": torch.tensor([[[8 / 9, 1 / 9]]])})
+    assert dead.isfinite().all(), ("A distance of 0 gave 1/0: raise it to eps times "
+                                   "the mean distance.")
+    same(dead, torch.tensor([[[0.8, 0.2]]]),
+         "the weights of a pair with a dead channel",
+         suspects={"The floor is eps times the mean distance of the pair: you used eps "
+                   "itself, so the unit of the features matters.":
+                       torch.tensor([[[8 / 9, 1 / 9]]])})
 ### BEGIN HIDDEN TESTS
 big = distance_weights(torch.rand(4, 7), torch.rand(5, 7), 1e-3)
 assert big.shape == (4, 5, 7) and torch.allclose(big.sum(-1), torch.ones(4, 5))
@@ -213,15 +227,19 @@ def distance_map(features, weights):
 with check("02.3", hint="einsum, matching b and summing k"):
     g = torch.Generator().manual_seed(2)
     f, w = torch.randn(2, 5, 3, 4, generator=g), torch.rand(2, 6, 5, generator=g)
-    right = maps.weighted_map(f, w)                                       # the library's answer
-    same(distance_map(f, w), right, "distance_map(...)", axes="b c h w", suspects={
-        "Every image got the weights of the first one: each has its own.": lambda: maps.cam(f, w[0]),
-        "The weights were summed over the images: match b instead.": lambda: maps.cam(f, w.sum(0)),
-        "You averaged over the channels: Eq. 6 sums them.": lambda: right / 5,
-        "You cut off the negative values (ReLU): Eq. 6 has none.": lambda: right.relu(),
-    })
+    right = maps.weighted_map(f, w)                               # the library's answer
+    same(distance_map(f, w), right, "distance_map(...)", axes="b c h w",
+         suspects={"Every image got the weights of the first one: each has its own.":
+                       lambda: maps.cam(f, w[0]),
+                   "The weights were summed over the images: match b instead.":
+                       lambda: maps.cam(f, w.sum(0)),
+                   "You averaged over the channels: Eq. 6 sums them.":
+                       lambda: right / 5,
+                   "You cut off the negative values (ReLU): Eq. 6 has none.":
+                       lambda: right.relu()})
 ### BEGIN HIDDEN TESTS
-assert distance_map(torch.ones(1, 2, 1, 1), torch.tensor([[[0.5, 0.25]]])).item() == 0.75
+assert (distance_map(torch.ones(1, 2, 1, 1), torch.tensor([[[0.5, 0.25]]])).item()
+        == 0.75)
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -241,7 +259,8 @@ P = prototypes.class_prototypes(train_q, train_y, len(kinds))             # 40 1
 world = scenes.photo_world(fetch.photographs(lesson.data), "kind", SEED)
 
 def two_objects(first, second, seed):
-    """A scene with an unseen photograph of each of two kinds; None if only one found its place."""
+    """A scene with an unseen photograph of each of two kinds; None if only one found
+    its place."""
     rng = np.random.default_rng(seed)
     picks = []
     for kind in (first, second):
@@ -259,9 +278,10 @@ four = [kinds.index(kind) for kind in ("cat", "dog", "songbird", "tool")]
 def show_four(raw, title):
     heat = maps.heatmap(raw, side)[0]
     panels = [picture, *[plots.overlay(picture, h) for h in heat]]
-    plots.show(plots.grid(panels, ["a cat and a dog", "cat", "dog", "songbird", "tool"], columns=5,
-                          side=1.9, title=title),
-               alt=f"{title}: a scene with a big cat and a dog, and the heatmaps of four prototypes.")
+    plots.show(plots.grid(panels, ["a cat and a dog", "cat", "dog", "songbird", "tool"],
+                          columns=5, side=1.9, title=title),
+               alt=f"{title}: a scene with a big cat and a dog, and the heatmaps of "
+                   "four prototypes.")
 
 show_four(maps.dist_cam(scene_maps, P[four]), "Dist-CAM, literally")
 
@@ -292,7 +312,7 @@ probe = LogisticRegression(C=0.1, max_iter=300).fit(train_q.numpy(), train_y.num
 w = torch.from_numpy(probe.coef_).float()                                 # 40 1280
 generator = torch.Generator().manual_seed(SEED)
 wrong = controls.wrong_classes(val_y, len(kinds), generator)
-rules = {                                                                 # (query, class) -> weights b 1 k
+rules = {  # (query, class) -> weights b 1 k
     "CAM of a linear probe": lambda q, y: w[y][:, None],
     "CAM, positive weights": lambda q, y: maps.positive_weights(w)[y][:, None],
     "CAM, centred weights": lambda q, y: maps.centred_weights(w)[y][:, None],
@@ -301,27 +321,30 @@ rules = {                                                                 # (que
     "control: wrong class": lambda q, y: maps.channel_weights(q, P[wrong][:, None]),
     "control: random 1/U": lambda q, y: controls.random_weights(*q.shape, generator),
     "Dist-CAM, eps = 0.1": lambda q, y: maps.channel_weights(q, P[y][:, None], 0.1),
-    "match x activity, P / D": lambda q, y: maps.match_activity_weights(q, P[y][:, None]),
+    "match x activity, P / D":
+        lambda q, y: maps.match_activity_weights(q, P[y][:, None]),
     "min(P, q)": lambda q, y: maps.intersection_weights(q, P[y][:, None]),
     "W = P": lambda q, y: P[y][:, None],
-    "W = P - mean P": lambda q, y: maps.centred_weights(P)[y][:, None],
-}
+    "W = P - mean P": lambda q, y: maps.centred_weights(P)[y][:, None]}
 
 # %%
-nearest = torch.cdist(val_q, P, p=1).argmin(1)                            # the paper's rule: L1 distance
+nearest = torch.cdist(val_q, P, p=1).argmin(1)           # the paper's rule: L1 distance
 probed = torch.from_numpy(probe.predict(val_q.numpy()))
 results = {}
 for name, rule in rules.items():
-    raw = maps.weighted_map(val_maps, rule(val_q, val_y))[:, 0]           # of the true class
+    raw = maps.weighted_map(val_maps, rule(val_q, val_y))[:, 0]      # of the true class
     score = MaxBoxAcc()
     correct = (probed if name.startswith("CAM") else nearest) == val_y
     for part in torch.arange(len(raw)).split(64):
-        score.accumulate(maps.heatmap(raw[part], side), [val_boxes[i] for i in part], correct[part])
+        score.accumulate(maps.heatmap(raw[part], side), [val_boxes[i] for i in part],
+                         correct[part])
     results[name] = score.compute()
-lines = ["| weights | GT-known error, best threshold | at 0.2 | top-1 localisation error |", "|---|---|---|---|"]
+lines = ["| weights | GT-known error, best threshold | at 0.2 | top-1 localisation "
+         "error |",
+         "|---|---|---|---|"]
 for name, r in results.items():
-    lines.append(f"| {name} | {100 - 100 * r.max_box_acc:.1f} | {100 - 100 * r.gt_known:.1f} | "
-                 f"{100 - 100 * r.top1_best:.1f} |")
+    lines.append(f"| {name} | {100 - 100 * r.max_box_acc:.1f} | "
+                 f"{100 - 100 * r.gt_known:.1f} | {100 - 100 * r.top1_best:.1f} |")
 lines.append(f"| *best centred box* | *{100 - 100 * r.centre_best:.1f}* | | |")
 display(Markdown("\n".join(lines)))
 
@@ -342,12 +365,15 @@ display(Markdown("\n".join(lines)))
 # %%
 shown = ["CAM, centred weights", "W = P", "control: uniform", "Dist-CAM (Eq. 4-6)"]
 thresholds = torch.linspace(0, 0.999, 1000)
-plots.show(plots.curve(thresholds, {name: 100 * results[name].single[1] for name in shown}, best=True,
-                       xlabel="threshold, share of the heatmap's maximum", ylabel="GT-known localisation, %",
-                       title="At no threshold does Dist-CAM reach the sum of all channels' best",
-                       baselines={"best centred box": 100 * r.centre_best}),
-           alt="Localisation over the threshold for four weightings: " + "; ".join(
-               f"{name} at best {results[name].max_box_acc:.0%}" for name in shown) + ".")
+plots.show(plots.curve(
+    thresholds, {name: 100 * results[name].single[1] for name in shown}, best=True,
+    xlabel="threshold, share of the heatmap's maximum",
+    ylabel="GT-known localisation, %",
+    title="At no threshold does Dist-CAM reach the sum of all channels' best",
+    baselines={"best centred box": 100 * r.centre_best}),
+           alt="Localisation over the threshold for four weightings: "
+           + "; ".join(f"{name} at best {results[name].max_box_acc:.0%}"
+                       for name in shown) + ".")
 
 # %% [markdown]
 # ## Why: whispers and coincidences
@@ -365,13 +391,16 @@ plots.show(plots.curve(thresholds, {name: 100 * results[name].single[1] for name
 share, half = {}, {}
 for name in ("control: uniform", "W = P", "Dist-CAM (Eq. 4-6)"):
     part = (rules[name](val_q, val_y)[:, 0] * val_q).sort(1, descending=True).values
-    carried = (part.cumsum(1) / part.sum(1, keepdim=True)).mean(0)        # of the map, by the n largest channels
+    # of the map, by the n largest channels
+    carried = (part.cumsum(1) / part.sum(1, keepdim=True)).mean(0)
     share[name], half[name] = 100 * carried[:200], int((carried < 0.5).sum()) + 1
-plots.show(plots.curve(torch.arange(1, 201), share, xlabel="number of channels, largest first",
-                       ylabel="share of the map, %", title=f"{half['Dist-CAM (Eq. 4-6)']} channels carry half of a "
-                       f"Dist-CAM, {half['W = P']} half of W = P"),
-           alt="Share of the map over the number of channels. Half of the map is carried by "
-               + ", ".join(f"{n} channels with {name}" for name, n in half.items()) + ".")
+plots.show(
+    plots.curve(torch.arange(1, 201), share, xlabel="number of channels, largest first",
+                ylabel="share of the map, %",
+                title=f"{half['Dist-CAM (Eq. 4-6)']} channels carry half of a "
+                      f"Dist-CAM, {half['W = P']} half of W = P"),
+    alt="Share of the map over the number of channels. Half of the map is carried by "
+    + ", ".join(f"{n} channels with {name}" for name, n in half.items()) + ".")
 
 # %% [markdown]
 # ### Dead channels: 0/0
@@ -380,11 +409,14 @@ plots.show(plots.curve(torch.arange(1, 201), share, xlabel="number of channels, 
 # $\infty \cdot 0$. With prototypes that is rare, with a single sample as the reference it is not:
 
 # %%
-nearest_q = train_q[torch.cdist(val_q, train_q, p=1).argmin(1)]           # nearest sample instead of prototype
+# nearest sample instead of prototype
+nearest_q = train_q[torch.cdist(val_q, train_q, p=1).argmin(1)]
 for name, reference in {"prototype": P[nearest], "nearest sample": nearest_q}.items():
     literal = torch.einsum("bkhw,bk->bhw", val_maps, 1 / (reference - val_q).abs())
-    print(f"{name:15} {((reference == 0) & (val_q == 0)).float().mean():6.2%} of the channels dead in both, "
-          f"{literal.isnan().flatten(1).any(1).float().mean():.0%} of the maps hold NaN")
+    print(f"{name:15} {((reference == 0) & (val_q == 0)).float().mean():6.2%} of the "
+          "channels dead in both, "
+          f"{literal.isnan().flatten(1).any(1).float().mean():.0%} of the maps hold "
+          "NaN")
 with expect_error(ValueError):
     maps.channel_weights(val_q, P, eps=0.0)
 
@@ -394,8 +426,10 @@ with expect_error(ValueError):
 
 # %%
 single = maps.channel_weights(val_q, P[val_y][:, None], norm="softmax")
-empty = (maps.weighted_map(val_maps, single).amax((1, 2, 3)) < 1e-6).float().mean().item()
-print(f"largest weight {single.amax(-1).mean():.3f} on average; {empty:.0%} of the maps are empty")
+empty = (maps.weighted_map(val_maps, single).amax((1, 2, 3))
+         < 1e-6).float().mean().item()
+print(f"largest weight {single.amax(-1).mean():.3f} on average; {empty:.0%} of the "
+      "maps are empty")
 
 # %% [markdown]
 # Turn the floor up and watch the map move from its coincidences to the sum of all channels (no kernel needed):
@@ -405,7 +439,8 @@ floors = [1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0]
 
 def with_floor(eps):
     heat = maps.heatmap(maps.dist_cam(scene_maps, P[four[:2]], eps=eps), side)[0]
-    return plots.grid([plots.overlay(picture, h) for h in heat], ["cat", "dog"], columns=2, side=2.5)
+    return plots.grid([plots.overlay(picture, h) for h in heat], ["cat", "dog"],
+                      columns=2, side=2.5)
 
 widgets.flipbook(with_floor, floors, label="floor of the distance, share of its mean",
                  alt=lambda eps: f"Dist-CAM of cat and dog with the floor {eps:g}.")
@@ -418,13 +453,16 @@ widgets.flipbook(with_floor, floors, label="floor of the distance, share of its 
 # %%
 A, B = controls.split_half_prototypes(train_q, train_y, len(kinds), generator)
 reliability = {}
-for name, weights in {"Dist-CAM": lambda p, y: maps.channel_weights(val_q, p[y][:, None]),
-                      "W = P": lambda p, y: p[y][:, None],
-                      "W = P - mean P": lambda p, y: maps.centred_weights(p)[y][:, None]}.items():
+for name, weights in {
+    "Dist-CAM": lambda p, y: maps.channel_weights(val_q, p[y][:, None]),
+    "W = P": lambda p, y: p[y][:, None],
+    "W = P - mean P": lambda p, y: maps.centred_weights(p)[y][:, None]}.items():
     first, second, other = (maps.weighted_map(val_maps, weights(p, y))[:, 0]
                             for p, y in ((A, val_y), (B, val_y), (A, wrong)))
-    reliability[name] = [controls.map_correlation(first, m).mean().item() for m in (second, other)]
-    print(f"{name:15} same class, other half {reliability[name][0]:5.2f}   wrong class {reliability[name][1]:5.2f}")
+    reliability[name] = [controls.map_correlation(first, m).mean().item()
+                         for m in (second, other)]
+    print(f"{name:15} same class, other half {reliability[name][0]:5.2f}   wrong class "
+          f"{reliability[name][1]:5.2f}")
 
 # %% [markdown]
 # A map should agree with itself and disagree with that of another class. (The scenes of one photograph fall into both halves,
@@ -438,9 +476,11 @@ for name, weights in {"Dist-CAM": lambda p, y: maps.channel_weights(val_q, p[y][
 # %%
 v = -0.5 * w.abs().mean() * torch.ones_like(w[0])
 shifted = w + v
-same_answers = (val_q @ shifted.T + torch.from_numpy(probe.intercept_).float()).argmax(1) == probed
+same_answers = (val_q @ shifted.T
+                + torch.from_numpy(probe.intercept_).float()).argmax(1) == probed
 errors = {}
-for name, weights in {"CAM": w, "CAM + v": shifted, "CAM + v, centred": maps.centred_weights(shifted)}.items():
+for name, weights in {"CAM": w, "CAM + v": shifted,
+                      "CAM + v, centred": maps.centred_weights(shifted)}.items():
     score = MaxBoxAcc()
     raw = maps.weighted_map(val_maps, weights[val_y][:, None])[:, 0]
     for part in torch.arange(len(raw)).split(64):
@@ -466,9 +506,10 @@ print(f"the same predictions for {same_answers.float().mean():.1%} of the images
 
 # %%
 weight, bias = maps.euclidean_classifier(P)
-logits = maps.cam(val_maps, weight).mean((2, 3)) + bias                   # the identity of lesson 01
+logits = maps.cam(val_maps, weight).mean((2, 3)) + bias      # the identity of lesson 01
 squared = -torch.cdist(val_q, P).square() + val_q.square().sum(1, keepdim=True)
-print(f"largest deviation {(logits - squared).abs().max():.1e}, where values reach {squared.abs().max():.1f}")
+print(f"largest deviation {(logits - squared).abs().max():.1e}, where values reach "
+      f"{squared.abs().max():.1f}")
 assert torch.allclose(logits, squared, atol=1e-3 * squared.abs().max().item())
 
 # %% [markdown]
@@ -483,19 +524,24 @@ rng = np.random.default_rng(SEED)
 pairs = []
 while len(pairs) < count:
     first, second = rng.choice(len(kinds), 2, replace=False)
-    pairs += [s] if (s := two_objects(kinds[first], kinds[second], int(rng.integers(2**31)))) else []
-masks = torch.from_numpy(np.stack([[s.instances == 1, s.instances == 2] for s in pairs]))      # n 2 H W
+    pairs += [s] if (s := two_objects(kinds[first], kinds[second],
+                                      int(rng.integers(2**31)))) else []
+masks = torch.from_numpy(  # n 2 H W
+    np.stack([[s.instances == 1, s.instances == 2] for s in pairs]))
 images = torch.from_numpy(np.stack([s.image for s in pairs])).permute(0, 3, 1, 2)
 pair_maps = torch.cat([look(part) for part in images.split(16)])
-pair_q, pair_y = pair_maps.mean((2, 3)), torch.tensor([s.labels for s in pairs])               # n 2
+pair_q, pair_y = pair_maps.mean((2, 3)), torch.tensor([s.labels for s in pairs])   # n 2
 right = {}
-for name, weights in {"uniform": torch.ones_like(P)[pair_y], "Dist-CAM": maps.channel_weights(pair_q, P[pair_y]),
-                      "W = P": P[pair_y], "W = P - mean P": maps.centred_weights(P)[pair_y],
+for name, weights in {"uniform": torch.ones_like(P)[pair_y],
+                      "Dist-CAM": maps.channel_weights(pair_q, P[pair_y]),
+                      "W = P": P[pair_y],
+                      "W = P - mean P": maps.centred_weights(P)[pair_y],
                       "CAM, centred": maps.centred_weights(w)[pair_y]}.items():
     heat = maps.heatmap(maps.weighted_map(pair_maps, weights), side)
     own = controls.own_object_hotter(heat, masks)
     right[name] = 100 * own.all(1).float().mean().item()
-    print(f"{name:15} right {own.float().mean():5.0%}   right for both {right[name]:3.0f} %")
+    print(f"{name:15} right {own.float().mean():5.0%}   right for both "
+          f"{right[name]:3.0f} %")
 
 # %%
 # The pair of the figure is a hard one: big cats and dogs have much in common.
@@ -503,30 +549,37 @@ hard = [s for seed in range(count // 3) if (s := two_objects("cat", "dog", seed)
 on = torch.from_numpy(np.stack([[s.instances == 1, s.instances == 2] for s in hard]))
 found = look(torch.from_numpy(np.stack([s.image for s in hard])).permute(0, 3, 1, 2))
 for name, raw in {"Dist-CAM": maps.dist_cam(found, P[four[:2]]),
-                  "W = P - mean P": maps.cam(found, maps.centred_weights(P)[four[:2]])}.items():
+                  "W = P - mean P":
+                      maps.cam(found, maps.centred_weights(P)[four[:2]])}.items():
     own = controls.own_object_hotter(maps.heatmap(raw, side), on)
     right[f"{name}, cat and dog"] = 100 * own.all(1).float().mean().item()
-    print(f"{name:15} cat and dog: right for both {right[f'{name}, cat and dog']:3.0f} % of {len(hard)} scenes")
+    print(f"{name:15} cat and dog: right for both {right[f'{name}, cat and dog']:3.0f} "
+          f"% of {len(hard)} scenes")
 
 # %% [markdown]
 # Now with your hands: another class, another weighting, another floor.
 
 # %% tags=["widget"]
-choices = {"Dist-CAM": lambda c, eps: maps.dist_cam(scene_maps, P[[c]], eps=eps),
-           "match x activity": lambda c, eps: maps.weighted_map(
-               scene_maps, maps.match_activity_weights(scene_maps.mean((2, 3)), P[[c]], eps)),
-           "W = P": lambda c, eps: maps.cam(scene_maps, P[[c]]),
-           "W = P - mean P": lambda c, eps: maps.cam(scene_maps, maps.centred_weights(P)[[c]])}
+choices = {
+    "Dist-CAM": lambda c, eps: maps.dist_cam(scene_maps, P[[c]], eps=eps),
+    "match x activity": lambda c, eps: maps.weighted_map(
+        scene_maps, maps.match_activity_weights(scene_maps.mean((2, 3)), P[[c]], eps)),
+    "W = P": lambda c, eps: maps.cam(scene_maps, P[[c]]),
+    "W = P - mean P": lambda c, eps: maps.cam(scene_maps, maps.centred_weights(P)[[c]])}
 
 def steer(kind, rule, floor):
     heat = maps.heatmap(choices[rule](kind, 10.0**floor), side)[0, 0]
-    return plots.grid([plots.overlay(picture, heat)], [f"{kinds[kind]}: {rule}"], columns=1, side=3.4)
+    return plots.grid([plots.overlay(picture, heat)], [f"{kinds[kind]}: {rule}"],
+                      columns=1, side=3.4)
 
 steering = widgets.live(
-    steer, alt=lambda kind, rule, floor: f"Map of {kinds[kind]} by {rule}, floor 10^{floor:.1f}.",
-    floor=ipywidgets.FloatSlider(-2.0, min=-6, max=1, step=0.5, description="log10 of the floor",
+    steer, alt=lambda kind, rule, floor: f"Map of {kinds[kind]} by {rule}, floor "
+                                         f"10^{floor:.1f}.",
+    floor=ipywidgets.FloatSlider(-2.0, min=-6, max=1, step=0.5,
+                                 description="log10 of the floor",
                                  continuous_update=False),
-    kind=ipywidgets.Dropdown(options={kinds[c]: c for c in [*four, *range(len(kinds))]}, description="class"),
+    kind=ipywidgets.Dropdown(options={kinds[c]: c for c in [*four, *range(len(kinds))]},
+                             description="class"),
     rule=ipywidgets.Dropdown(options=list(choices), description="weights"))
 steering
 
@@ -545,13 +598,16 @@ steering
 lesson.record("images", len(val))
 for name, r in results.items():
     lesson.record(f"GT-known error, {name}", 100 - 100 * r.max_box_acc, "%")
-lesson.record("top-1 localisation error, CAM of a linear probe", 100 - 100 * results["CAM of a linear probe"].top1_best, "%",
-              paper=56.2, note="paper: ResNet-50 on ILSVRC val (Table 1)")
-lesson.record("top-1 localisation error, Dist-CAM (Eq. 4-6)", 100 - 100 * results["Dist-CAM (Eq. 4-6)"].top1_best, "%",
-              paper=54.7, note="paper: ResNet-50 on ILSVRC val (Table 1)")
+lesson.record("top-1 localisation error, CAM of a linear probe",
+              100 - 100 * results["CAM of a linear probe"].top1_best, "%", paper=56.2,
+              note="paper: ResNet-50 on ILSVRC val (Table 1)")
+lesson.record("top-1 localisation error, Dist-CAM (Eq. 4-6)",
+              100 - 100 * results["Dist-CAM (Eq. 4-6)"].top1_best, "%", paper=54.7,
+              note="paper: ResNet-50 on ILSVRC val (Table 1)")
 lesson.record("empty maps with a softmax as norm", 100 * empty, "%")
 for name, (same_class, other_class) in reliability.items():
-    lesson.record(f"split-half correlation, {name}", same_class, note=f"wrong class: {other_class:.2f}")
+    lesson.record(f"split-half correlation, {name}", same_class,
+                  note=f"wrong class: {other_class:.2f}")
 for name, value in right.items():
     lesson.record(f"two objects, right for both, {name}", value, "%")
 error = {name: 100 - 100 * r.max_box_acc for name, r in results.items()}

@@ -24,8 +24,11 @@
 # Re-Identification*, 2017.
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini" with more epochs
-DATA_ROOT = ""      # "" finds the data folder; training on the real ILSVRC is a command, see the end
+# "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini" with more
+# epochs
+PROFILE = "mini"
+# "" finds the data folder; training on the real ILSVRC is a command, see the end
+DATA_ROOT = ""
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
 
@@ -48,7 +51,8 @@ from course_lib.evaluate import controls
 from course_lib.evaluate.localization import HEATMAP_THRESHOLDS, MaxBoxAcc
 from course_lib.metric_learning import losses, rules
 from course_lib.metric_learning.features import extract, tail, trunk
-from course_lib.metric_learning.learner import LOSSES, RATES, SCALE, BalancedBatches, Learner, linear_probe
+from course_lib.metric_learning.learner import (LOSSES, RATES, SCALE, BalancedBatches,
+                                                Learner, linear_probe)
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
@@ -71,17 +75,22 @@ side = lesson.choose(smoke=96, mini=224, paper=224)
 root = minis.mini_ilsvrc(lesson.data, labels="kind", seed=SEED)
 known, unseen = Ilsvrc(root, "train"), Ilsvrc(root, "val")
 kinds = list(known.classes.values())
-before = backbones.create("tf_efficientnet_lite0").to(lesson.device, memory_format=torch.channels_last)
+before = backbones.create("tf_efficientnet_lite0").to(lesson.device,
+                                                      memory_format=torch.channels_last)
 
 known_t = extract(lambda images: trunk(before, images), known, (side, side),
                   device=lesson.device, progress=False)
 known_y = torch.tensor([photo.label for photo in known.photos])
-print(known, f"  trunk    {tuple(known_t.shape)}, {known_t[0].nbytes / 1024:.0f} KB an image", sep="\n")
+print(known,
+      f"  trunk    {tuple(known_t.shape)}, {known_t[0].nbytes / 1024:.0f} KB an image",
+      sep="\n")
 
 # %%
-seen = list(islice(unseen.batches(side, 16), lesson.choose(smoke=4, mini=None, paper=None)))
+seen = list(islice(unseen.batches(side, 16),
+                   lesson.choose(smoke=4, mini=None, paper=None)))
 with torch.inference_mode():
-    unseen_t = torch.cat([trunk(before, batch.images.to(lesson.device)).cpu() for batch in seen])
+    unseen_t = torch.cat([trunk(before, batch.images.to(lesson.device)).cpu()
+                          for batch in seen])
 photos, unseen_y, masks = (torch.cat([getattr(batch, part) for batch in seen])
                            for part in ("images", "labels", "masks"))
 masks, boxes = masks.bool(), [box for batch in seen for box in batch.boxes]
@@ -90,9 +99,10 @@ def look(network, features):
     """Last feature maps, n 1280 h w, from features of the trunk."""
     network.eval()
     with torch.inference_mode():
-        return torch.cat([tail(network, part.to(network.mean.device)).cpu() for part in features.split(16)])
+        return torch.cat([tail(network, part.to(network.mean.device)).cpu()
+                          for part in features.split(16)])
 
-pooled = look(before, known_t).mean((2, 3))                               # 714 1280, before any training
+pooled = look(before, known_t).mean((2, 3))              # 714 1280, before any training
 print(unseen, tuple(unseen_t.shape), sep="\n")
 
 # %% [markdown]
@@ -129,7 +139,8 @@ print(unseen, tuple(unseen_t.shape), sep="\n")
 
 # %% exercise="03.1"
 def prototype_loss(features, labels, prototypes, metric="l1", scale=1.0):
-    """Mean of -log softmax(-scale * distance)[label]: features b k, labels b, prototypes c k -> scalar."""
+    """Mean of -log softmax(-scale * distance)[label]: features b k, labels b,
+    prototypes c k -> scalar."""
     ### BEGIN SOLUTION
     difference = features[:, None] - prototypes[None]                     # b c k
     if metric == "l1":
@@ -142,27 +153,35 @@ def prototype_loss(features, labels, prototypes, metric="l1", scale=1.0):
     ### END SOLUTION
 
 # %% check="03.1" points=3
-with check("03.1", hint="distances b c, then cross-entropy of minus scale times distance"):
+with check("03.1",
+           hint="distances b c, then cross-entropy of minus scale times distance"):
     g = torch.Generator().manual_seed(0)
     q, p = torch.rand(6, 5, generator=g), torch.rand(4, 5, generator=g)
     y = torch.tensor([0, 3, 1, 2, 2, 0])
-    loss = lambda scores: -scores.log_softmax(1)[range(6), y].mean()      # -log softmax [label], on average
+    # -log softmax [label], on average
+    loss = lambda scores: -scores.log_softmax(1)[range(6), y].mean()
     for metric in ("l1", "l2", "cosine"):
-        d, right = losses.distances(q, p, metric), losses.prototype_softmax(q, y, p, metric, 2.0)
-        same(prototype_loss(q, y, p, metric, 2.0), right, f'prototype_loss(..., "{metric}", 2.0)', suspects={
-            "A sign is missing: a small distance is a large score.": lambda: loss(2 * d),
-            "The scale is missing: it multiplies the distance.": lambda: loss(-d),
-            "You divided by the scale: it multiplies the distance.": lambda: loss(d / -2),
-            "You averaged over the channels: a distance is a sum over them.": lambda: loss(d * -0.4),
-            "This is the Euclidean distance: here it is squared.": lambda: loss(d.sqrt() * -2),
-            "This is the dot product: divide by both lengths to get the cosine.":
-                lambda: loss(2 * q @ p.T),
-            "You took a softmax before cross_entropy, which takes one itself: give it the scores.":
-                lambda: loss((d * -2).softmax(1)),
-            "You summed over the batch: the loss is the mean.": lambda: 6 * right,
-        })
+        d, right = (losses.distances(q, p, metric),
+                    losses.prototype_softmax(q, y, p, metric, 2.0))
+        same(prototype_loss(q, y, p, metric, 2.0), right,
+             f'prototype_loss(..., "{metric}", 2.0)', suspects={
+                 "A sign is missing: a small distance is a large score.":
+                     lambda: loss(2 * d),
+                 "The scale is missing: it multiplies the distance.": lambda: loss(-d),
+                 "You divided by the scale: it multiplies the distance.":
+                     lambda: loss(d / -2),
+                 "You averaged over the channels: a distance is a sum over them.":
+                     lambda: loss(d * -0.4),
+                 "This is the Euclidean distance: here it is squared.":
+                     lambda: loss(d.sqrt() * -2),
+                 "This is the dot product: divide by both lengths to get the cosine.":
+                     lambda: loss(2 * q @ p.T),
+                 "You took a softmax before cross_entropy, which takes one itself: "
+                 "give it the scores.": lambda: loss((d * -2).softmax(1)),
+                 "You summed over the batch: the loss is the mean.": lambda: 6 * right})
 ### BEGIN HIDDEN TESTS
-assert abs(prototype_loss(torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.ones(3, 4), "l1", 5.0).item() - 1.0986) < 1e-3
+assert abs(prototype_loss(torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.ones(3, 4),
+                          "l1", 5.0).item() - 1.0986) < 1e-3
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -175,15 +194,19 @@ assert abs(prototype_loss(torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.ones(
 # *Before you run the cell:* is the loss of the sample's own class lower if it helped to make the mean?
 
 # %%
-noise, label = torch.randn(4000, 16), torch.arange(4000) % 800            # 100 batches of 8 classes with 5 images
+# 100 batches of 8 classes with 5 images
+noise, label = torch.randn(4000, 16), torch.arange(4000) % 800
 flattered, honest = [], []
 for part in torch.arange(4000).view(5, 100, 8).permute(1, 2, 0).flatten(1):
     q, y = noise[part], label[part] % 8
-    flattered.append(losses.prototype_softmax(q, y, prototypes.class_prototypes(q, y, 8), "l2", 0.1))
+    flattered.append(
+        losses.prototype_softmax(q, y, prototypes.class_prototypes(q, y, 8), "l2", 0.1))
     honest.append(losses.batch_prototype_softmax(q, y, "l2", 0.1))
-flattered, honest = torch.stack(flattered).mean().item(), torch.stack(honest).mean().item()
+flattered, honest = (torch.stack(flattered).mean().item(),
+                     torch.stack(honest).mean().item())
 guessing = torch.tensor(8.0).log().item()
-print(f"guessing {guessing:.2f} · sample in its own mean {flattered:.2f} · left out {honest:.2f}")
+print(f"guessing {guessing:.2f} · sample in its own mean {flattered:.2f} · left out "
+      f"{honest:.2f}")
 assert flattered < guessing < honest
 
 # %% [markdown]
@@ -215,35 +238,42 @@ assert flattered < guessing < honest
 
 # %% exercise="03.2"
 def triplet_loss(features, labels, margin=0.3):
-    """Mean over anchors of relu(margin + farthest positive - nearest negative): features b k, labels b -> scalar."""
+    """Mean over anchors of relu(margin + farthest positive - nearest negative):
+    features b k, labels b -> scalar."""
     ### BEGIN SOLUTION
     distance = torch.cdist(features, features)                            # b b
     same_class = labels[:, None] == labels
-    positive = same_class & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = same_class & ~torch.eye(len(labels), dtype=torch.bool,
+                                       device=labels.device)
     farthest = torch.where(positive, distance, -torch.inf).amax(1)
     nearest = torch.where(same_class, torch.inf, distance).amin(1)
     return F.relu(margin + farthest - nearest)[positive.any(1)].mean()
     ### END SOLUTION
 
 # %% check="03.2" points=3
-with check("03.2", hint="rows of the distance matrix: largest positive, smallest negative"):
-    y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])                         # the last image has no positive
+with check("03.2",
+           hint="rows of the distance matrix: largest positive, smallest negative"):
+    y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])       # the last image has no positive
     q = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) + 0.7 * y[:, None]
-    right = losses.batch_hard_triplet(q, y, 0.5)                          # the library's answer; wrong ones:
+    right = losses.batch_hard_triplet(q, y, 0.5)     # the library's answer; wrong ones:
     same(triplet_loss(q, y, 0.5), right, "triplet_loss(...)", suspects={
-        "You averaged over all images: one without a positive does not count.": 8 / 9 * right,
+        "You averaged over all images: one without a positive does not count.":
+            8 / 9 * right,
         "You summed: the loss is the mean over the anchors.": 8 * right,
         "You squared the distances: triplets compare Euclidean ones.": 3.06215,
         "You took the nearest positive: the hardest one is the farthest.": 0.48242,
         "You took the farthest negative: the hardest one is the nearest.": 0.0,
-        "Anchors below zero pull the mean down: a fulfilled triplet has loss 0 (relu).": 0.40048,
-        "The difference is the wrong way round: the positive is to be nearer.": 0.83869,
-    })
+        "Anchors below zero pull the mean down: a fulfilled triplet has loss 0 (relu).":
+            0.40048,
+        "The difference is the wrong way round: the positive is to be nearer.":
+            0.83869})
     flat = torch.ones(4, 3, requires_grad=True)
     triplet_loss(flat, torch.tensor([0, 0, 1, 1]), 0.5).backward()
-    assert flat.grad.isfinite().all(), "At distance 0 the gradient is NaN: clamp before the root, or use torch.cdist."
+    assert flat.grad.isfinite().all(), ("At distance 0 the gradient is NaN: clamp "
+                                        "before the root, or use torch.cdist.")
 ### BEGIN HIDDEN TESTS
-assert abs(triplet_loss(torch.tensor([[0.0], [1.0], [3.0], [4.0]]), torch.tensor([0, 0, 1, 1]), 1.5).item() - 0.25) < 1e-6
+assert abs(triplet_loss(torch.tensor([[0.0], [1.0], [3.0], [4.0]]),
+                        torch.tensor([0, 0, 1, 1]), 1.5).item() - 0.25) < 1e-6
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -260,15 +290,21 @@ P, K = 8, 5
 batch = next(iter(BalancedBatches(known_y, P, K, torch.Generator().manual_seed(SEED))))
 factors = torch.logspace(-2, 0.3, 40)
 scale = SCALE / pooled.shape[1]
-by_factor = {
-    "prototype softmax, L1": [losses.batch_prototype_softmax(f * pooled[batch], known_y[batch], "l1", scale).item()
-                              for f in factors],
-    "batch-hard triplet": [losses.batch_hard_triplet(f * pooled[batch], known_y[batch]).item() for f in factors]}
-least = {name: factors[torch.tensor(values).argmin()].item() for name, values in by_factor.items()}
-says = "; ".join(f"{name} {min(values):.2f} at {least[name]:.2g}" for name, values in by_factor.items())
-plots.show(plots.curve(factors, by_factor, xlabel="factor on all features", ylabel="loss of one batch",
-                       title=f"Lowest: {says}", baselines={"guessing": guessing}),
-           alt=f"Loss over a common factor on the features, for the margin 0.3; lowest: {says}.")
+by_factor = {"prototype softmax, L1":
+                 [losses.batch_prototype_softmax(f * pooled[batch], known_y[batch],
+                                                 "l1", scale).item() for f in factors],
+             "batch-hard triplet":
+                 [losses.batch_hard_triplet(f * pooled[batch], known_y[batch]).item()
+                  for f in factors]}
+least = {name: factors[torch.tensor(values).argmin()].item()
+         for name, values in by_factor.items()}
+says = "; ".join(f"{name} {min(values):.2f} at {least[name]:.2g}"
+                 for name, values in by_factor.items())
+plots.show(plots.curve(factors, by_factor, xlabel="factor on all features",
+                       ylabel="loss of one batch", title=f"Lowest: {says}",
+                       baselines={"guessing": guessing}),
+           alt="Loss over a common factor on the features, for the margin 0.3; lowest: "
+               f"{says}.")
 
 # %% [markdown]
 # As long as the hardest positive is farther away than the hardest negative, the triplet loss falls if **all** features shrink,
@@ -302,14 +338,18 @@ plots.show(plots.curve(factors, by_factor, xlabel="factor on all features", ylab
 
 # %% exercise="03.3"
 def tiny(run):
-    """A tiny network after `run(net, loader, loss, optimizer)`, and what that returned: try tiny(one_epoch)."""
+    """A tiny network after `run(net, loader, loss, optimizer)`, and what that returned:
+    try tiny(one_epoch)."""
     torch.manual_seed(0)
-    loader = DataLoader(TensorDataset(torch.randn(12, 3, 2, 2), torch.arange(12) % 3), batch_size=4)
-    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3)).eval()
-    return net, run(net, loader, F.cross_entropy, torch.optim.SGD(net.parameters(), 0.2))
+    loader = DataLoader(TensorDataset(torch.randn(12, 3, 2, 2), torch.arange(12) % 3),
+                        batch_size=4)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(),
+                        nn.Linear(16, 3)).eval()
+    return net, run(net, loader, F.cross_entropy,
+                    torch.optim.SGD(net.parameters(), 0.2))
 
 def one_epoch(model, loader, loss, optimizer):
-    """Train a model in place for one epoch with frozen statistics; returns the mean loss of its batches, a float."""
+    """Train in place one epoch, statistics frozen; returns the mean loss, a float."""
     ### BEGIN SOLUTION
     model.train()
     for part in model.modules():
@@ -326,26 +366,33 @@ def one_epoch(model, loader, loss, optimizer):
     ### END SOLUTION
 
 # %% check="03.3" points=3
-with check("03.3", hint="train mode, BatchNorm in eval; then loss, zero_grad, backward, step in this order: "
-                        "a step() before backward() changes, in place, weights that backward() still needs"):
+with check("03.3", hint="train mode, BatchNorm in eval; then loss, zero_grad, "
+                        "backward, step in this order: a step() before backward() "
+                        "changes, in place, weights that backward() still needs"):
     def engines(net, loader, loss, optimizer):
-        def step(net, batch):                                             # of the engine: named terms of one batch
+        def step(net, batch):                  # of the engine: named terms of one batch
             net[1].eval()
             return {"loss": loss(net(batch[0]), batch[1])}
-        return engine.train(net, step, loader, optimizer, engine.Plan(1), progress=False)[0]["loss"]
+        return engine.train(net, step, loader, optimizer, engine.Plan(1),
+                            progress=False)[0]["loss"]
     def never_zeroed(net, loader, loss, optimizer):
-        optimizer.zero_grad = lambda set_to_none=True: None               # forgets nothing
+        optimizer.zero_grad = lambda set_to_none=True: None            # forgets nothing
         return engines(net, loader, loss, optimizer)
     weights = lambda net: nn.utils.parameters_to_vector(net.parameters())
     (twin, wanted), (net, value) = tiny(engines), tiny(one_epoch)
-    assert net.training, "The model is not in training mode: model.train(), then eval() for BatchNorm alone."
-    assert not net[1].running_mean.any(), "The statistics of BatchNorm have moved: freeze them after model.train()."
-    same(weights(net), weights(twin), "weights after an epoch", suspects={
-        "The weights have not moved: zero_grad() goes before backward(), step() after.":
-            lambda: weights(tiny(lambda *_: 0)[0]),
-        "Gradients of all batches have added up: zero_grad() for each.": lambda: weights(tiny(never_zeroed)[0])})
-    assert not isinstance(value, torch.Tensor), "Return a number: a tensor keeps its graph alive (.item())."
-    same(value, wanted, "the mean loss", {"You returned the sum: divide by the number of batches.": 3 * wanted})
+    assert net.training, ("The model is not in training mode: model.train(), then "
+                          "eval() for BatchNorm alone.")
+    assert not net[1].running_mean.any(), ("The statistics of BatchNorm have moved: "
+                                           "freeze them after model.train().")
+    same(weights(net), weights(twin), "weights after an epoch",
+         suspects={"The weights have not moved: zero_grad() goes before backward(), "
+                   "step() after.": lambda: weights(tiny(lambda *_: 0)[0]),
+                   "Gradients of all batches have added up: zero_grad() for each.":
+                       lambda: weights(tiny(never_zeroed)[0])})
+    assert not isinstance(value, torch.Tensor), ("Return a number: a tensor keeps its "
+                                                 "graph alive (.item()).")
+    same(value, wanted, "the mean loss",
+         {"You returned the sum: divide by the number of batches.": 3 * wanted})
 ### BEGIN HIDDEN TESTS
 assert all(weight.requires_grad for weight in tiny(one_epoch)[0].parameters())
 ### END HIDDEN TESTS
@@ -374,15 +421,20 @@ assert all(weight.requires_grad for weight in tiny(one_epoch)[0].parameters())
 epochs = lesson.choose(smoke=2, mini=6, paper=18)
 
 def watch(network):
-    """Of the validation images: accuracy of the nearest prototype (cosine), and the sum of all channels, n 7 7."""
-    P = prototypes.class_prototypes(look(network, known_t[::3]).mean((2, 3)), known_y[::3], len(kinds))
+    """Of the validation images: accuracy of the nearest prototype (cosine), and the sum
+    of all channels, n 7 7."""
+    P = prototypes.class_prototypes(look(network, known_t[::3]).mean((2, 3)),
+                                    known_y[::3], len(kinds))
     found = look(network, unseen_t)
     right = losses.distances(found.mean((2, 3)), P, "cosine").argmin(1) == unseen_y
     return 100 * right.float().mean().item(), found.mean(1)
 
+# %%
 def learn(name):
-    """A network trained with one of LOSSES; the mean loss of each epoch; what `watch` saw before and after each."""
-    network = backbones.create("tf_efficientnet_lite0", num_classes=len(kinds)).to(lesson.device)
+    """A network trained with one of LOSSES; the mean loss of each epoch; what `watch`
+    saw before and after each."""
+    network = backbones.create("tf_efficientnet_lite0",
+                               num_classes=len(kinds)).to(lesson.device)
     nn.init.zeros_(network.classifier.weight), nn.init.zeros_(network.classifier.bias)
     learner = Learner(network, LOSSES[name], len(kinds), last_block=True)
     batches = BalancedBatches(known_y, P, K, torch.Generator())
@@ -390,9 +442,10 @@ def learn(name):
     weights = [weight for weight in learner.parameters() if weight.requires_grad]
     optimizer = torch.optim.SGD(weights, RATES[name], momentum=0.9, weight_decay=1e-4)
     history, views = [], [watch(network)]
-    for epoch in range(epochs):                                           # one at a time, to look in between
+    for epoch in range(epochs):                      # one at a time, to look in between
         plan = engine.Plan(1, seed=1000 * SEED + epoch)
-        history += engine.train(learner, lambda model, batch: model.step(*batch), loader, optimizer, plan, progress=False)
+        history += engine.train(learner, lambda model, batch: model.step(*batch),
+                                loader, optimizer, plan, progress=False)
         views.append(watch(network))
     return network, torch.tensor([row["loss"] for row in history]), views
 
@@ -410,34 +463,53 @@ for name in ("softmax", "prototype-l1", "triplet"):
 
 # %%
 left = {name: 100 * values / values[0] for name, values in curves.items()}
-plots.show(plots.curve(torch.arange(1, epochs + 1), left, xlabel="epoch", ylabel="mean loss, % of the first epoch's",
-                       title="Left of the loss: " + ", ".join(f"{name} {v[-1]:.0f} %" for name, v in left.items())),
-           alt="Mean training loss over the epochs, as a share of the first epoch's, for three losses. Left in the end: "
-               + ", ".join(f"{name} {v[-1]:.0f} %" for name, v in left.items()) + ".")
+plots.show(plots.curve(
+    torch.arange(1, epochs + 1), left, xlabel="epoch",
+    ylabel="mean loss, % of the first epoch's",
+    title="Left of the loss: "
+    + ", ".join(f"{name} {v[-1]:.0f} %" for name, v in left.items())),
+           alt="Mean training loss over the epochs, as a share of the first epoch's, "
+               "for three losses. Left in the end: "
+           + ", ".join(f"{name} {v[-1]:.0f} %" for name, v in left.items()) + ".")
 accuracy = {name: [share for share, _ in seen_by] for name, seen_by in views.items()}
-plots.show(plots.curve(torch.arange(epochs + 1), accuracy, xlabel="epoch", ylabel="validation accuracy, %",
-                       title="Points of accuracy won: " + ", ".join(
-                           f"{name} {v[-1] - v[0]:+.1f}" for name, v in accuracy.items())),
-           alt="Accuracy of the nearest prototype on validation images over the epochs: "
-               + ", ".join(f"{name} from {v[0]:.0f} to {v[-1]:.0f} %" for name, v in accuracy.items()) + ".")
+plots.show(plots.curve(
+    torch.arange(epochs + 1), accuracy, xlabel="epoch", ylabel="validation accuracy, %",
+    title="Points of accuracy won: "
+    + ", ".join(f"{name} {v[-1] - v[0]:+.1f}" for name, v in accuracy.items())),
+           alt="Accuracy of the nearest prototype on validation images over the "
+               "epochs: " + ", ".join(f"{name} from {v[0]:.0f} to {v[-1]:.0f} %"
+                                      for name, v in accuracy.items()) + ".")
 
 # %%
 train_q, found, rows, hits = {}, {}, {}, {}
-lines = ["| network | classifier | nearest prototype, L1 | cosine | L1, on training images | mean length of a feature |",
+lines = ["| network | classifier | nearest prototype, L1 | cosine | L1, on training "
+         "images | mean length of a feature |",
          "|---|---|---|---|---|---|"]
 for name, network in networks.items():
-    train_q[name], found[name] = look(network, known_t).mean((2, 3)), look(network, unseen_t)
-    own = network.classifier.weight.detach().cpu(), network.classifier.bias.detach().cpu()
-    w, b = own if name == "softmax" else linear_probe(train_q[name], known_y, len(kinds))
-    rows[name] = {"classifier": w, "prototypes": prototypes.class_prototypes(train_q[name], known_y, len(kinds))}
+    train_q[name], found[name] = (look(network, known_t).mean((2, 3)),
+                                  look(network, unseen_t))
+    own = (network.classifier.weight.detach().cpu(),
+           network.classifier.bias.detach().cpu())
+    w, b = (own if name == "softmax"
+            else linear_probe(train_q[name], known_y, len(kinds)))
+    means = prototypes.class_prototypes(train_q[name], known_y, len(kinds))
+    rows[name] = {"classifier": w, "prototypes": means}
     query = found[name].mean((2, 3))
-    guess = {rule: losses.distances(query, rows[name]["prototypes"], rule).argmin(1) for rule in ("l1", "cosine")}
-    hits[name] = {rule: answer == unseen_y for rule, answer in {"classifier": (query @ w.T + b).argmax(1), **guess}.items()}
-    again = losses.distances(train_q[name], rows[name]["prototypes"], "l1").argmin(1) == known_y
-    lines.append(f"| {name} | " + " | ".join(f"{hit.float().mean():.1%}" for hit in hits[name].values())
-                 + f" | {again.float().mean():.1%} | {train_q[name].norm(dim=1).mean():.1f} |")
+    guess = {rule: losses.distances(query, means, rule).argmin(1)
+             for rule in ("l1", "cosine")}
+    hits[name] = {rule: answer == unseen_y
+                  for rule, answer in {"classifier": (query @ w.T + b).argmax(1),
+                                       **guess}.items()}
+    again = losses.distances(train_q[name], means, "l1").argmin(1) == known_y
+    lines.append(f"| {name} | " + " | ".join(f"{hit.float().mean():.1%}"
+                                             for hit in hits[name].values())
+                 + f" | {again.float().mean():.1%} | "
+                   f"{train_q[name].norm(dim=1).mean():.1f} |")
+
+# %%
 display(Markdown("\n".join(lines)))
-print(f"standard error of a share of {len(unseen_y)} images: up to {100 * (0.25 / len(unseen_y)) ** 0.5:.1f} points")
+print(f"standard error of a share of {len(unseen_y)} images: up to "
+      f"{100 * (0.25 / len(unseen_y)) ** 0.5:.1f} points")
 
 # %% [markdown]
 # (The classifier of the first network is its own; the others get a linear probe on their features.)
@@ -459,36 +531,51 @@ print(f"standard error of a share of {len(unseen_y)} images: up to {100 * (0.25 
 # (b) Does Dist-CAM now overtake it? (c) On which network?
 
 # %%
-RULES = {"CAM": "cam", "CAM, positive": "cam-positive", "CAM, centred": "cam-centred", "uniform": None,
-         "Dist-CAM": "dist-cam", "W = P": "prototype", "W = P - mean P": "prototype-centred"}
-wrong = controls.wrong_classes(unseen_y, len(kinds), torch.Generator().manual_seed(SEED))
+RULES = {"CAM": "cam", "CAM, positive": "cam-positive", "CAM, centred": "cam-centred",
+         "uniform": None, "Dist-CAM": "dist-cam", "W = P": "prototype",
+         "W = P - mean P": "prototype-centred"}
+wrong = controls.wrong_classes(unseen_y, len(kinds),
+                               torch.Generator().manual_seed(SEED))
 
 def raw_maps(features, name, rule, classes):
-    """Maps n h w of the given classes by one of RULES, with the prototypes and classifier of a network."""
+    """Maps n h w of the given classes by one of RULES, with the prototypes and
+    classifier of a network."""
     query = features.mean((2, 3))
-    source, weights = rules.RULES.get(RULES[rule], ("prototypes", lambda q, *_: torch.ones_like(q)[:, None]))
-    return maps.weighted_map(features, weights(query, rows[name][source], classes))[:, 0]
+    source, weights = rules.RULES.get(
+        RULES[rule], ("prototypes", lambda q, *_: torch.ones_like(q)[:, None]))
+    return maps.weighted_map(features,
+                             weights(query, rows[name][source], classes))[:, 0]
 
 def localised(raw, hit):
-    """Localisation of maps of the validation images, where `hit` are those whose class is found."""
+    """Localisation of maps of the validation images, where `hit` are those whose class
+    is found."""
     score = MaxBoxAcc()
     for part in torch.arange(len(raw)).split(64):
-        score.accumulate(maps.heatmap(raw[part], side), [boxes[i] for i in part], hit[part])
+        score.accumulate(maps.heatmap(raw[part], side), [boxes[i] for i in part],
+                         hit[part])
     return score.compute()
 
 # %%
 results = {}
-for name in networks:                                                     # who predicts: the classifier, or Eq. 4
-    results[name] = {rule: localised(raw_maps(found[name], name, rule, unseen_y),
-                                     hits[name]["classifier" if rule.startswith("CAM") else "l1"]) for rule in RULES}
-    results[name]["Dist-CAM, wrong class"] = localised(raw_maps(found[name], name, "Dist-CAM", wrong), hits[name]["l1"])
-error = {name: {rule: 100 - 100 * r.max_box_acc for rule, r in rules.items()} for name, rules in results.items()}
-fixed = {name: {rule: 100 - 100 * r.gt_known for rule, r in rules.items()} for name, rules in results.items()}
-lines = [f"| GT-known error, %, at the best threshold (at 0.2) | {' | '.join(networks)} |", "|---" * 5 + "|"]
+for name in networks:                           # who predicts: the classifier, or Eq. 4
+    results[name] = {rule: localised(
+        raw_maps(found[name], name, rule, unseen_y),
+        hits[name]["classifier" if rule.startswith("CAM") else "l1"]) for rule in RULES}
+    results[name]["Dist-CAM, wrong class"] = localised(
+        raw_maps(found[name], name, "Dist-CAM", wrong), hits[name]["l1"])
+error = {name: {rule: 100 - 100 * r.max_box_acc for rule, r in rules.items()}
+         for name, rules in results.items()}
+fixed = {name: {rule: 100 - 100 * r.gt_known for rule, r in rules.items()}
+         for name, rules in results.items()}
+lines = ["| GT-known error, %, at the best threshold (at 0.2) | "
+         f"{' | '.join(networks)} |",
+         "|---" * 5 + "|"]
 for rule in results["before"]:
-    lines.append(f"| {rule} | " + " | ".join(f"{error[name][rule]:.1f} ({fixed[name][rule]:.1f})" for name in networks)
-                 + " |")
-lines.append("| *best centred box* |" + f" *{100 - 100 * results['before']['uniform'].centre_best:.1f}* |" * 4)
+    lines.append(f"| {rule} | "
+                 + " | ".join(f"{error[name][rule]:.1f} ({fixed[name][rule]:.1f})"
+                              for name in networks) + " |")
+lines.append("| *best centred box* |"
+             + f" *{100 - 100 * results['before']['uniform'].centre_best:.1f}* |" * 4)
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -507,24 +594,30 @@ display(Markdown("\n".join(lines)))
 # network. If each map gets its own threshold, most of that is gone:
 
 # %%
-shown = {"CAM, softmax": ("softmax", "CAM"), "Dist-CAM, triplet": ("triplet", "Dist-CAM"),
+shown = {"CAM, softmax": ("softmax", "CAM"),
+         "Dist-CAM, triplet": ("triplet", "Dist-CAM"),
          "W = P, softmax": ("softmax", "W = P"), "W = P, triplet": ("triplet", "W = P")}
 ahead = {"at 0.2": fixed["softmax"]["W = P"] - fixed["triplet"]["W = P"],
          "at its best": error["softmax"]["W = P"] - error["triplet"]["W = P"]}
-plots.show(plots.curve(HEATMAP_THRESHOLDS,
-                       {name: 100 * results[n][rule].single[1] for name, (n, rule) in shown.items()}, best=True,
-                       xlabel="threshold, share of the heatmap's maximum", ylabel="GT-known localisation, %",
-                       title="W = P, lead of triplet over softmax, in points: " + ", ".join(
-                           f"{value:+.0f} {where}" for where, value in ahead.items()),
-                       baselines={"best centred box": 100 * results["before"]["uniform"].centre_best}),
-           alt="Localisation over the threshold for two networks and three rules; best values: " + "; ".join(
-               f"{name} {results[n][rule].max_box_acc:.0%} at {results[n][rule].best_threshold:.2f}"
-               for name, (n, rule) in shown.items()) + ".")
+plots.show(plots.curve(
+    HEATMAP_THRESHOLDS,
+    {name: 100 * results[n][rule].single[1] for name, (n, rule) in shown.items()},
+    best=True, xlabel="threshold, share of the heatmap's maximum",
+    ylabel="GT-known localisation, %",
+    title="W = P, lead of triplet over softmax, in points: "
+    + ", ".join(f"{value:+.0f} {where}" for where, value in ahead.items()),
+    baselines={"best centred box": 100 * results["before"]["uniform"].centre_best}),
+           alt="Localisation over the threshold for two networks and three rules; best "
+               "values: " + "; ".join(f"{name} {results[n][rule].max_box_acc:.0%} at "
+                                      f"{results[n][rule].best_threshold:.2f}"
+                                      for name, (n, rule) in shown.items()) + ".")
 level = results["triplet"]["Dist-CAM"].single[1] > results["softmax"]["CAM"].single[1]
 where = HEATMAP_THRESHOLDS[level]
-print(f"Dist-CAM, triplet, is ahead of CAM, softmax, at {level.float().mean():.0%} of the thresholds"
-      + (f", the lowest {where.min():.2f}, the highest {where.max():.2f}" if len(where) else "")
-      + f", and {error['triplet']['Dist-CAM'] - error['softmax']['CAM']:.0f} points behind if each gets its best.")
+print(f"Dist-CAM, triplet, is ahead of CAM, softmax, at {level.float().mean():.0%} of "
+      "the thresholds" + (f", the lowest {where.min():.2f}, the highest "
+                          f"{where.max():.2f}" if len(where) else "")
+      + f", and {error['triplet']['Dist-CAM'] - error['softmax']['CAM']:.0f} points "
+        "behind if each gets its best.")
 
 # %% [markdown]
 # A comparison of maps at one threshold compares how *wide* they are as much as where they are. Publish the curve.
@@ -542,34 +635,43 @@ print(f"Dist-CAM, triplet, is ahead of CAM, softmax, at {level.float().mean():.0
 
 # %%
 def classifier(optimizer, rate):
-    """Weight and bias of a linear layer trained from zero on the pooled features of the softmax network."""
+    """Weight and bias of a linear layer trained from zero on the pooled features of the
+    softmax network."""
     layer = nn.Linear(1280, len(kinds))
     nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
     batches = BalancedBatches(known_y, P, K, torch.Generator())
-    loader = DataLoader(TensorDataset(train_q["softmax"], known_y), batch_sampler=batches)
-    engine.train(layer, lambda model, batch: {"softmax": F.cross_entropy(model(batch[0]), batch[1])}, loader,
-                 optimizer(layer.parameters(), rate), engine.Plan(6, seed=SEED), progress=False)
+    loader = DataLoader(TensorDataset(train_q["softmax"], known_y),
+                        batch_sampler=batches)
+    engine.train(layer,
+                 lambda model, batch: {"softmax":
+                                           F.cross_entropy(model(batch[0]), batch[1])},
+                 loader, optimizer(layer.parameters(), rate), engine.Plan(6, seed=SEED),
+                 progress=False)
     return layer.weight.detach().cpu(), layer.bias.detach().cpu()
 
+# %%
 query, common, gauge = found["softmax"].mean((2, 3)), {}, {}
-for name, (w, b) in {"SGD": classifier(torch.optim.SGD, 0.1), "Adam": classifier(torch.optim.Adam, 1e-3)}.items():
+for name, (w, b) in {"SGD": classifier(torch.optim.SGD, 0.1),
+                     "Adam": classifier(torch.optim.Adam, 1e-3)}.items():
     centred, hit = maps.centred_weights(w), (query @ w.T + b).argmax(1) == unseen_y
     common[name] = (w.mean(0).norm() / w.norm(dim=1).mean()).item()
-    gauge[name], gauge[f"{name}, centred"] = (
-        100 - 100 * localised(maps.weighted_map(found["softmax"], each[unseen_y][:, None])[:, 0], hit).max_box_acc
-        for each in (w, centred))
+    gauge[name], gauge[f"{name}, centred"] = (100 - 100 * localised(
+        maps.weighted_map(found["softmax"], each[unseen_y][:, None])[:, 0],
+        hit).max_box_acc for each in (w, centred))
     agree = (query @ w.T + b).argmax(1) == (query @ centred.T + b).argmax(1)
-    print(f"{name:5} accuracy {hit.float().mean():6.1%} · |mean of the weights| / mean |weights| "
-          f"{common[name]:.3f} · GT-known error {gauge[name]:.1f} %, centred {gauge[f'{name}, centred']:.1f} % · "
-          f"same predictions {agree.float().mean():.1%}")
+    print(f"{name:5} accuracy {hit.float().mean():6.1%} · |mean of the weights| / mean "
+          f"|weights| {common[name]:.3f} · GT-known error {gauge[name]:.1f} %, centred "
+          f"{gauge[f'{name}, centred']:.1f} % · same predictions "
+          f"{agree.float().mean():.1%}")
 
 # %% [markdown]
 # Whoever trains with Adam, draws the plain CAM, and puts Dist-CAM beside it, has a "win" for Dist-CAM that centring takes back
 # without touching one prediction:
 
 # %%
-print(f"GT-known error on the softmax network: CAM of Adam's classifier {gauge['Adam']:.1f} %, "
-      f"Dist-CAM {error['softmax']['Dist-CAM']:.1f} %, CAM of Adam's classifier, centred {gauge['Adam, centred']:.1f} %")
+print("GT-known error on the softmax network: CAM of Adam's classifier "
+      f"{gauge['Adam']:.1f} %, Dist-CAM {error['softmax']['Dist-CAM']:.1f} %, CAM of "
+      f"Adam's classifier, centred {gauge['Adam, centred']:.1f} %")
 
 # %% [markdown]
 # ## Activations retract onto the object
@@ -581,16 +683,22 @@ print(f"GT-known error on the softmax network: CAM of Adam's classifier {gauge['
 # anything in the image at all? And if so, which of them the most?
 
 # %%
-energy = {name: torch.stack([controls.energy_per_area(maps.heatmap(raw, side), masks) for _, raw in seen_by])
-          for name, seen_by in views.items()}                             # epochs + 1, images
+energy = {name: torch.stack([                                      # epochs + 1, images
+    controls.energy_per_area(maps.heatmap(raw, side), masks) for _, raw in seen_by])
+    for name, seen_by in views.items()}
 mean = {name: values.mean(1) for name, values in energy.items()}
-plots.show(plots.curve(torch.arange(epochs + 1), mean, xlabel="epoch", ylabel="energy per area of the object",
-                       title=f"Energy on the object, from {mean['softmax'][0]:.2f} to " + ", ".join(
-                           f"{values[-1]:.2f} ({name})" for name, values in mean.items())),
+plots.show(plots.curve(torch.arange(epochs + 1), mean, xlabel="epoch",
+                       ylabel="energy per area of the object",
+                       title=f"Energy on the object, from {mean['softmax'][0]:.2f} to "
+                       + ", ".join(f"{values[-1]:.2f} ({name})"
+                                   for name, values in mean.items())),
            alt="Energy per area of the uniform map on the object over the epochs, from "
-               + ", ".join(f"{values[0]:.2f} to {values[-1]:.2f} with {name}" for name, values in mean.items()) + ".")
-rose = {name: 100 * (values[-1] > values[0]).float().mean().item() for name, values in energy.items()}
-print("images in which it rose: " + ", ".join(f"{name} {share:.0f} %" for name, share in rose.items()))
+           + ", ".join(f"{values[0]:.2f} to {values[-1]:.2f} with {name}"
+                       for name, values in mean.items()) + ".")
+rose = {name: 100 * (values[-1] > values[0]).float().mean().item()
+        for name, values in energy.items()}
+print("images in which it rose: "
+      + ", ".join(f"{name} {share:.0f} %" for name, share in rose.items()))
 
 # %% [markdown]
 # Here the metric does matter. With the metric losses the energy moves onto the object in nearly every image, with triplets the
@@ -601,13 +709,16 @@ print("images in which it rose: " + ", ".join(f"{name} {share:.0f} %" for name, 
 
 # %%
 grid = unseen_t.shape[-1]
-inside = F.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]        # share of each cell on the object
+# share of each cell on the object
+inside = F.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]
 change = {}
-for name, seen_by in views.items():                                       # before training and after it
-    on, off = ([(raw * part).sum().item() for raw in (seen_by[0][1], seen_by[-1][1])] for part in (inside, 1 - inside))
+for name, seen_by in views.items():                       # before training and after it
+    on, off = ([(raw * part).sum().item() for raw in (seen_by[0][1], seen_by[-1][1])]
+               for part in (inside, 1 - inside))
     change[name] = on[1] / on[0], off[1] / off[0]
-    print(f"{name:13} mean activity after training, before it = 1:  on the object {change[name][0]:.2f}, "
-          f"off it {change[name][1]:.2f}, ratio {change[name][0] / change[name][1]:.2f}")
+    print(f"{name:13} mean activity after training, before it = 1:  on the object "
+          f"{change[name][0]:.2f}, off it {change[name][1]:.2f}, ratio "
+          f"{change[name][0] / change[name][1]:.2f}")
 
 # %% [markdown]
 # And yet the network with the most energy on the object need not have the best boxes: a map that shrinks onto the *most
@@ -621,14 +732,18 @@ typical = rise.argsort()[len(rise) // 2].item()
 
 def after(epoch):
     raw = torch.stack([seen_by[epoch][1][typical] for seen_by in views.values()])
-    panels = [photos[typical], *(plots.overlay(photos[typical], h) for h in maps.heatmap(raw, side))]
-    names = [kinds[unseen_y[typical]], *(f"{name}: {values[epoch, typical]:.2f}" for name, values in energy.items())]
+    panels = [photos[typical],
+              *(plots.overlay(photos[typical], h) for h in maps.heatmap(raw, side))]
+    names = [kinds[unseen_y[typical]], *(f"{name}: {values[epoch, typical]:.2f}"
+                                         for name, values in energy.items())]
     return plots.grid(panels, names, columns=4, side=2.2)
 
-widgets.flipbook(after, list(range(epochs + 1)), label="epochs of training",
-                 alt=lambda epoch: f"Sum of all channels of three networks after {epoch} epochs, on a photograph of "
-                                   f"{kinds[unseen_y[typical]]}; energy per area on the object: "
-                                   + ", ".join(f"{name} {v[epoch, typical]:.2f}" for name, v in energy.items()) + ".")
+widgets.flipbook(
+    after, list(range(epochs + 1)), label="epochs of training",
+    alt=lambda epoch: f"Sum of all channels of three networks after {epoch} epochs, on "
+                      f"a photograph of {kinds[unseen_y[typical]]}; energy per area on "
+                      "the object: "
+    + ", ".join(f"{name} {v[epoch, typical]:.2f}" for name, v in energy.items()) + ".")
 
 # %% [markdown]
 # Now with your hands: another photograph, another network, another rule. The dashed box is the one at the best threshold of
@@ -639,15 +754,22 @@ def compare(number, network, rule):
     raw = raw_maps(found[network][[number]], network, rule, unseen_y[[number]])
     heat = maps.heatmap(raw, side)
     box = maps.box(heat, results[network][rule].best_threshold)
-    return plots.grid([photos[number], photos[number]], [kinds[unseen_y[number]], f"{rule}, {network}"],
-                      heatmaps=[None, heat[0]], boxes=[boxes[number]] * 2, predicted=[None, box[0]], columns=2, side=3)
+    return plots.grid([photos[number], photos[number]],
+                      [kinds[unseen_y[number]], f"{rule}, {network}"],
+                      heatmaps=[None, heat[0]], boxes=[boxes[number]] * 2,
+                      predicted=[None, box[0]], columns=2, side=3)
 
 comparing = widgets.live(
-    compare, alt=lambda number, network, rule: f"Photograph {number}, {kinds[unseen_y[number]]}, and its map by {rule} "
-                                               f"on the network {network}, with a box.",
-    number=ipywidgets.IntSlider(0, max=len(photos) - 1, description="photograph", continuous_update=False),
-    network=ipywidgets.Dropdown(options=list(networks), value="triplet", description="network"),
-    rule=ipywidgets.Dropdown(options=list(RULES), value="uniform", description="weights"))
+    compare,
+    alt=lambda number, network, rule: f"Photograph {number}, "
+                                      f"{kinds[unseen_y[number]]}, and its map by "
+                                      f"{rule} on the network {network}, with a box.",
+    number=ipywidgets.IntSlider(0, max=len(photos) - 1, description="photograph",
+                                continuous_update=False),
+    network=ipywidgets.Dropdown(options=list(networks), value="triplet",
+                                description="network"),
+    rule=ipywidgets.Dropdown(options=list(RULES), value="uniform",
+                             description="weights"))
 comparing
 
 # %% [markdown]
@@ -664,25 +786,31 @@ comparing
 # The numbers beside those of this run are means over seeds, each with its own split, scenes and training:
 
 # %%
-lesson.record("loss of random features, sample in its own mean", flattered, note=f"guessing: {guessing:.2f}")
+lesson.record("loss of random features, sample in its own mean", flattered,
+              note=f"guessing: {guessing:.2f}")
 for name in networks:
     for rule, hit in hits[name].items():
         lesson.record(f"accuracy, {name}, {rule}", 100 * hit.float().mean(), "%")
 for name in networks:
     for rule, value in error[name].items():
-        lesson.record(f"GT-known error, {name}, {rule}", value, "%", note=f"at 0.2: {fixed[name][rule]:.1f} %")
-for name, rule, paper in (("softmax", "CAM", 56.2), ("triplet", "Dist-CAM", 54.7), ("triplet", "W = P", None)):
-    lesson.record(f"top-1 localisation error, {name}, {rule}", 100 - 100 * results[name][rule].top1_best, "%", paper=paper,
+        lesson.record(f"GT-known error, {name}, {rule}", value, "%",
+                      note=f"at 0.2: {fixed[name][rule]:.1f} %")
+for name, rule, paper in (("softmax", "CAM", 56.2), ("triplet", "Dist-CAM", 54.7),
+                          ("triplet", "W = P", None)):
+    lesson.record(f"top-1 localisation error, {name}, {rule}",
+                  100 - 100 * results[name][rule].top1_best, "%", paper=paper,
                   note="paper: ResNet-50 on ILSVRC val (Table 1)" if paper else "")
 for name, value in gauge.items():
     lesson.record(f"GT-known error, new classifier by {name}", value, "%")
 for name, values in mean.items():
-    lesson.record(f"energy per area, {name}", values[-1], note=f"before: {values[0]:.2f}")
+    lesson.record(f"energy per area, {name}", values[-1],
+                  note=f"before: {values[0]:.2f}")
     lesson.record(f"images in which it rose, {name}", rose[name], "%")
-    lesson.record(f"activity off the object, {name}", change[name][1], note=f"on it {change[name][0]:.2f}; before 1")
+    lesson.record(f"activity off the object, {name}", change[name][1],
+                  note=f"on it {change[name][0]:.2f}; before 1")
 
 # %%
-if lesson.profile != "smoke":                                             # what the text above says
+if lesson.profile != "smoke":                                 # what the text above says
     for name in ("softmax", "prototype-l1", "triplet"):
         assert error[name]["uniform"] < error["before"]["uniform"]
         assert error[name]["Dist-CAM"] < error["before"]["Dist-CAM"]
@@ -693,11 +821,14 @@ if lesson.profile != "smoke":                                             # what
     assert train_q["triplet"].norm(dim=1).mean() < train_q["before"].norm(dim=1).mean()
     assert ahead["at 0.2"] > ahead["at its best"] + 5
     assert common["SGD"] < 0.01 < 0.2 < common["Adam"]
-    assert gauge["Adam"] > error["softmax"]["Dist-CAM"] + 5 > gauge["Adam, centred"] + 15
-    assert mean["triplet"][-1] > mean["triplet"][0] + 0.2 and mean["prototype-l1"][-1] > mean["prototype-l1"][0] + 0.05
+    assert (gauge["Adam"] > error["softmax"]["Dist-CAM"] + 5
+            > gauge["Adam, centred"] + 15)
+    assert (mean["triplet"][-1] > mean["triplet"][0] + 0.2
+            and mean["prototype-l1"][-1] > mean["prototype-l1"][0] + 0.05)
     assert mean["triplet"][-1] > mean["softmax"][-1] + 0.1
     assert rose["triplet"] > 85 < rose["prototype-l1"]
-    assert all(change[name][0] > 1.1 * change[name][1] for name in ("prototype-l1", "triplet"))
+    assert all(change[name][0] > 1.1 * change[name][1]
+               for name in ("prototype-l1", "triplet"))
 lesson.finish(fingerprint=fingerprint(root))
 
 # %% [markdown]

@@ -24,8 +24,11 @@
 # (the measures).
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini", trained for longer
-DATA_ROOT = ""      # "" finds the data folder; CUB-200-2011 itself is for the command, see the end
+# "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini", trained
+# for longer
+PROFILE = "mini"
+# "" finds the data folder; CUB-200-2011 itself is for the command, see the end
+DATA_ROOT = ""
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
 
@@ -45,7 +48,8 @@ from course_lib.data.miniature import fingerprint
 from course_lib.evaluate import controls, ranking
 from course_lib.metric_learning import rules
 from course_lib.metric_learning.features import extract, tail, trunk
-from course_lib.metric_learning.learner import EMBEDDING_LOSSES, BalancedBatches, Learner, embedding
+from course_lib.metric_learning.learner import (EMBEDDING_LOSSES, BalancedBatches,
+                                                Learner, embedding)
 from course_lib.show import plots, widgets
 from course_lib.checks import check, same
 from course_lib.lesson import start
@@ -71,11 +75,14 @@ side = lesson.choose(smoke=96, mini=224, paper=224)
 root = minis.mini_cub(lesson.data, seed=SEED)
 known, unseen = Cub(root, "train"), Cub(root, "test")
 labels, species = unseen.labels, unseen.classes
-before = backbones.create("tf_efficientnet_lite0").to(lesson.device, memory_format=torch.channels_last)
+before = backbones.create("tf_efficientnet_lite0").to(lesson.device,
+                                                      memory_format=torch.channels_last)
 
 def trunk_of(data):
-    """Features in front of the last block: made once, they serve every network of this lesson."""
-    return extract(lambda images: trunk(before, images), data, (side, side), device=lesson.device, progress=False)
+    """Features in front of the last block: made once, they serve every network of this
+    lesson."""
+    return extract(lambda images: trunk(before, images), data, (side, side),
+                   device=lesson.device, progress=False)
 
 known_t, unseen_t = trunk_of(known), trunk_of(unseen)
 print(known, unseen, tuple(unseen_t.shape), sep="\n")
@@ -85,7 +92,8 @@ def look(network, features):
     """Last feature maps, n 1280 h w, from features of the trunk."""
     network.eval()
     with torch.inference_mode():
-        return torch.cat([tail(network, part.to(lesson.device)).cpu() for part in features.split(32)])
+        return torch.cat([tail(network, part.to(lesson.device)).cpu()
+                          for part in features.split(32)])
 
 def by_direction(features):
     """Cosine distances of all pairs, 0..2: n k -> n n."""
@@ -93,11 +101,13 @@ def by_direction(features):
     return 1 - unit @ unit.T
 
 # Images of the test as the network sees them, squashed to squares.
-photos = torch.stack([transforms.resize(image, [224, 224], antialias=True) for image, _ in unseen])
+photos = torch.stack([transforms.resize(image, [224, 224], antialias=True)
+                      for image, _ in unseen])
 found = look(before, unseen_t)                                            # 424 1280 7 7
 pooled = found.mean((2, 3))
-raw = {"maps": found, "pooled": pooled, "rows": F.normalize(pooled, dim=1), "distance": by_direction(pooled)}
-others = ~torch.eye(len(unseen), dtype=torch.bool)                        # whom a probe may be compared with
+raw = {"maps": found, "pooled": pooled, "rows": F.normalize(pooled, dim=1),
+       "distance": by_direction(pooled)}
+others = ~torch.eye(len(unseen), dtype=torch.bool)   # whom a probe may be compared with
 
 # %% [markdown]
 # ### A first rank list
@@ -112,24 +122,32 @@ def first_right(distance):
     return 1 + (labels[order] == labels[:, None]).int().argmax(1)
 
 def answer(probe, state, weights=None, k=6):
-    """The rank list of a probe, as arguments of `plots.rank_list`; with maps by `weights(state, images, partners)`."""
+    """The rank list of a probe, as arguments of `plots.rank_list`; with maps by
+    `weights(state, images, partners)`."""
     order = rules.ranked(state["distance"][[probe]], others[[probe]], k)[0]
     heat = [None] * (k + 1)
-    if weights is not None:                                               # each image against its partner in the pair
-        images, partners = torch.tensor([probe, *order]), torch.tensor([order[0], *[probe] * k])
+    if weights is not None:                 # each image against its partner in the pair
+        images, partners = (torch.tensor([probe, *order]),
+                            torch.tensor([order[0], *[probe] * k]))
         heat = maps.heatmap(weights(state, images, partners), 224)
-    return {"probe": photos[probe], "gallery": photos[order], "correct": labels[order] == labels[probe],
+    return {"probe": photos[probe], "gallery": photos[order],
+            "correct": labels[order] == labels[probe],
             "distances": state["distance"][probe, order], "probe_heatmap": heat[0],
             "heatmaps": None if weights is None else heat[1:],
-            "names": [species[label][:15] for label in labels[order]], "probe_name": species[labels[probe]][:15]}
+            "names": [species[label][:15] for label in labels[order]],
+            "probe_name": species[labels[probe]][:15]}
 
 def describe(page):
-    return plots.rank_list_alt(f"a probe, {page['probe_name']}", page["correct"], page["distances"])
+    return plots.rank_list_alt(f"a probe, {page['probe_name']}", page["correct"],
+                               page["distances"])
 
 # %%
-by_precision = ranking.retrieval(raw["rows"], labels).average_precision.argsort()        # the worst first
+# the worst first
+by_precision = ranking.retrieval(raw["rows"], labels).average_precision.argsort()
 page = answer(by_precision[len(labels) // 2].item(), raw)
-plots.show(plots.rank_list(**page, title=f"{int(page['correct'].sum())} of the first 6 are right"), alt=describe(page))
+plots.show(plots.rank_list(**page, title=f"{int(page['correct'].sum())} of the first 6 "
+                                         "are right"),
+           alt=describe(page))
 
 # %% [markdown]
 # One probe is an anecdote. We need numbers for whole rank lists.
@@ -155,40 +173,55 @@ plots.show(plots.rank_list(**page, title=f"{int(page['correct'].sum())} of the f
 
 # %% exercise="05.1"
 def recall_at_k(distance, labels, k):
-    """Share of the images that have a match which find one among their k nearest others: distance n n, labels n."""
+    """Share of the images that have a match which find one among their k nearest
+    others: distance n n, labels n."""
     ### BEGIN SOLUTION
     itself = torch.eye(len(labels), dtype=torch.bool)
-    nearest = distance.masked_fill(itself, torch.inf).topk(k, largest=False).indices       # n k
+    nearest = distance.masked_fill(itself,
+                                   torch.inf).topk(k, largest=False).indices  # n k
     hit = (labels[nearest] == labels[:, None]).any(1)
     return hit[(labels[:, None] == labels).sum(1) > 1].float().mean()
     ### END SOLUTION
 
 # %% check="05.1" points=2
 with check("05.1", hint="infinity on the diagonal, topk, any"):
-    y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])                      # the last image has no match
-    f = torch.randn(10, 3, generator=torch.Generator().manual_seed(8)) + 0.5 * y[:, None]
-    f[4] = f[5]                                                           # two images that are the same, but for their class
+    y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])       # the last image has no match
+    f = torch.randn(10, 3,
+                    generator=torch.Generator().manual_seed(8)) + 0.5 * y[:, None]
+    f[4] = f[5]                      # two images that are the same, but for their class
     d = torch.cdist(f, f, compute_mode="donot_use_mm_for_euclid_dist")
     kept = d.clone()
     for k in (2, 3):
-        right = ranking.retrieval(f, y, (k,)).recall[k]                   # the library's answer; wrong ones, for k = 2, 3:
-        same(recall_at_k(d, y, k), right, f"recall_at_k(..., {k})", suspects={sentence: value[k - 2] for sentence, value in {
-            "Every image found itself: put infinity on the diagonal.": (1, 1),
-            "You dropped the first of the sorted images. It need not be the image itself: a copy of it may stand "
-            "there. Exclude it by its index.": (4 / 9, 4 / 9),
-            "You averaged over all images: one without a match does not count.": (3 / 10, 4 / 10),
-            "This is the share of right ones among the first K: is there one at all?": (1 / 6, 4 / 27),
-            "This is the share of the matches that were found: was one found at all?": (7 / 54, 1 / 6),
-            "These are the farthest images: topk takes the largest unless told otherwise.": (2 / 9, 5 / 9),
-            "Only the K-th neighbour was looked at: any of the first K counts.": (1 / 9, 1 / 9),
-            "This is in percent: a share lies in 0..1.": (100 / 3, 400 / 9)}.items()})
-    assert torch.equal(d, kept), "Your function changed the distances it was given: work on a copy (masked_fill)."
+        # the library's answer; wrong ones, for k = 2, 3:
+        right = ranking.retrieval(f, y, (k,)).recall[k]
+        same(recall_at_k(d, y, k), right, f"recall_at_k(..., {k})",
+             suspects={sentence: value[k - 2] for sentence, value in {
+                 "Every image found itself: put infinity on the diagonal.": (1, 1),
+                 "You dropped the first of the sorted images. It need not be the image "
+                 "itself: a copy of it may stand there. Exclude it by its index.":
+                     (4 / 9, 4 / 9),
+                 "You averaged over all images: one without a match does not count.":
+                     (3 / 10, 4 / 10),
+                 "This is the share of right ones among the first K: is there one at "
+                 "all?": (1 / 6, 4 / 27),
+                 "This is the share of the matches that were found: was one found at "
+                 "all?": (7 / 54, 1 / 6),
+                 "These are the farthest images: topk takes the largest unless told "
+                 "otherwise.": (2 / 9, 5 / 9),
+                 "Only the K-th neighbour was looked at: any of the first K counts.":
+                     (1 / 9, 1 / 9),
+                 "This is in percent: a share lies in 0..1.":
+                     (100 / 3, 400 / 9)}.items()})
+    assert torch.equal(d, kept), ("Your function changed the distances it was given: "
+                                  "work on a copy (masked_fill).")
 ### BEGIN HIDDEN TESTS
-assert [float(recall_at_k(torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]]), torch.tensor([0, 1, 0]), k)) for k in (1, 2)] == [0.5, 1]
+assert [float(recall_at_k(torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]]),
+                          torch.tensor([0, 1, 0]), k)) for k in (1, 2)] == [0.5, 1]
 ### END HIDDEN TESTS
 
 # %%
-for k, share in ranking.retrieval(raw["rows"], labels, ranking.KS).recall.items():         # what you have just written
+# what you have just written
+for k, share in ranking.retrieval(raw["rows"], labels, ranking.KS).recall.items():
     print(f"Recall@{k}  {share:.1%}")
 
 # %% [markdown]
@@ -214,11 +247,13 @@ for k, share in ranking.retrieval(raw["rows"], labels, ranking.KS).recall.items(
 
 # %% exercise="05.2"
 def map_at_r(distance, labels):
-    """Mean average precision at R of all images that have a match: distance n n, labels n -> share in 0..1."""
+    """Mean average precision at R of all images that have a match: distance n n, labels
+    n -> share in 0..1."""
     ### BEGIN SOLUTION
     itself = torch.eye(len(labels), dtype=torch.bool)
-    order = distance.masked_fill(itself, torch.inf).argsort(dim=1, stable=True)            # n n, itself last
-    matches = (labels[:, None] == labels).sum(1, keepdim=True) - 1                         # R of each image
+    # n n, itself last
+    order = distance.masked_fill(itself, torch.inf).argsort(dim=1, stable=True)
+    matches = (labels[:, None] == labels).sum(1, keepdim=True) - 1     # R of each image
     rank = torch.arange(1, len(labels) + 1)
     hit = (labels[order] == labels[:, None]) & (rank <= matches)
     precision = hit.cumsum(1) / rank
@@ -226,33 +261,44 @@ def map_at_r(distance, labels):
     ### END SOLUTION
 
 # %% check="05.2" points=3
-with check("05.2", hint="the first R places; precision where the answer is right; divide by R"):
-    y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])                      # R = 2, 1, 3; the last image has no match
-    f = torch.randn(10, 3, generator=torch.Generator().manual_seed(1)) + 0.6 * y[:, None]
-    right = ranking.retrieval(f, y).map_at_r                              # the library's answer; wrong ones:
+with check("05.2",
+           hint="the first R places; precision where the answer is right; divide by R"):
+    # R = 2, 1, 3; the last image has no match
+    y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
+    f = torch.randn(10, 3,
+                    generator=torch.Generator().manual_seed(1)) + 0.6 * y[:, None]
+    right = ranking.retrieval(f, y).map_at_r         # the library's answer; wrong ones:
     same(map_at_r(torch.cdist(f, f), y), right, "map_at_r(...)", suspects={
-        "This is R-precision: weigh each right answer by the precision at its place.": 0.555556,
-        "You divided by the number of right ones among the first R: divide by R.": 0.685185,
+        "This is R-precision: weigh each right answer by the precision at its place.":
+            0.555556,
+        "You divided by the number of right ones among the first R: divide by R.":
+            0.685185,
         "You went through the whole list: only the first R places count.": 0.701852,
-        "You averaged the precision over all R places: it counts only at right answers.": 0.592593,
+        "You averaged the precision over all R places: it counts only at right "
+        "answers.": 0.592593,
         "Every image found itself: put infinity on the diagonal.": 0.851852,
-        "You took the same R for all images: it is the number of matches of each.": 0.419753,
+        "You took the same R for all images: it is the number of matches of each.":
+            0.419753,
         "R counts the image itself: it is the number of its *other* images.": 0.409722,
-        "You averaged over all images: one without a match does not count.": 9 / 10 * right})
+        "You averaged over all images: one without a match does not count.":
+            9 / 10 * right})
 ### BEGIN HIDDEN TESTS
 line = torch.tensor([0.0, 1, 3, 7, 15])
-assert abs(float(map_at_r((line[:, None] - line).abs(), torch.tensor([0, 1, 0, 1, 0]))) - 0.15) < 1e-4
+assert abs(float(map_at_r((line[:, None] - line).abs(), torch.tensor([0, 1, 0, 1, 0])))
+           - 0.15) < 1e-4
 ### END HIDDEN TESTS
 
 # %% [markdown]
 # Four lists for a probe with $R = 4$ matches; 1 is right. *Before you run the cell:* order them by MAP@R.
 
 # %%
-lines = ["| first four places | Recall@1 | Recall@4 | R-precision | MAP@R |", "|---|---|---|---|---|"]
+lines = ["| first four places | Recall@1 | Recall@4 | R-precision | MAP@R |",
+         "|---|---|---|---|---|"]
 for places in ("1000", "0001", "1100", "0011"):
     hit = torch.tensor([float(place) for place in places])
     at_r = (hit * hit.cumsum(0) / torch.arange(1, 5)).sum() / 4
-    lines.append(f"| {places} | {hit[0]:.0f} | {hit.amax():.0f} | {hit.mean():.2f} | {at_r:.2f} |")
+    lines.append(f"| {places} | {hit[0]:.0f} | {hit.amax():.0f} | {hit.mean():.2f} | "
+                 f"{at_r:.2f} |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -267,7 +313,8 @@ display(Markdown("\n".join(lines)))
 # *Before you run the cell:* which of the columns will gain by leaving the length away, and which will not?
 
 # %%
-assert torch.allclose(torch.cdist(raw["rows"], raw["rows"]).square(), 2 * raw["distance"], atol=1e-4)
+assert torch.allclose(torch.cdist(raw["rows"], raw["rows"]).square(),
+                      2 * raw["distance"], atol=1e-4)
 results = {"pooled, Euclidean": ranking.retrieval(pooled, labels, ranking.KS),
            "pooled, cosine": ranking.retrieval(raw["rows"], labels, ranking.KS)}
 
@@ -276,7 +323,8 @@ def table():
     lines = [f"| compared | {' | '.join(columns)} |", "|---" * 7 + "|"]
     for name, found in results.items():
         values = (*found.recall.values(), found.r_precision, found.map_at_r)
-        lines.append(f"| {name} | {' | '.join(f'{100 * value:.1f} %' for value in values)} |")
+        lines.append(f"| {name} | "
+                     f"{' | '.join(f'{100 * value:.1f} %' for value in values)} |")
     display(Markdown("\n".join(lines)))
 
 table()
@@ -298,20 +346,25 @@ print(f"lengths of the pooled features: {length.min():.1f} to {length.max():.1f}
 
 # %%
 torch.manual_seed(SEED)
-tuned = backbones.create("tf_efficientnet_lite0", num_classes=512)        # its linear layer is A, a
-terms = lambda learner, q, y: {"triplet": EMBEDDING_LOSSES["triplet"](embedding(tuned, q), y)}
+# its linear layer is A, a
+tuned = backbones.create("tf_efficientnet_lite0", num_classes=512)
+terms = lambda learner, q, y: {"triplet":
+                                   EMBEDDING_LOSSES["triplet"](embedding(tuned, q), y)}
 learner = Learner(tuned, terms, len(known.classes), last_block=True).to(lesson.device)
-A, a = tuned.classifier.requires_grad_(True).parameters()                 # 512 1280, 512
+A, a = tuned.classifier.requires_grad_(True).parameters()                # 512 1280, 512
 batches = BalancedBatches(known.labels, 16, 4, torch.Generator())
 loader = DataLoader(TensorDataset(known_t, known.labels), batch_sampler=batches)
-optimizer = torch.optim.AdamW([w for w in learner.parameters() if w.requires_grad], 1e-3, weight_decay=1e-4)
+optimizer = torch.optim.AdamW([w for w in learner.parameters() if w.requires_grad],
+                              1e-3, weight_decay=1e-4)
 
 def state_of(features):
-    """What `tuned` makes of features of the trunk: maps, pooled features, embeddings, and what they compare."""
+    """What `tuned` makes of features of the trunk: maps, pooled features, embeddings,
+    and what they compare."""
     found = look(tuned, features)
     with torch.inference_mode():
         e = embedding(tuned, found.mean((2, 3)).to(lesson.device)).cpu()
-    return {"maps": found, "pooled": found.mean((2, 3)), "e": e, "rows": e @ A.detach().cpu(), "distance": 1 - e @ e.T}
+    return {"maps": found, "pooled": found.mean((2, 3)), "e": e,
+            "rows": e @ A.detach().cpu(), "distance": 1 - e @ e.T}
 
 # %% [markdown]
 # ### The map of a similarity
@@ -329,24 +382,29 @@ def state_of(features):
 
 # %%
 generator = torch.Generator().manual_seed(SEED)
-RULES = {                                                                 # name -> rule of lesson 02, references
-    "uniform": ("uniform", "pooled"), "random 1/U": ("random", "pooled"), "Dist-CAM, Eq. 4-6": ("dist-cam", "pooled"),
-    "W = P": ("prototype", "pooled"), "similarity": ("prototype", "rows"),
+RULES = {  # name -> rule of lesson 02, references
+    "uniform": ("uniform", "pooled"), "random 1/U": ("random", "pooled"),
+    "Dist-CAM, Eq. 4-6": ("dist-cam", "pooled"), "W = P": ("prototype", "pooled"),
+    "similarity": ("prototype", "rows"),
     "similarity, centred": ("prototype-centred", "rows")}
 
 def pairs(state, images, chosen, name):
     """Raw maps of images against r partners each: indices b and b r -> b r h w."""
     rule, rows = RULES[name]
-    return rules.pair_maps(state["maps"][images], state[rows], chosen, generator, [rule])[rule]
+    return rules.pair_maps(state["maps"][images], state[rows], chosen, generator,
+                           [rule])[rule]
 
 def by_rule(name):
-    return lambda state, images, partners: pairs(state, images, partners[:, None], name)[:, 0]
+    return lambda state, images, partners: pairs(state, images, partners[:, None],
+                                                 name)[:, 0]
 
-now = state_of(unseen_t)                                                  # A is still random
+now = state_of(unseen_t)                                             # A is still random
 them, us = torch.arange(len(labels)).roll(1), torch.arange(len(labels))
-inner = by_rule("similarity")(now, us, them).mean((1, 2)) + now["e"][them] @ a.detach().cpu()
+inner = (by_rule("similarity")(now, us, them).mean((1, 2))
+         + now["e"][them] @ a.detach().cpu())
 embedded = F.linear(now["pooled"], A.detach().cpu(), a.detach().cpu())
-assert torch.allclose(inner / embedded.norm(dim=1), 1 - now["distance"][us, them], atol=1e-4)
+assert torch.allclose(inner / embedded.norm(dim=1), 1 - now["distance"][us, them],
+                      atol=1e-4)
 
 # %% [markdown]
 # ### Training
@@ -363,27 +421,34 @@ watched = missed[torch.linspace(0, len(missed) - 1, 8).long()].tolist()
 pages, curve = [], {"species of the training": [], "other species": []}
 
 def watch():
-    """Measures both halves and keeps the rank lists of the watched probes; returns the state of the other half."""
+    """Measures both halves and keeps the rank lists of the watched probes; returns the
+    state of the other half."""
     for name, features, y in zip(curve, (known_t, unseen_t), (known.labels, labels)):
-        state = state_of(features)                                        # the last one is kept
+        state = state_of(features)                                # the last one is kept
         curve[name].append(100 * ranking.retrieval(state["e"], y).map_at_r)
     rank = first_right(state["distance"])
-    pages.append({i: (rank[i].item(), answer(i, state, by_rule("similarity, centred"), 5)) for i in watched})
+    pages.append(
+        {i: (rank[i].item(), answer(i, state, by_rule("similarity, centred"), 5))
+         for i in watched})
     return state
 
 tuned_state = watch()
-for epoch in range(epochs):                                               # one at a time, to look in between
+for epoch in range(epochs):                          # one at a time, to look in between
     plan = engine.Plan(1, seed=1000 * SEED + epoch)
-    engine.train(learner, lambda model, batch: model.step(*batch), loader, optimizer, plan, progress=False)
+    engine.train(learner, lambda model, batch: model.step(*batch), loader, optimizer,
+                 plan, progress=False)
     tuned_state = watch()
 
 # %%
 gain = {name: values[-1] - values[0] for name, values in curve.items()}
-title = f"MAP@R rises by {gain['species of the training']:.0f} points on species that were trained on, by " \
-        f"{gain['other species']:.0f} on others"
-plots.show(plots.curve(range(epochs + 1), curve, xlabel="epoch", ylabel="MAP@R, %", title=title),
-           alt=f"MAP@R over the epochs of training for both halves of the species. {title}.")
-results["trained: pooled, cosine"] = ranking.retrieval(F.normalize(tuned_state["pooled"], dim=1), labels, ranking.KS)
+title = (f"MAP@R rises by {gain['species of the training']:.0f} points on species that "
+         f"were trained on, by {gain['other species']:.0f} on others")
+plots.show(plots.curve(range(epochs + 1), curve, xlabel="epoch", ylabel="MAP@R, %",
+                       title=title),
+           alt="MAP@R over the epochs of training for both halves of the species. "
+               f"{title}.")
+results["trained: pooled, cosine"] = ranking.retrieval(
+    F.normalize(tuned_state["pooled"], dim=1), labels, ranking.KS)
 results["trained: embedding"] = ranking.retrieval(tuned_state["e"], labels, ranking.KS)
 table()
 
@@ -393,12 +458,17 @@ table()
 # times, and look at the mean gain:
 
 # %%
-gained = 100 * (results["trained: embedding"].average_precision - results["pooled, cosine"].average_precision)
-of_species = torch.zeros(len(species), dtype=torch.double).index_add(0, labels, gained) / labels.bincount()
-draws = of_species[torch.randint(len(species), (1000, len(species)), generator=generator)].mean(1)
-low, high = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
-print(f"MAP@R on species never trained on: {of_species.mean():+.1f} points, 95 % interval {low:+.1f} to {high:+.1f}; "
-      f"{(of_species < 0).sum()} of {len(species)} species lose")
+gained = 100 * (results["trained: embedding"].average_precision
+                - results["pooled, cosine"].average_precision)
+of_species = (torch.zeros(len(species), dtype=torch.double).index_add(0, labels, gained)
+              / labels.bincount())
+draws = of_species[torch.randint(len(species), (1000, len(species)),
+                                 generator=generator)].mean(1)
+low, high = torch.quantile(draws,
+                           torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+print(f"MAP@R on species never trained on: {of_species.mean():+.1f} points, 95 % "
+      f"interval {low:+.1f} to {high:+.1f}; {(of_species < 0).sum()} of {len(species)} "
+      "species lose")
 
 # %% [markdown]
 # Turn the pages of the training: of the eight watched probes one that comes out right, if any does, from as far away as
@@ -410,10 +480,12 @@ moved = max(watched, key=lambda i: (pages[-1][i][0] == 1, pages[0][i][0]))
 
 def turn(epoch):
     place, page = pages[epoch][moved]
-    return plots.rank_list(**page, title=f"After {epoch} epochs: the first right answer is at rank {place}")
+    return plots.rank_list(**page, title=f"After {epoch} epochs: the first right "
+                                         f"answer is at rank {place}")
 
 widgets.flipbook(turn, list(range(epochs + 1)), label="epoch",
-                 alt=lambda epoch: f"After {epoch} epochs. {describe(pages[epoch][moved][1])}")
+                 alt=lambda epoch: f"After {epoch} epochs. "
+                                   f"{describe(pages[epoch][moved][1])}")
 
 # %% [markdown]
 # ## Failures
@@ -425,15 +497,20 @@ widgets.flipbook(turn, list(range(epochs + 1)), label="epoch",
 rank = first_right(tuned_state["distance"])
 near = rules.neighbours(tuned_state["distance"], labels, labels, others)
 worst = rank.argsort(descending=True, stable=True)[:6].tolist()
-lines = ["| probe | first right answer | nearest image | times nearer than the right one |", "|---" * 4 + "|"]
+lines = ["| probe | first right answer | nearest image | times nearer than the right "
+         "one |",
+         "|---" * 4 + "|"]
 for i in worst:
-    ratio = tuned_state["distance"][i, near.correct[i]] / tuned_state["distance"][i, near.wrong[i]]
-    lines.append(f"| {species[labels[i]]}, image {i} | rank {rank[i]} | {species[labels[near.nearest[i]]]} | {ratio:.2f} |")
+    ratio = (tuned_state["distance"][i, near.correct[i]]
+             / tuned_state["distance"][i, near.wrong[i]])
+    lines.append(f"| {species[labels[i]]}, image {i} | rank {rank[i]} | "
+                 f"{species[labels[near.nearest[i]]]} | {ratio:.2f} |")
 display(Markdown("\n".join(lines)))
 
 # %%
 def dissect(probes, name):
-    """Each probe with its map against the wrong and the right partner; these partners with their maps against it."""
+    """Each probe with its map against the wrong and the right partner; these partners
+    with their maps against it."""
     panels, titles = [], []
     for i in probes:
         two = torch.stack((near.wrong[i], near.correct[i]))
@@ -443,14 +520,19 @@ def dissect(probes, name):
         heat = maps.heatmap(torch.cat((here, there)), 224)
         shots = photos[[i, i, *two.tolist()]]
         panels += [photos[i], *(plots.overlay(shot, h) for shot, h in zip(shots, heat))]
-        titles += [f"{species[labels[i]][:15]}\nright at rank {rank[i]}", "map: the wrong one\nas partner",
-                   f"the right one\ncorrelation {agree:.2f}", f"✗ nearest wrong\n{species[labels[two[0]]][:15]}",
+        titles += [f"{species[labels[i]][:15]}\nright at rank {rank[i]}",
+                   "map: the wrong one\nas partner",
+                   f"the right one\ncorrelation {agree:.2f}",
+                   f"✗ nearest wrong\n{species[labels[two[0]]][:15]}",
                    f"✓ nearest right\n{species[labels[two[1]]][:15]}"]
-    return plots.grid(panels, titles, columns=5, side=1.8, title=f"The three worst probes; maps: {name}")
+    return plots.grid(panels, titles, columns=5, side=1.8,
+                      title=f"The three worst probes; maps: {name}")
 
 plots.show(dissect(worst[:3], "similarity, centred"),
-           alt="; ".join(f"{species[labels[i]]} is taken for {species[labels[near.wrong[i]]]}" for i in worst[:3])
-               + ". Each probe under its maps against the wrong and the right partner, and both partners under theirs.")
+           alt="; ".join(f"{species[labels[i]]} is taken for "
+                         f"{species[labels[near.wrong[i]]]}" for i in worst[:3])
+           + ". Each probe under its maps against the wrong and the right partner, and "
+             "both partners under theirs.")
 
 # %% [markdown]
 # (Not every failure is one: a *Hen* and a *Chicken profile* are two species here, as they are two photographs.)
@@ -460,7 +542,7 @@ plots.show(dissect(worst[:3], "similarity, centred"),
 # animals **smaller**?
 
 # %%
-grid = 56                                                                 # boxes and heatmaps are compared on this grid
+grid = 56                                 # boxes and heatmaps are compared on this grid
 boxes = torch.zeros(len(labels), grid, grid, dtype=torch.bool)
 colour, grey = torch.zeros(len(labels), 3), torch.zeros(len(labels), dtype=torch.bool)
 for i, (x0, y0, x1, y1) in enumerate(unseen.boxes):
@@ -468,21 +550,29 @@ for i, (x0, y0, x1, y1) in enumerate(unseen.boxes):
     height, width = image.shape[1:]
     off = torch.ones(height, width, dtype=torch.bool)
     off[y0:y1, x0:x1] = False
-    colour[i] = image[:, off].float().mean(1) if off.any() else image.float().mean((1, 2))
+    colour[i] = (image[:, off].float().mean(1) if off.any()
+                 else image.float().mean((1, 2)))
     grey[i] = (image[0] == image[1]).all()
-    boxes[i, y0 * grid // height:-(-y1 * grid // height), x0 * grid // width:-(-x1 * grid // width)] = True
+    boxes[i, y0 * grid // height:-(-y1 * grid // height),
+          x0 * grid // width:-(-x1 * grid // width)] = True
 area = boxes.float().mean((1, 2))
 
 # %%
 stranger = rules.random_wrong(labels, labels, others, generator)
-lines = ["| | failures | background nearer | lost: grey | lost: others | area: lost | area: found |", "|---" * 7 + "|"]
+lines = ["| | failures | background nearer | lost: grey | lost: others | area: lost | "
+         "area: found |",
+         "|---" * 7 + "|"]
 excuse = {}
 for name, state in {"before": raw, "trained": tuned_state}.items():
-    lost, wrong = first_right(state["distance"]) > 1, rules.neighbours(state["distance"], labels, labels, others).wrong
-    nearer = (colour - colour[wrong]).norm(dim=1) < (colour - colour[stranger]).norm(dim=1)
+    lost, wrong = (first_right(state["distance"]) > 1,
+                   rules.neighbours(state["distance"], labels, labels, others).wrong)
+    nearer = ((colour - colour[wrong]).norm(dim=1)
+              < (colour - colour[stranger]).norm(dim=1))
     excuse[name] = 100 * nearer[lost].float().mean().item()
-    lines.append(f"| {name} | {lost.sum()} of {len(lost)} | {excuse[name]:.0f} % | {100 * lost[grey].float().mean():.0f} % | "
-                 f"{100 * lost[~grey].float().mean():.0f} % | {area[lost].mean():.2f} | {area[~lost].mean():.2f} |")
+    lines.append(f"| {name} | {lost.sum()} of {len(lost)} | {excuse[name]:.0f} % | "
+                 f"{100 * lost[grey].float().mean():.0f} % | "
+                 f"{100 * lost[~grey].float().mean():.0f} % | {area[lost].mean():.2f} "
+                 f"| {area[~lost].mean():.2f} |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -507,7 +597,8 @@ display(Markdown("\n".join(lines)))
 
 # %%
 def on_trial(state, names):
-    """For each rule: energy per area with four partners, and how the map with the right one agrees with two others."""
+    """For each rule: energy per area with four partners, and how the map with the right
+    one agrees with two others."""
     near = rules.neighbours(state["distance"], labels, labels, others)
     chosen = torch.stack([*near, stranger], 1)                            # n 4
     found = {}
@@ -515,20 +606,28 @@ def on_trial(state, names):
         raw_maps = pairs(state, us, chosen, name)
         heat = maps.heatmap(raw_maps, grid)
         empty[name] = empty.get(name, 0) + int((heat.amax((2, 3)) == 0).sum())
-        energy = controls.energy_per_area(heat, boxes[:, None].expand_as(heat)).mean(0).tolist()
-        found[name] = energy + [controls.map_correlation(raw_maps[:, 1], raw_maps[:, j]).mean().item() for j in (2, 3)]
+        energy = controls.energy_per_area(
+            heat, boxes[:, None].expand_as(heat)).mean(0).tolist()
+        found[name] = energy + [
+            controls.map_correlation(raw_maps[:, 1], raw_maps[:, j]).mean().item()
+            for j in (2, 3)]
     return found
 
+# %%
 empty = {}
-trial = {"before": on_trial(raw, [name for name in RULES if name != "similarity"]), "trained": on_trial(tuned_state, RULES)}
-columns = ("nearest", "right", "wrong", "random", "agree: right, wrong", "agree: right, random")
+trial = {"before": on_trial(raw, [name for name in RULES if name != "similarity"]),
+         "trained": on_trial(tuned_state, RULES)}
+columns = ("nearest", "right", "wrong", "random", "agree: right, wrong",
+           "agree: right, random")
 lines = [f"| network | weights | {' | '.join(columns)} |", "|---" * 8 + "|"]
 for network, rows in trial.items():
     for name, values in rows.items():
-        cells = [f"×{value:.2f}" for value in values[:4]] + [f"{value:.2f}" for value in values[4:]]
+        cells = [f"×{value:.2f}"
+                 for value in values[:4]] + [f"{value:.2f}" for value in values[4:]]
         lines.append(f"| {network} | {name} | {' | '.join(cells)} |")
 display(Markdown("\n".join(lines)))
-print("empty maps:", ", ".join(f"{name} {count}" for name, count in empty.items() if count) or "none")
+print("empty maps:",
+      ", ".join(f"{name} {count}" for name, count in empty.items() if count) or "none")
 
 # %% [markdown]
 # Read it row by row:
@@ -549,15 +648,25 @@ print("empty maps:", ", ".join(f"{name} {count}" for name, count in empty.items(
 example = worst[0]
 three = torch.stack([near.correct, near.wrong, stranger], 1)[example]
 rows = ("Dist-CAM, Eq. 4-6", "similarity", "similarity, centred")
-heat = torch.cat([maps.heatmap(pairs(tuned_state, torch.tensor([example]), three[None], name)[0], 224) for name in rows])
-who = [f"{kind}: {species[labels[i]]}" for kind, i in zip(("right", "wrong", "random"), three.tolist())]
+heat = torch.cat(
+    [maps.heatmap(pairs(tuned_state, torch.tensor([example]), three[None], name)[0],
+                  224) for name in rows])
+who = [f"{kind}: {species[labels[i]]}"
+       for kind, i in zip(("right", "wrong", "random"), three.tolist())]
 shots = [photos[example], *photos[three], *(shot for j in range(3) for shot in (
-    photos[example], *(plots.overlay(photos[example], h) for h in heat[3 * j : 3 * j + 3])))]
-titles = [f"the worst probe:\n{species[labels[example]]}", *(f"partner, {name.replace(': ', ':' + chr(10))}" for name in who)]
-titles += [title for name in rows for title in (f"{name}:", "with the right one", "with the wrong one", "with a random one")]
-plots.show(plots.grid(shots, titles, columns=4, side=1.9, title="One probe, three partners, and its maps with each of them"),
-           alt=f"The worst probe, {species[labels[example]]}, three partners ({'; '.join(who)}), and the probe's maps with each of "
-               f"them by {', '.join(rows)}.")
+    photos[example],
+    *(plots.overlay(photos[example], h) for h in heat[3 * j : 3 * j + 3])))]
+titles = [f"the worst probe:\n{species[labels[example]]}",
+          *(f"partner, {name.replace(': ', ':' + chr(10))}" for name in who)]
+titles += [title for name in rows
+           for title in (f"{name}:", "with the right one", "with the wrong one",
+                         "with a random one")]
+plots.show(plots.grid(shots, titles, columns=4, side=1.9,
+                      title="One probe, three partners, and its maps with each of "
+                            "them"),
+           alt=f"The worst probe, {species[labels[example]]}, three partners "
+               f"({'; '.join(who)}), and the probe's maps with each of them by "
+               f"{', '.join(rows)}.")
 
 # %% [markdown]
 # ## Cover it, and see
@@ -569,24 +678,31 @@ plots.show(plots.grid(shots, titles, columns=4, side=1.9, title="One probe, thre
 # %%
 some = torch.arange(0, len(labels), lesson.choose(smoke=40, mini=5, paper=1))
 cells = round(0.2 * tuned_state["maps"][0, 0].numel())
-hot = {name: by_rule(name)(tuned_state, some, near.nearest[some]) for name in RULES if name not in ("W = P", "random 1/U")}
-hot["Dist-CAM, random partner"] = by_rule("Dist-CAM, Eq. 4-6")(tuned_state, some, stranger[some])
+hot = {name: by_rule(name)(tuned_state, some, near.nearest[some])
+       for name in RULES if name not in ("W = P", "random 1/U")}
+hot["Dist-CAM, random partner"] = by_rule("Dist-CAM, Eq. 4-6")(tuned_state, some,
+                                                               stranger[some])
 hot["cells drawn by lot"] = torch.rand(hot["uniform"].shape, generator=generator)
 seen = transforms.resize(photos[some], [side, side], antialias=True)
 
 def recall_of(e):
-    """Recall@1 of these probes with embeddings of their own, among the unchanged images."""
+    """Recall@1 of these probes with embeddings of their own, among the unchanged
+    images."""
     distance = (1 - e @ tuned_state["e"].T).masked_fill(~others[some], torch.inf)
     return 100 * (labels[distance.argmin(1)] == labels[some]).float().mean().item()
 
+# %%
 covered = {"nothing": recall_of(tuned_state["e"][some])}
 for name, raw_maps in hot.items():
     top = raw_maps.flatten(1).topk(cells).indices
-    mask = torch.zeros_like(raw_maps.flatten(1)).scatter(1, top, 1.0).view_as(raw_maps)[:, None]
+    mask = torch.zeros_like(raw_maps.flatten(1)).scatter(1, top, 1.0).view_as(
+        raw_maps)[:, None]
     mask = F.interpolate(mask, (side, side)).bool()
-    changed = torch.where(mask, seen.float().mean((2, 3), keepdim=True), seen.float()).to(torch.uint8)
+    changed = torch.where(mask, seen.float().mean((2, 3), keepdim=True),
+                          seen.float()).to(torch.uint8)
     with torch.inference_mode():
-        parts = torch.cat([trunk(before, part.to(lesson.device)).cpu() for part in changed.split(8)])
+        parts = torch.cat([trunk(before, part.to(lesson.device)).cpu()
+                           for part in changed.split(8)])
     covered[name] = recall_of(state_of(parts)["e"])
 for name, value in covered.items():
     print(f"covered: {name:26} Recall@1 {value:5.1f} %")
@@ -603,7 +719,8 @@ for name, value in covered.items():
 
 # %% tags=["widget"]
 networks = {"trained": tuned_state, "before": raw}
-worst_first = results["trained: embedding"].average_precision.argsort(stable=True).tolist()
+worst_first = (
+    results["trained: embedding"].average_precision.argsort(stable=True).tolist())
 
 def steer(place, weights, network):
     page = answer(worst_first[place], networks[network], by_rule(weights))
@@ -614,9 +731,11 @@ def tell(place, weights, network):
 
 picker = widgets.live(
     steer, alt=tell,
-    place=ipywidgets.IntSlider(0, min=0, max=len(worst_first) - 1, description="probe, worst first",
+    place=ipywidgets.IntSlider(0, min=0, max=len(worst_first) - 1,
+                               description="probe, worst first",
                                continuous_update=False),
-    weights=ipywidgets.Dropdown(options=list(RULES), value="similarity, centred", description="weights"),
+    weights=ipywidgets.Dropdown(options=list(RULES), value="similarity, centred",
+                                description="weights"),
     network=ipywidgets.Dropdown(options=list(networks), description="network"))
 picker
 
@@ -637,12 +756,15 @@ lesson.record("probes", len(labels))
 for name, found in results.items():
     lesson.record(f"Recall@1, {name}", 100 * found.recall[1], "%")
     lesson.record(f"MAP@R, {name}", 100 * found.map_at_r, "%")
-lesson.record("gain of MAP@R by training, other species", of_species.mean(), "points", note=f"95 %: {low:.1f} to {high:.1f}")
-lesson.record("failures with a background nearer than chance, before", excuse["before"], "%", note="chance: 50 %")
+lesson.record("gain of MAP@R by training, other species", of_species.mean(), "points",
+              note=f"95 %: {low:.1f} to {high:.1f}")
+lesson.record("failures with a background nearer than chance, before", excuse["before"],
+              "%", note="chance: 50 %")
 for network, rows in trial.items():
     for name, values in rows.items():
         lesson.record(f"energy per area, {network}, {name}", values[0],
-                      note="right ×{1:.2f}, wrong ×{2:.2f}, random ×{3:.2f}; right and random agree {5:.2f}".format(*values))
+                      note="right ×{1:.2f}, wrong ×{2:.2f}, random ×{3:.2f}; right and "
+                           "random agree {5:.2f}".format(*values))
 for name, value in covered.items():
     lesson.record(f"Recall@1, covered: {name}", value, "%")
 
@@ -652,15 +774,19 @@ if lesson.profile != "smoke":
     assert low > 0
     assert excuse["before"] > 65
     for rows in trial.values():
-        uniform, dist, centred = (rows[name] for name in ("uniform", "Dist-CAM, Eq. 4-6", "similarity, centred"))
+        uniform, dist, centred = (rows[name]
+                                  for name in ("uniform", "Dist-CAM, Eq. 4-6",
+                                               "similarity, centred"))
         nearest = [values[0] for values in rows.values()]
         assert min(nearest) > 1.3 and uniform[0] > max(nearest) - 0.1
         assert dist[0] < uniform[0] and abs(dist[1] - dist[3]) < 0.25
         assert centred[1] > centred[2] > centred[3] + 0.2 and centred[5] < 0.3
         assert rows["W = P"][4] > 0.85 < rows["W = P"][5]
     assert trial["trained"]["similarity"][4] > 0.85
-    by_map = [value for name, value in covered.items() if name not in ("nothing", "cells drawn by lot")]
-    assert covered["cells drawn by lot"] > max(by_map) + 20 and covered["uniform"] < min(by_map) + 15
+    by_map = [value for name, value in covered.items()
+                    if name not in ("nothing", "cells drawn by lot")]
+    assert (covered["cells drawn by lot"] > max(by_map) + 20
+            and covered["uniform"] < min(by_map) + 15)
 lesson.finish(fingerprint=fingerprint(root))
 
 # %% [markdown]

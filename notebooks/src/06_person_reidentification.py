@@ -23,8 +23,11 @@
 # (CVPR Workshops 2019); Zhong et al., *k-reciprocal encoding* (CVPR 2017).
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini", trained for longer
-DATA_ROOT = ""      # "" finds the data folder; Market-1501 itself is for the command, see the end
+# "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini", trained
+# for longer
+PROFILE = "mini"
+# "" finds the data folder; Market-1501 itself is for the command, see the end
+DATA_ROOT = ""
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
 
@@ -42,7 +45,8 @@ from course_lib.data.market1501 import PARTS, Market1501
 from course_lib.data.miniature import fingerprint
 from course_lib.data.wrappers import Changed
 from course_lib.evaluate import controls, ranking
-from course_lib.metric_learning import features as embed, learner, losses, rules as context
+from course_lib.metric_learning import (features as embed, learner, losses,
+                                        rules as context)
 from course_lib.metric_learning.pedestrians import Occluded, market_scores
 from course_lib.published import REID_TRICKS
 from course_lib.show import plots, widgets
@@ -69,7 +73,8 @@ lesson = start("06", PROFILE, DATA_ROOT, DEVICE, SEED)
 worlds = {}
 for identity in ("clothes", "head"):
     root = minis.mini_market(lesson.data, identity, SEED)
-    worlds[identity] = {split: Market1501(root, split) for split in ("train", "query", "gallery")}
+    worlds[identity] = {split: Market1501(root, split)
+                        for split in ("train", "query", "gallery")}
 print(worlds["clothes"]["train"], worlds["clothes"]["gallery"], sep="\n")
 
 # %%
@@ -81,9 +86,11 @@ for identity, splits in worlds.items():
         panels.append(load(gallery.images[i]))
         names.append(f"camera {gallery.cameras[i]}")
 plots.show(plots.grid(panels, names, columns=6, side=1.5,
-                      title="One person of each world: above the clothes stay, below head and bag do"),
-           alt="Two rows of drawn pedestrians on the streets of several cameras. In the first row clothes are the same "
-               "and heads differ, in the second head and bag are the same and clothes differ.")
+                      title="One person of each world: above the clothes stay, below "
+                            "head and bag do"),
+           alt="Two rows of drawn pedestrians on the streets of several cameras. In "
+               "the first row clothes are the same and heads differ, in the second "
+               "head and bag are the same and clothes differ.")
 
 # %% [markdown]
 # ### Exercise 06.1 · CMC and average precision, without the junk (3 points, 15 minutes)
@@ -105,9 +112,11 @@ plots.show(plots.grid(panels, names, columns=6, side=1.5,
 
 # %% exercise="06.1"
 def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
-    """Rank of the first match (from 1) and average precision of one probe; all arguments but two are of length g."""
+    """Rank of the first match (from 1) and average precision of one probe; all
+    arguments but two are of length g."""
     ### BEGIN SOLUTION
-    kept = (gallery_ids != -1) & ~((gallery_ids == query_id) & (gallery_cameras == query_camera))
+    kept = (gallery_ids != -1) & ~((gallery_ids == query_id)
+                                   & (gallery_cameras == query_camera))
     order = distances[kept].argsort()
     hit = gallery_ids[kept][order] == query_id
     ranks = hit.nonzero().flatten() + 1
@@ -118,27 +127,31 @@ def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
 # %% check="06.1" points=3
 with check("06.1", hint="mask, sort, ranks of the matches, mean of i / r_i"):
     d = torch.tensor([0.6, 0.45, 0.1, 0.3, 0.4, 0.7, 0.65, 0.8])
-    ids, cams = torch.tensor([5, -1, 5, 3, 5, 0, 9, 5]), torch.tensor([2, 3, 1, 1, 4, 2, 3, 6])
-    answer, pair = torch.tensor([float(x) for x in judge(d, 5, 1, ids, cams)]), lambda *x: torch.tensor(x)
-    same(answer, pair(2, (1/2 + 2/3 + 3/6) / 3), "judge(...): first rank, average precision", suspects={
-        "The image of the same person from the same camera was still there: it is taken out first.":
-            pair(1, (1/1 + 2/3 + 3/4 + 4/7) / 4),
-        "Junk (identity -1) was still there. It is neither right nor wrong: take it out.":
-            pair(2, (1/2 + 2/4 + 3/7) / 3),
-        "Nothing was taken out: neither junk nor the same person from the same camera.":
-            pair(1, (1/1 + 2/3 + 3/5 + 4/8) / 4),
-        "You took out everything from the probe's camera: only the *same person* from it goes.":
-            pair(1, (1/1 + 2/2 + 3/5) / 3),
-        "You took out the distractors (identity 0), too. They are wrong answers and stay.":
-            pair(2, (1/2 + 2/3 + 3/5) / 3),
-        "You kept the same-camera image as a wrong answer: it leaves the ranking.":
-            pair(3, (1/3 + 2/4 + 3/7) / 3),
-        "You sorted from far to near: a small distance is a good answer.": pair(1, (1/1 + 2/4 + 3/5) / 3),
-        "The sum of the precisions is divided by the number of matches R, not by that of the gallery.":
-            pair(2, (1/2 + 2/3 + 3/6) / 6),
-    })
+    ids, cams = (torch.tensor([5, -1, 5, 3, 5, 0, 9, 5]),
+                 torch.tensor([2, 3, 1, 1, 4, 2, 3, 6]))
+    answer, pair = (torch.tensor([float(x) for x in judge(d, 5, 1, ids, cams)]),
+                    lambda *x: torch.tensor(x))
+    same(answer, pair(2, (1/2 + 2/3 + 3/6) / 3),
+         "judge(...): first rank, average precision",
+         suspects={"The image of the same person from the same camera was still there: "
+                   "it is taken out first.": pair(1, (1/1 + 2/3 + 3/4 + 4/7) / 4),
+                   "Junk (identity -1) was still there. It is neither right nor wrong: "
+                   "take it out.": pair(2, (1/2 + 2/4 + 3/7) / 3),
+                   "Nothing was taken out: neither junk nor the same person from the "
+                   "same camera.": pair(1, (1/1 + 2/3 + 3/5 + 4/8) / 4),
+                   "You took out everything from the probe's camera: only the *same "
+                   "person* from it goes.": pair(1, (1/1 + 2/2 + 3/5) / 3),
+                   "You took out the distractors (identity 0), too. They are wrong "
+                   "answers and stay.": pair(2, (1/2 + 2/3 + 3/5) / 3),
+                   "You kept the same-camera image as a wrong answer: it leaves the "
+                   "ranking.": pair(3, (1/3 + 2/4 + 3/7) / 3),
+                   "You sorted from far to near: a small distance is a good answer.":
+                       pair(1, (1/1 + 2/4 + 3/5) / 3),
+                   "The sum of the precisions is divided by the number of matches R, "
+                   "not by that of the gallery.": pair(2, (1/2 + 2/3 + 3/6) / 6)})
 ### BEGIN HIDDEN TESTS
-first, ap = judge(torch.tensor([0.1, 0.2]), 1, 1, torch.tensor([2, 1]), torch.tensor([2, 2]))
+first, ap = judge(torch.tensor([0.1, 0.2]), 1, 1, torch.tensor([2, 1]),
+                  torch.tensor([2, 2]))
 assert first == 2 and abs(ap - 0.5) < 1e-6
 ### END HIDDEN TESTS
 
@@ -151,8 +164,10 @@ assert first == 2 and abs(ap - 0.5) < 1e-6
 # one trick a row. It takes a GPU (the command stands at the end of the lesson):
 
 # %%
-rows = "\n".join(f"| {'' if name == 'none' else '+ '}{name} | {rank} | {mean} |" for name, (rank, mean) in REID_TRICKS.items())
-display(Markdown("| Luo et al., ResNet-50, Market-1501 | rank-1, % | mAP, % |\n|---|---|---|\n" + rows))
+rows = "\n".join(f"| {'' if name == 'none' else '+ '}{name} | {rank} | {mean} |"
+                 for name, (rank, mean) in REID_TRICKS.items())
+display(Markdown("| Luo et al., ResNet-50, Market-1501 | rank-1, % | mAP, % |\n"
+                 "|---|---|---|\n" + rows))
 
 # %% [markdown]
 # Shen et al. report 94.5 and 85.9 "with center loss and reranking"; in the table these are the figures **without** re-ranking.
@@ -165,59 +180,80 @@ size = lesson.choose(smoke=(64, 32), mini=(256, 128), paper=(256, 128))
 epochs = lesson.choose(smoke=1, mini=20, paper=120)
 
 def first_blocks(model, data, views=lambda images: [images]):
-    """Features in front of the block that is trained, of views of all images: n views j h w."""
-    return embed.extract(lambda images: torch.stack([embed.trunk(model, view).contiguous() for view in views(images)], 1),
+    """Features in front of the block that is trained, of views of all images: n views j
+    h w."""
+    return embed.extract(lambda images: torch.stack(
+        [embed.trunk(model, view).contiguous() for view in views(images)], 1),
                          data, size, device=lesson.device, progress=False)
 
 @torch.inference_mode()
 def look(model, features):
-    """Feature maps n k h w, scaled so that pooling them gives what is compared: a vector of length 1."""
+    """Feature maps n k h w, scaled so that pooling them gives what is compared: a
+    vector of length 1."""
     model.eval()
-    raw = torch.cat([embed.tail(model, part[:, 0].to(lesson.device)).float().cpu() for part in features.split(32)])
-    return raw / raw.mean((2, 3)).norm(dim=1).clamp_min(1e-6)[:, None, None, None]      # an image may leave all channels dead
+    raw = torch.cat([embed.tail(model, part[:, 0].to(lesson.device)).float().cpu()
+                     for part in features.split(32)])
+    # an image may leave all channels dead
+    return raw / raw.mean((2, 3)).norm(dim=1).clamp_min(1e-6)[:, None, None, None]
 
 # %%
 def prototype_terms(student, pooled, labels):
-    return {"prototype": losses.batch_prototype_softmax(pooled, labels, "cosine", scale=16.0)}
+    return {"prototype":
+                losses.batch_prototype_softmax(pooled, labels, "cosine", scale=16.0)}
 
 def either(pair, label):
     """Features of the image or of its mirror image, by chance."""
     return pair[int(torch.randint(2, ()))], label
 
 def fit(model, data):
-    """Mean losses of the epochs; Adam's rate falls to a tenth after 1/3 of them, and once more after 7/12."""
-    student = learner.Learner(model, prototype_terms, len(data.classes), last_block=True)
+    """Mean losses of the epochs; Adam's rate falls to a tenth after 1/3 of them, and
+    once more after 7/12."""
+    student = learner.Learner(model, prototype_terms, len(data.classes),
+                              last_block=True)
     pairs = first_blocks(model.eval(), data, lambda images: [images, images.flip(-1)])
     batches = learner.BalancedBatches(data.labels, 8, 4, torch.Generator())
-    loader = torch.utils.data.DataLoader(Changed(TensorDataset(pairs, data.labels), either), batch_sampler=batches)
-    adam = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], 1e-3, weight_decay=5e-4)
-    falls = torch.optim.lr_scheduler.LambdaLR(
-        adam, lambda step: 0.1 ** sum(step // len(batches) + 1 >= epochs * part for part in (1 / 3, 7 / 12)))
-    return engine.train(student, lambda student, batch: student.step(*batch), loader, adam,
-                        engine.Plan(epochs, seed=SEED, device=lesson.device.type), scheduler=falls, progress=False)
+    loader = torch.utils.data.DataLoader(
+        Changed(TensorDataset(pairs, data.labels), either), batch_sampler=batches)
+    adam = torch.optim.Adam([w for w in model.parameters() if w.requires_grad], 1e-3,
+                            weight_decay=5e-4)
+    falls = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.1 ** sum(
+        step // len(batches) + 1 >= epochs * part for part in (1 / 3, 7 / 12)))
+    return engine.train(student, lambda student, batch: student.step(*batch), loader,
+                        adam, engine.Plan(epochs, seed=SEED, device=lesson.device.type),
+                        scheduler=falls, progress=False)
 
 # %%
 models, blocks, before = {}, {}, {}
 for identity, splits in worlds.items():
-    model = models[identity] = backbones.create("tf_efficientnet_lite0").to(lesson.device)
-    blocks[identity] = {split: first_blocks(model, splits[split]) for split in ("query", "gallery")}
-    before[identity] = {split: look(model, found).mean((2, 3)) for split, found in blocks[identity].items()}
+    model = models[identity] = (
+        backbones.create("tf_efficientnet_lite0").to(lesson.device))
+    blocks[identity] = {split: first_blocks(model, splits[split])
+                        for split in ("query", "gallery")}
+    before[identity] = {split: look(model, found).mean((2, 3))
+                        for split, found in blocks[identity].items()}
     history = fit(model.to(memory_format=torch.channels_last), splits["train"])
-    print(f"{identity:8} loss of the first epoch {history[0]['loss']:.2f}, of the last {history[-1]['loss']:.2f}")
+    print(f"{identity:8} loss of the first epoch {history[0]['loss']:.2f}, of the last "
+          f"{history[-1]['loss']:.2f}")
 
 # %%
 def protocol(identity, distances):
     """Rank-1, -5, -10 and mAP, %."""
-    return market_scores(distances, worlds[identity]["query"], worlds[identity]["gallery"])
+    return market_scores(distances, worlds[identity]["query"],
+                         worlds[identity]["gallery"])
 
 features, scores = {}, {}
-lines = ["| identity is | network | rank-1 | rank-5 | rank-10 | mAP |", "|---|---|---|---|---|---|"]
+lines = ["| identity is | network | rank-1 | rank-5 | rank-10 | mAP |",
+         "|---|---|---|---|---|---|"]
 for identity in worlds:
-    features[identity] = {split: look(models[identity], found) for split, found in blocks[identity].items()}
+    features[identity] = {split: look(models[identity], found)
+                          for split, found in blocks[identity].items()}
     after = {split: found.mean((2, 3)) for split, found in features[identity].items()}
-    for name, vectors in {"never saw a pedestrian": before[identity], "trained": after}.items():
-        score = scores[identity, name] = protocol(identity, ranking.cosine_distances(vectors["query"], vectors["gallery"]))
-        lines.append(f"| {identity} | {name} | " + " | ".join(f"{value:.1f}" for value in score.values()) + " |")
+    for name, vectors in {"never saw a pedestrian": before[identity],
+                          "trained": after}.items():
+        score = scores[identity, name] = protocol(
+            identity, ranking.cosine_distances(vectors["query"], vectors["gallery"]))
+        lines.append(f"| {identity} | {name} | "
+                     + " | ".join(f"{value:.1f}" for value in score.values()) + " |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -233,21 +269,26 @@ display(Markdown("\n".join(lines)))
 gallery_of = {}
 for identity, splits in worlds.items():
     query, gallery = splits["query"], splits["gallery"]
-    distances = ranking.cosine_distances(*(features[identity][split].mean((2, 3)) for split in ("query", "gallery")))
-    keep = ~((query.identities[:, None] == gallery.identities) & (query.cameras[:, None] == gallery.cameras))
+    distances = ranking.cosine_distances(*(features[identity][split].mean((2, 3))
+                                           for split in ("query", "gallery")))
+    keep = ~((query.identities[:, None] == gallery.identities)
+             & (query.cameras[:, None] == gallery.cameras))
     ids = query.identities, gallery.identities
     found = context.neighbours(distances, *ids, keep)
     generator = torch.Generator().manual_seed(SEED)
     stranger = context.random_wrong(*ids, keep, generator)
-    chosen = torch.stack([found.nearest, found.correct, found.wrong, stranger], 1)                 # q 4
+    chosen = torch.stack([found.nearest, found.correct, found.wrong, stranger],
+                         1)  # q 4
     gallery_of[identity] = {"distances": distances, "keep": keep, "chosen": chosen}
 
 # %%
 rules = ("uniform", "dist-cam", "prototype", "intersection")
-heat = {}                                                                 # (world, rule): q 4 H W
+heat = {}                                                       # (world, rule): q 4 H W
 for identity in worlds:
-    own, theirs = features[identity]["query"], features[identity]["gallery"].mean((2, 3))
-    raw = context.pair_maps(own, theirs, gallery_of[identity]["chosen"], generator, rules)
+    own, theirs = (features[identity]["query"],
+                   features[identity]["gallery"].mean((2, 3)))
+    raw = context.pair_maps(own, theirs, gallery_of[identity]["chosen"], generator,
+                            rules)
     heat |= {(identity, rule): maps.heatmap(raw[rule], (128, 64)) for rule in rules}
 
 # %% [markdown]
@@ -261,19 +302,26 @@ def show_ranks(identity, probe, rule, k=6):
     case = gallery_of[identity]
     order = context.ranked(case["distances"][[probe]], case["keep"][[probe]], k)[0]
     right = gallery.identities[order] == query.identities[probe]
-    theirs, own = features[identity]["gallery"][order], features[identity]["query"][[probe]]
-    back = context.pair_maps(theirs, own.mean((2, 3)), torch.zeros(k, 1, dtype=torch.long), generator, (rule,))[rule]
+    theirs, own = (features[identity]["gallery"][order],
+                   features[identity]["query"][[probe]])
+    back = context.pair_maps(theirs, own.mean((2, 3)),
+                             torch.zeros(k, 1, dtype=torch.long), generator,
+                             (rule,))[rule]
     figure = plots.rank_list(
         load(query.images[probe]), [load(gallery.images[i]) for i in order], right,
         case["distances"][probe, order], probe_heatmap=heat[identity, rule][probe, 0],
-        heatmaps=maps.heatmap(back, (128, 64))[:, 0], names=[f"camera {gallery.cameras[i]}" for i in order],
-        probe_name=f"camera {query.cameras[probe]}", title=f"Identity is {identity}: {int(right.sum())} of {k} right")
-    return figure, plots.rank_list_alt(f"probe {probe} where identity is {identity}", right, case["distances"][probe, order])
+        heatmaps=maps.heatmap(back, (128, 64))[:, 0],
+        names=[f"camera {gallery.cameras[i]}" for i in order],
+        probe_name=f"camera {query.cameras[probe]}",
+        title=f"Identity is {identity}: {int(right.sum())} of {k} right")
+    return figure, plots.rank_list_alt(f"probe {probe} where identity is {identity}",
+                                       right, case["distances"][probe, order])
 
+# %%
 for identity in worlds:
     case, truth = gallery_of[identity], worlds[identity]
     hit = truth["gallery"].identities[case["chosen"][:, 0]] == truth["query"].identities
-    for wanted in (hit, ~hit):                                            # the first success, the first failure
+    for wanted in (hit, ~hit):                    # the first success, the first failure
         if wanted.any():
             plots.show(*show_ranks(identity, int(wanted.nonzero()[0]), "dist-cam"))
 
@@ -283,31 +331,39 @@ for identity in worlds:
 
 # %%
 names = [part for part in PARTS if part != "background"] + ["background"]
-parts = {identity: torch.stack([splits["query"].parts(i) for i in range(len(splits["query"]))])
-         for identity, splits in worlds.items()}                          # q 128 64
+parts = {identity: torch.stack([                                              # q 128 64
+    splits["query"].parts(i) for i in range(len(splits["query"]))])
+    for identity, splits in worlds.items()}
 partners = {"nearest": 0, "random other person": 3}
 energy = {}
-lines = ["| identity is | map | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+lines = ["| identity is | map | " + " | ".join(names) + " |",
+         "|---" * (len(names) + 2) + "|"]
 for identity in worlds:
     for rule in rules:
         for partner, column in partners.items():
             if rule == "uniform" and column:
-                continue                                                  # it does not know its partner
-            found = controls.energy_by_part(heat[identity, rule][:, column], parts[identity], len(PARTS)).per_area
-            energy[identity, rule, partner] = {name: float(found[PARTS.index(name)]) for name in names}
+                continue                                  # it does not know its partner
+            found = controls.energy_by_part(heat[identity, rule][:, column],
+                                            parts[identity], len(PARTS)).per_area
+            energy[identity, rule, partner] = {name: float(found[PARTS.index(name)])
+                                               for name in names}
             label = rule if rule == "uniform" else f"{rule}, {partner}"
             lines.append(f"| {identity} | {label} | "
-                         + " | ".join(f"{energy[identity, rule, partner][name]:.2f}" for name in names) + " |")
+                         + " | ".join(f"{energy[identity, rule, partner][name]:.2f}"
+                                      for name in names) + " |")
 display(Markdown("\n".join(lines)))
 
 # %%
 likeness = {}
 for identity in worlds:
     pair = heat[identity, "dist-cam"]
-    for name, (a, b) in {"nearest correct and nearest wrong": (1, 2), "nearest and random": (0, 3)}.items():
+    for name, (a, b) in {"nearest correct and nearest wrong": (1, 2),
+                         "nearest and random": (0, 3)}.items():
         exists = (gallery_of[identity]["chosen"][:, [a, b]] != context.NONE).all(1)
-        likeness[identity, name] = controls.map_correlation(pair[exists, a], pair[exists, b]).mean().item()
-        print(f"identity is {identity:8} Dist-CAM of the {name}: correlation {likeness[identity, name]:.2f}")
+        likeness[identity, name] = (
+            controls.map_correlation(pair[exists, a], pair[exists, b]).mean().item())
+        print(f"identity is {identity:8} Dist-CAM of the {name}: correlation "
+              f"{likeness[identity, name]:.2f}")
 
 # %% [markdown]
 # Read the table twice. **Across the worlds** the maps move: to the legs where clothes make the person, to the head where it
@@ -326,15 +382,21 @@ for identity in worlds:
 # %%
 hidden = {"clothes": ("torso", "legs"), "head and bag": ("head", "bag")}
 occluded = {}
-lines = ["| identity is | nothing hidden | " + " | ".join(f"{name} hidden" for name in hidden) + " |", "|---|---|---|---|"]
+lines = ["| identity is | nothing hidden | "
+         + " | ".join(f"{name} hidden" for name in hidden) + " |",
+         "|---|---|---|---|"]
 for identity, splits in worlds.items():
     theirs = features[identity]["gallery"].mean((2, 3))
     row = [scores[identity, "trained"]]
     for name, which in hidden.items():
-        covered = look(models[identity], first_blocks(models[identity], Occluded(splits["query"], which))).mean((2, 3))
+        covered = look(models[identity],
+                       first_blocks(models[identity],
+                                    Occluded(splits["query"], which))).mean((2, 3))
         row.append(protocol(identity, ranking.cosine_distances(covered, theirs)))
         occluded[identity, name] = row[-1]["mAP"]
-    lines.append(f"| {identity} | " + " | ".join(f"mAP {score['mAP']:.1f}, rank-1 {score['rank-1']:.1f}" for score in row) + " |")
+    lines.append(f"| {identity} | "
+                 + " | ".join(f"mAP {score['mAP']:.1f}, rank-1 {score['rank-1']:.1f}"
+                              for score in row) + " |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -368,18 +430,20 @@ with check("06.2", hint="mask of the k + 1 smallest in each row, and its transpo
     points = torch.tensor([0.0, 1.0, 2.5, 2.6, 7.0, 9.5])
     d = (points[:, None] - points).abs()
     table = lambda text: torch.tensor([[float(x) for x in row] for row in text.split()])
-    right = table("110000 111000 011100 001100 000011 000011")            # one digit for each pair
-    same(reciprocal(d, 2).float(), right, "reciprocal(distances, 2), as 0 and 1", axes="n n", suspects={
-        "These are the neighbours N(i, k). Reciprocal ones have i among theirs, too.":
-            table("111000 111000 011100 011100 000111 000111"),
-        "One direction was enough for you: both must hold, so `&` and not `|`.":
-            table("111000 111100 111100 011111 000111 000111"),
-        "One neighbour is missing: the image itself comes on top of the k others.":
-            table("110000 110000 001100 001100 000011 000011"),
-        "The image itself is missing: it belongs to N(i, k).": right - torch.eye(6),
-        "You took the farthest ones: sort from near to far.":
-            table("000111 000011 000011 100000 111000 111000"),
-    })
+    # one digit for each pair
+    right = table("110000 111000 011100 001100 000011 000011")
+    same(reciprocal(d, 2).float(), right, "reciprocal(distances, 2), as 0 and 1",
+         axes="n n",
+         suspects={"These are the neighbours N(i, k). Reciprocal ones have i among "
+                   "theirs, too.": table("111000 111000 011100 011100 000111 000111"),
+                   "One direction was enough for you: both must hold, so `&` and not "
+                   "`|`.": table("111000 111100 111100 011111 000111 000111"),
+                   "One neighbour is missing: the image itself comes on top of the k "
+                   "others.": table("110000 110000 001100 001100 000011 000011"),
+                   "The image itself is missing: it belongs to N(i, k).":
+                       right - torch.eye(6),
+                   "You took the farthest ones: sort from near to far.":
+                       table("000111 000011 000011 100000 111000 111000")})
 ### BEGIN HIDDEN TESTS
 line = (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs()
 assert reciprocal(line, 4).all() and reciprocal(line, 1).diagonal().all()
@@ -409,17 +473,19 @@ def jaccard(V):
 
 # %% check="06.3" points=2
 with check("06.3", hint="1 - sum of minima / sum of maxima"):
-    V = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2], [0.0, 0.0, 1.0], [0.6, 0.4, 0.0]])
-    apart = torch.cdist(V, V, 1) / 2                                      # rows sum to 1, so that
-    low, high = 1 - apart, 1 + apart                                      # these are the two sums
+    V = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2], [0.0, 0.0, 1.0],
+                      [0.6, 0.4, 0.0]])
+    apart = torch.cdist(V, V, 1) / 2                            # rows sum to 1, so that
+    low, high = 1 - apart, 1 + apart                            # these are the two sums
     same(jaccard(V), 1 - low / high, "jaccard(V)", axes="n n", suspects={
         "This is the likeness: the distance is 1 minus it.": lambda: low / high,
         "The quotient is upside down: minima over maxima.": lambda: 1 - high / low,
         "You did not divide by the sum of the maxima.": lambda: apart,
-        "You multiplied where the smaller of the two was asked for.": lambda: 1 - V @ V.T / high,
-        "You divided element by element and averaged: sum first, then divide once.": torch.tensor(
-            [[1/3, 17/36, 1, 1/3], [17/36, 0, 14/15, 17/36], [1, 14/15, 2/3, 1], [1/3, 17/36, 1, 1/3]]),
-    })
+        "You multiplied where the smaller of the two was asked for.":
+            lambda: 1 - V @ V.T / high,
+        "You divided element by element and averaged: sum first, then divide once.":
+            torch.tensor([[1/3, 17/36, 1, 1/3], [17/36, 0, 14/15, 17/36],
+                          [1, 14/15, 2/3, 1], [1/3, 17/36, 1, 1/3]])})
 ### BEGIN HIDDEN TESTS
 assert torch.allclose(jaccard(torch.eye(3)), 1 - torch.eye(3))
 ### END HIDDEN TESTS
@@ -434,22 +500,31 @@ assert torch.allclose(jaccard(torch.eye(3)), 1 - torch.eye(3))
 # a neighbourhood that is larger than that?
 
 # %%
-ks = lesson.choose(smoke=(2, 6, 12), mini=(1, 2, 4, 6, 8, 12, 16, 20, 30, 45), paper=(1, 2, 4, 6, 8, 12, 16, 20, 30, 45, 60))
+ks = lesson.choose(smoke=(2, 6, 12), mini=(1, 2, 4, 6, 8, 12, 16, 20, 30, 45),
+                   paper=(1, 2, 4, 6, 8, 12, 16, 20, 30, 45, 60))
 reranked, matches = {}, {}
 for identity, splits in worlds.items():
     pooled = [features[identity][split].mean((2, 3)) for split in ("query", "gallery")]
-    reranked[identity] = [protocol(identity, ranking.rerank(*pooled, k1=k, k2=min(6, k), lam=0.3))["mAP"] for k in ks]
+    reranked[identity] = [
+        protocol(identity, ranking.rerank(*pooled, k1=k, k2=min(6, k), lam=0.3))["mAP"]
+        for k in ks]
     everyone = torch.cat([splits[split].identities for split in ("query", "gallery")])
-    same_person = (splits["query"].identities[:, None] == everyone).sum(1) - 1          # but not the probe itself
+    # but not the probe itself
+    same_person = (splits["query"].identities[:, None] == everyone).sum(1) - 1
     matches[identity] = same_person.float().mean().item()
-    print(f"identity is {identity:8} {matches[identity]:.1f} other images of a probe's person; mAP before "
-          f"{scores[identity, 'trained']['mAP']:.1f}, re-ranked at best {max(reranked[identity]):.1f}")
-plots.show(plots.curve(torch.tensor(ks), {f"identity is {name}": torch.tensor(values) for name, values in reranked.items()},
-                       best=True, xlabel="k1, size of a neighbourhood", ylabel="mAP after re-ranking, %",
-                       title=f"There are about {matches['clothes']:.0f} other images of a probe's person",
-                       baselines={f"{name}, before": scores[name, "trained"]["mAP"] for name in worlds}),
-           alt="mAP over k1 in both worlds: " + "; ".join(
-               f"{name}: " + ", ".join(f"{k}: {value:.0f}" for k, value in zip(ks, values)) for name, values in reranked.items()))
+    print(f"identity is {identity:8} {matches[identity]:.1f} other images of a probe's "
+          f"person; mAP before {scores[identity, 'trained']['mAP']:.1f}, re-ranked at "
+          f"best {max(reranked[identity]):.1f}")
+plots.show(plots.curve(
+    torch.tensor(ks),
+    {f"identity is {name}": torch.tensor(values) for name, values in reranked.items()},
+    best=True, xlabel="k1, size of a neighbourhood", ylabel="mAP after re-ranking, %",
+    title=f"There are about {matches['clothes']:.0f} other images of a probe's person",
+    baselines={f"{name}, before": scores[name, "trained"]["mAP"] for name in worlds}),
+           alt="mAP over k1 in both worlds: "
+           + "; ".join(f"{name}: "
+                       + ", ".join(f"{k}: {value:.0f}" for k, value in zip(ks, values))
+                       for name, values in reranked.items()))
 
 # %% [markdown]
 # Too small a $k_1$ has nobody to ask; too large a one asks strangers. Take it from the number of images that a person has,
@@ -459,24 +534,32 @@ plots.show(plots.curve(torch.tensor(ks), {f"identity is {name}": torch.tensor(va
 # %%
 pooled = [features["clothes"][split].mean((2, 3)) for split in ("query", "gallery")]
 again = {k: ranking.rerank(*pooled, k1=k, k2=min(6, k), lam=0.3) for k in ks}
-precision = ranking.cmc_map(gallery_of["clothes"]["distances"], *(getattr(worlds["clothes"][split], name) for name in
-                            ("identities", "cameras") for split in ("query", "gallery"))).average_precision
+precision = ranking.cmc_map(gallery_of["clothes"]["distances"],
+                            *(getattr(worlds["clothes"][split], name)
+                              for name in ("identities", "cameras")
+                              for split in ("query", "gallery"))).average_precision
 middling = int((precision.nan_to_num(2) - precision.nanmedian()).abs().argmin())
 
 def answers(k, count=8):
-    """The first answers for one probe after re-ranking, whether they are right, and their distances."""
+    """The first answers for one probe after re-ranking, whether they are right, and
+    their distances."""
     query, gallery = worlds["clothes"]["query"], worlds["clothes"]["gallery"]
-    order = context.ranked(again[k][[middling]], gallery_of["clothes"]["keep"][[middling]], count)[0]
-    return order, gallery.identities[order] == query.identities[middling], again[k][middling, order]
+    order = context.ranked(again[k][[middling]],
+                           gallery_of["clothes"]["keep"][[middling]], count)[0]
+    return (order, gallery.identities[order] == query.identities[middling],
+            again[k][middling, order])
 
+# %%
 def frame(k):
     order, right, distance = answers(k)
-    return plots.rank_list(load(worlds["clothes"]["query"].images[middling]),
-                           [load(worlds["clothes"]["gallery"].images[i]) for i in order], right, distance,
-                           title=f"k1 = {k}: {int(right.sum())} of {len(right)} right")
+    return plots.rank_list(
+        load(worlds["clothes"]["query"].images[middling]),
+        [load(worlds["clothes"]["gallery"].images[i]) for i in order], right, distance,
+        title=f"k1 = {k}: {int(right.sum())} of {len(right)} right")
 
 widgets.flipbook(frame, ks, label="k1, size of a neighbourhood",
-                 alt=lambda k: plots.rank_list_alt(f"a probe after re-ranking with k1 = {k}", *answers(k)[1:]))
+                 alt=lambda k: plots.rank_list_alt(
+                     f"a probe after re-ranking with k1 = {k}", *answers(k)[1:]))
 
 # %% [markdown]
 # ## With your hands
@@ -486,8 +569,10 @@ widgets.flipbook(frame, ks, label="k1, size of a neighbourhood",
 # %% tags=["widget"]
 picker = widgets.live(
     lambda probe, identity, rule: show_ranks(identity, probe, rule)[0],
-    alt=lambda probe, identity, rule: show_ranks(identity, probe, rule)[1] + f" Maps by {rule}.",
-    probe=ipywidgets.IntSlider(3, min=0, max=min(len(splits["query"]) for splits in worlds.values()) - 1,
+    alt=lambda probe, identity, rule: show_ranks(identity, probe, rule)[1]
+    + f" Maps by {rule}.",
+    probe=ipywidgets.IntSlider(3, min=0, max=min(len(splits["query"])
+                                                 for splits in worlds.values()) - 1,
                                continuous_update=False),
     identity=ipywidgets.Dropdown(options=list(worlds), description="identity is"),
     rule=ipywidgets.Dropdown(options=rules, value="dist-cam"))
@@ -498,31 +583,47 @@ picker
 
 # %%
 for (identity, name), score in scores.items():
-    paper = {"rank-1": 94.5, "mAP": 85.9} if name == "trained" and identity == "clothes" else {}
+    paper = {"rank-1": 94.5,
+             "mAP": 85.9} if name == "trained" and identity == "clothes" else {}
     for measure in ("rank-1", "mAP"):
-        lesson.record(f"{measure}, identity is {identity}, {name}", score[measure], "%", paper=paper.get(measure),
-                      note="paper: ResNet-50 on Market-1501, real pedestrians" if paper else "")
+        lesson.record(f"{measure}, identity is {identity}, {name}", score[measure], "%",
+                      paper=paper.get(measure),
+                      note="paper: ResNet-50 on Market-1501, real pedestrians" if paper
+                      else "")
+
+# %%
 for identity in worlds:
-    for name, key in {"uniform": ("uniform", "nearest"), "Dist-CAM": ("dist-cam", "nearest"),
-                      "Dist-CAM, random person": ("dist-cam", "random other person")}.items():
+    for name, key in {
+        "uniform": ("uniform", "nearest"), "Dist-CAM": ("dist-cam", "nearest"),
+        "Dist-CAM, random person": ("dist-cam", "random other person")}.items():
         found = energy[identity, *key]
-        lesson.record(f"energy per area on legs, identity is {identity}, {name}", found["legs"])
-        lesson.record(f"energy per area on head, identity is {identity}, {name}", found["head"])
+        lesson.record(f"energy per area on legs, identity is {identity}, {name}",
+                      found["legs"])
+        lesson.record(f"energy per area on head, identity is {identity}, {name}",
+                      found["head"])
     for name in hidden:
-        lesson.record(f"mAP with {name} hidden, identity is {identity}", occluded[identity, name], "%")
-    lesson.record(f"Dist-CAM of nearest and of random person, correlation, identity is {identity}",
+        lesson.record(f"mAP with {name} hidden, identity is {identity}",
+                      occluded[identity, name], "%")
+    lesson.record("Dist-CAM of nearest and of random person, correlation, identity is "
+                  f"{identity}",
                   likeness[identity, "nearest and random"])
-    lesson.record(f"mAP re-ranked with k1 = 12, identity is {identity}", reranked[identity][ks.index(12)], "%")
-lesson.record("other images of a probe's person, identity is clothes", matches["clothes"])
+    lesson.record(f"mAP re-ranked with k1 = 12, identity is {identity}",
+                  reranked[identity][ks.index(12)], "%")
+lesson.record("other images of a probe's person, identity is clothes",
+              matches["clothes"])
 
 # %%
 if lesson.profile != "smoke":
-    legs, head = ({identity: energy[identity, "dist-cam", "nearest"][part] for identity in worlds} for part in ("legs", "head"))
-    assert legs["clothes"] > 1 > legs["head"] and head["head"] > 1 > head["clothes"]        # it follows the cause of identity
-    for identity, cause, rest in (("clothes", "clothes", "head and bag"), ("head", "head and bag", "clothes")):
-        assert scores[identity, "trained"]["mAP"] > scores[identity, "never saw a pedestrian"]["mAP"] + 10
+    legs, head = ({identity: energy[identity, "dist-cam", "nearest"][part]
+                   for identity in worlds} for part in ("legs", "head"))
+    # it follows the cause of identity
+    assert legs["clothes"] > 1 > legs["head"] and head["head"] > 1 > head["clothes"]
+    for identity, cause, rest in (("clothes", "clothes", "head and bag"),
+                                  ("head", "head and bag", "clothes")):
+        assert (scores[identity, "trained"]["mAP"]
+                > scores[identity, "never saw a pedestrian"]["mAP"] + 10)
         assert occluded[identity, cause] < occluded[identity, rest]
-        assert likeness[identity, "nearest and random"] > 0.5                       # and hardly the partner
+        assert likeness[identity, "nearest and random"] > 0.5   # and hardly the partner
 lesson.finish(fingerprint=fingerprint(worlds["clothes"]["train"].root))
 
 # %% [markdown]

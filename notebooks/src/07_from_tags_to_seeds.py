@@ -23,7 +23,9 @@
 # not a Train: Saliency as Pseudo-pixel Supervision* (EPS, CVPR 2021); both as Du et al. (CVPR 2022) build on them.
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": the same; VOC itself is a command
+# "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": the same; VOC
+# itself is a command
+PROFILE = "mini"
 DATA_ROOT = ""      # "" finds the data folder
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
@@ -68,12 +70,14 @@ folder = minis.mini_voc(lesson.data, "photographs", SEED)
 data = {name: Voc(folder, name) for name in ("train", "val")}
 every = slice(None, None, lesson.choose(smoke=12, mini=1, paper=1))
 for part in data.values():
-    part.ids, part.images, part.tags = part.ids[every], part.images[every], part.tags[every]
+    part.ids, part.images, part.tags = (part.ids[every], part.images[every],
+                                        part.tags[every])
 names = data["val"].classes
 print(data["train"], data["val"], sep="\n")
 
 def gathered(part):
-    """Everything of a split: images, tags, masks, saliency (0..255), and one mask more that is explained later."""
+    """Everything of a split: images, tags, masks, saliency (0..255), and one mask more
+    that is explained later."""
     read = (part.mask, part.saliency, part.track)
     return (torch.stack([part[i][0] for i in range(len(part))]), part.tags.float(),
             *(torch.stack([of(i) for i in range(len(part))]) for of in read))
@@ -90,16 +94,24 @@ confounded = names.index(data["val"].confounded)
 habit = seen_tags[:, confounded - 1].bool()
 chosen = torch.cat((habit.nonzero()[:3, 0], (~habit).nonzero()[:5, 0]))
 told = [", ".join(names[c + 1] for c in seen_tags[i].nonzero()[:, 0]) for i in chosen]
-shares = torch.stack([(seen_masks == c).float().mean((1, 2)) for c in range(1, len(names))], 1)[seen_tags.bool()]
+shares = torch.stack([(seen_masks == c).float().mean((1, 2))
+                      for c in range(1, len(names))],
+                     1)[seen_tags.bool()]
 low, middle, high = 100 * shares.quantile(torch.tensor([0.0, 0.5, 1.0]))
 rows_of = [*chosen[:4], *chosen[:4], *chosen[4:], *chosen[4:]]
-titles = [title for part in (told[:4], told[4:]) for title in (*part, *["mask (for scores)"] * 4)]
+titles = [title for part in (told[:4], told[4:])
+          for title in (*part, *["mask (for scores)"] * 4)]
 plots.show(plots.grid([seen[i] for i in rows_of], titles, classes=names, side=1.7,
-                      masks=[seen_masks[i] if place // 4 % 2 else None for place, i in enumerate(rows_of)],
-                      title=f"What is trained on: words. The median object covers {middle:.0f} % of the image"),
-           alt=f"Eight training scenes with their tags ({'; '.join(told)}), and the masks that are kept for scoring.")
-print(f"a tagged class covers {low:.1f} % of its image at least, {middle:.0f} % in the median, {high:.0f} % at most")
-print(f"a tag says yes or no {len(names) - 1} times; the mask has {seen_masks[0].numel():,} pixels")
+                      masks=[seen_masks[i] if place // 4 % 2 else None
+                             for place, i in enumerate(rows_of)],
+                      title="What is trained on: words. The median object covers "
+                            f"{middle:.0f} % of the image"),
+           alt=f"Eight training scenes with their tags ({'; '.join(told)}), and the "
+               "masks that are kept for scoring.")
+print(f"a tagged class covers {low:.1f} % of its image at least, {middle:.0f} % in the "
+      f"median, {high:.0f} % at most")
+print(f"a tag says yes or no {len(names) - 1} times; the mask has "
+      f"{seen_masks[0].numel():,} pixels")
 
 # %% [markdown]
 # ## Several tags at once
@@ -125,33 +137,42 @@ print(f"a tag says yes or no {len(names) - 1} times; the mask has {seen_masks[0]
 
 # %% exercise="07.1"
 def tag_loss(logits, tags):
-    """Mean binary cross-entropy of each tag by itself: logits n c, tags n c (0 or 1) -> one number."""
+    """Mean binary cross-entropy of each tag by itself: logits n c, tags n c (0 or 1) ->
+    one number."""
     ### BEGIN SOLUTION
     return (tags * F.softplus(-logits) + (1 - tags) * F.softplus(logits)).mean()
     ### END SOLUTION
 
 # %% check="07.1" points=2
-with check("07.1", hint="softplus(-x) where the tag is 1, softplus(x) where it is 0, and the mean of all"):
+with check("07.1", hint="softplus(-x) where the tag is 1, softplus(x) where it is 0, "
+                        "and the mean of all"):
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)) * 2
-    y = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]).float()
+    y = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1],
+                      [0, 1, 0, 0]]).float()
     each = F.binary_cross_entropy_with_logits(x, y, reduction="none")
-    same(tag_loss(x, y), each.mean(), "tag_loss(...)", suspects={
-        "A softmax over the classes: then two tags of one image compete, though both are true.":
-            lambda: -(x.log_softmax(1) * y).sum(1).mean(),
-        "You summed: the mean over images and classes is asked for.": lambda: each.sum(),
-        "You summed over the classes and averaged over the images: average over both.": lambda: each.sum(1).mean(),
-        "Only the tags that are 1 count in your loss: a class that is not there is told so, too.":
-            lambda: (y * each).mean(),
-        "The sign of the logits is turned round: large for a class that is not there.":
-            lambda: F.binary_cross_entropy_with_logits(-x, y),
-        "This is the squared error of probabilities, not the cross-entropy.": lambda: (x.sigmoid() - y).square().mean(),
-        "The logits went through the sigmoid twice.": lambda: F.binary_cross_entropy_with_logits(x.sigmoid(), y),
-    })
+    same(tag_loss(x, y), each.mean(), "tag_loss(...)",
+         suspects={"A softmax over the classes: then two tags of one image compete, "
+                   "though both are true.":
+                       lambda: -(x.log_softmax(1) * y).sum(1).mean(),
+                   "You summed: the mean over images and classes is asked for.":
+                       lambda: each.sum(),
+                   "You summed over the classes and averaged over the images: average "
+                   "over both.": lambda: each.sum(1).mean(),
+                   "Only the tags that are 1 count in your loss: a class that is not "
+                   "there is told so, too.": lambda: (y * each).mean(),
+                   "The sign of the logits is turned round: large for a class that is "
+                   "not there.": lambda: F.binary_cross_entropy_with_logits(-x, y),
+                   "This is the squared error of probabilities, not the cross-entropy.":
+                       lambda: (x.sigmoid() - y).square().mean(),
+                   "The logits went through the sigmoid twice.":
+                       lambda: F.binary_cross_entropy_with_logits(x.sigmoid(), y)})
     far = tag_loss(torch.tensor([[-200.0, 200.0]]), torch.tensor([[1.0, 0.0]]))
-    assert far.isfinite(), "At logits of -200 and 200 the loss is not finite: the logarithm of a sigmoid that is 0."
-    same(far, torch.tensor(200.0), "the loss at logits of -200 and 200", atol=1e-2, suspects={
-        "You clamp the probability: then a logit of -200 costs no more than one of -20, and has no gradient.":
-            far if 5 < far < 150 else torch.tensor(0.0)})
+    assert far.isfinite(), ("At logits of -200 and 200 the loss is not finite: the "
+                            "logarithm of a sigmoid that is 0.")
+    same(far, torch.tensor(200.0), "the loss at logits of -200 and 200", atol=1e-2,
+         suspects={"You clamp the probability: then a logit of -200 costs no more than "
+                   "one of -20, and has no gradient.":
+                       far if 5 < far < 150 else torch.tensor(0.0)})
 ### BEGIN HIDDEN TESTS
 edge = torch.tensor([[60.0, -60.0]], requires_grad=True)
 tag_loss(edge, torch.tensor([[0.0, 1.0]])).backward()
@@ -168,12 +189,14 @@ assert torch.allclose(edge.grad, torch.tensor([[0.5, -0.5]]))
 def recipe(method):
     """The settings of a method on a CPU; "smoke" makes everything small."""
     tiny = {"size": 64, "small": 48, "epochs": 2, "scored_at": 64}
-    return recipes.recipe(method, data=str(folder), seed=SEED, **lesson.choose(smoke=tiny, mini={}, paper={}))
+    return recipes.recipe(method, data=str(folder), seed=SEED,
+                          **lesson.choose(smoke=tiny, mini={}, paper={}))
 
 kept = training_images(recipe("cam"), progress=False)
 scenes = Subset(kept, range(lesson.choose(smoke=48, mini=len(kept), paper=len(kept))))
 steps = len(scenes) // recipe("cam").batch_size                           # of an epoch
-print(f"{len(scenes)} training scenes, {steps} steps an epoch, {recipe('cam').epochs} epochs")
+print(f"{len(scenes)} training scenes, {steps} steps an epoch, {recipe('cam').epochs} "
+      "epochs")
 
 # %% [markdown]
 # While a network learns we watch four scenes of "val" after each epoch; the pages are turned below.
@@ -181,7 +204,8 @@ print(f"{len(scenes)} training scenes, {steps} steps an epoch, {recipe('cam').ep
 # %%
 has, on_track = tags[:, confounded - 1].bool(), tracks.any(2).any(1)
 single = (tags.sum(1) == 1).nonzero()[:, 0]
-others = {int(tags[i].argmax()): int(i) for i in single.flip(0) if not has[i]}           # the first scene of each class
+# the first scene of each class
+others = {int(tags[i].argmax()): int(i) for i in single.flip(0) if not has[i]}
 first = [int((has & on_track).float().argmax()), *others.values(), *range(len(images))]
 watched = torch.tensor(list(dict.fromkeys(first))[:4])
 shown_class = [confounded - 1 if has[i] else int(tags[i].argmax()) for i in watched]
@@ -190,15 +214,20 @@ shown_class = [confounded - 1 if has[i] else int(tags[i].argmax()) for i in watc
 nets, pages, rows = {}, {}, {}
 
 def maps_of(net, pictures, tags):
-    """Scores in 0..1 of the tagged classes, read as the method was published: b c H W, without the background."""
+    """Scores in 0..1 of the tagged classes, read as the method was published: b c H W,
+    without the background."""
     device = net.trunk.mean.device
-    return next(iter(seeds.score_maps(net, pictures.to(device), tags.to(device)).values())).cpu()
+    return next(iter(
+        seeds.score_maps(net, pictures.to(device), tags.to(device)).values())).cpu()
 
+# %%
 def learn(method):
-    """Train a method from the tags, keep a page of each epoch, and score its seeds on both splits."""
+    """Train a method from the tags, keep a page of each epoch, and score its seeds on
+    both splits."""
     def watch(net, step):
         if step % steps == 0:
-            pages[method].append(maps_of(net.eval(), images[watched], tags[watched])[range(4), shown_class])
+            pages[method].append(maps_of(net.eval(), images[watched],
+                                         tags[watched])[range(4), shown_class])
             net.train()
 
     pages[method] = []
@@ -208,7 +237,8 @@ def learn(method):
     net.eval()
     for split, part in data.items():
         rows[method, split] = seeds.score(net, part)
-    print(f"{method}: tag loss of the first epoch {history[0]['tags']:.3f}, of the last {history[-1]['tags']:.3f}")
+    print(f"{method}: tag loss of the first epoch {history[0]['tags']:.3f}, of the "
+          f"last {history[-1]['tags']:.3f}")
 
 # %%
 learn("cam")
@@ -217,13 +247,15 @@ learn("cam")
 def tag_logits(method):
     """Logits of the tags on val: n c, without the background."""
     net = nets[method]
-    parts = (net(net.prepare(part.to(net.trunk.mean.device), size=recipe("cam").size)).cam for part in images.split(10))
+    parts = (net(net.prepare(part.to(net.trunk.mean.device),
+                             size=recipe("cam").size)).cam for part in images.split(10))
     return torch.cat([cam.mean((2, 3))[:, 1:].cpu() for cam in parts])
 
 logits = {"cam": tag_logits("cam")}
 named = logits["cam"] > 0
-print(f"on val, of the tags that are true {named[tags == 1].float().mean():.0%} are found; of those that the network names "
-      f"{(tags[named] == 1).float().mean():.0%} are true")
+print(f"on val, of the tags that are true {named[tags == 1].float().mean():.0%} are "
+      f"found; of those that the network names {(tags[named] == 1).float().mean():.0%} "
+      "are true")
 
 # %% [markdown]
 # ## From maps to seeds
@@ -248,7 +280,8 @@ def confusion_at(best, score, truth, threshold, classes):
     """Confusion matrix of the seeds at one threshold: rows truth, columns seed."""
     seed = torch.where(score > threshold, best, 0)
     counted = truth != 255
-    return (truth[counted] * classes + seed[counted]).bincount(minlength=classes**2).view(classes, classes)
+    return (truth[counted] * classes
+            + seed[counted]).bincount(minlength=classes**2).view(classes, classes)
 
 def overlap(confusion):
     """IoU of each class, from counts (... c c)."""
@@ -256,13 +289,16 @@ def overlap(confusion):
     return hits / (confusion.sum(-1) + confusion.sum(-2) - hits)
 
 some = slice(lesson.choose(smoke=6, mini=30, paper=60))
-scores = torch.cat([maps_of(nets["cam"], *pair) for pair in zip(images[some].split(10), tags[some].split(10))])
+scores = torch.cat([maps_of(nets["cam"], *pair)
+                    for pair in zip(images[some].split(10), tags[some].split(10))])
 score, best = (values.flatten() for values in scores.max(1))
-best, truth = best + 1, masks[some].flatten().long()                      # 1, 2, ...: 0 is the background
+best, truth = best + 1, masks[some].flatten().long()    # 1, 2, ...: 0 is the background
 began = time.perf_counter()
-slowly = torch.stack([confusion_at(best, score, truth, t, len(names)) for t in SEED_THRESHOLDS])     # 60 c c
+slowly = torch.stack([confusion_at(best, score, truth, t, len(names))  # 60 c c
+                      for t in SEED_THRESHOLDS])
 seconds_slow = time.perf_counter() - began
-print(f"{len(SEED_THRESHOLDS)} thresholds, one after the other, for {len(scores)} images: {seconds_slow:.2f} s")
+print(f"{len(SEED_THRESHOLDS)} thresholds, one after the other, for {len(scores)} "
+      f"images: {seconds_slow:.2f} s")
 
 # %% [markdown]
 # ### Exercise 07.2 · All thresholds at once (3 points, 15 minutes)
@@ -286,7 +322,8 @@ print(f"{len(SEED_THRESHOLDS)} thresholds, one after the other, for {len(scores)
 
 # %% exercise="07.2"
 def confusions(best, score, truth, thresholds, classes):
-    """Confusion matrices at all thresholds from one histogram: vectors over pixels, thresholds s -> s c c."""
+    """Confusion matrices at all thresholds from one histogram: vectors over pixels,
+    thresholds s -> s c c."""
     ### BEGIN SOLUTION
     counted, bins = truth != 255, len(thresholds) + 1
     below = torch.bucketize(score[counted], thresholds)
@@ -298,30 +335,37 @@ def confusions(best, score, truth, thresholds, classes):
     ### END SOLUTION
 
 # %% check="07.2" points=3
-with check("07.2", hint="bucketize, bincount, sums over the later bins, and the rest is background"):
+with check("07.2", hint="bucketize, bincount, sums over the later bins, and the rest "
+                        "is background"):
     g, t = torch.Generator().manual_seed(0), torch.tensor([0.0, 0.25, 0.5, 0.75])
-    s, b = torch.randint(0, 9, (400,), generator=g) / 8, torch.randint(1, 4, (400,), generator=g)    # often on a threshold
-    y = torch.where(torch.rand(400, generator=g) < 0.6, b, torch.randint(0, 4, (400,), generator=g))
+    s, b = (torch.randint(0, 9, (400,), generator=g) / 8,         # often on a threshold
+            torch.randint(1, 4, (400,), generator=g))
+    y = torch.where(torch.rand(400, generator=g) < 0.6, b,
+                    torch.randint(0, 4, (400,), generator=g))
     y[::7] = IGNORE
     def loop(above=torch.gt, y=y, counted=y != IGNORE):
-        cells = (y * 4 + torch.where(above(s, t[:, None]), b, 0))[:, counted]         # threshold, pixel
+        # threshold, pixel
+        cells = (y * 4 + torch.where(above(s, t[:, None]), b, 0))[:, counted]
         return torch.stack([row.bincount(minlength=16).view(4, 4) for row in cells])
     right = loop()
     void = loop(y=y.where(y != IGNORE, 0), counted=y > -1)
     only = right * torch.tensor([0, 1, 1, 1])
     same(confusions(b, s, y, t, 4), right, "confusions(...)", axes="s c c", suspects={
-        "A score equal to the threshold counted as above it: strictly above (bucketize without right=True).":
-            lambda: loop(torch.ge),
-        "Column 0 is empty: pixels that are not above the threshold are background in the seed.": only,
-        "These are the pixels at or below the thresholds: sum over the later bins, not the earlier ones.":
-            lambda: loop(torch.le),
-        "These are the pixels of one bin only: a pixel in a later bin is above this threshold, too. Sum up.":
+        "A score equal to the threshold counted as above it: strictly above (bucketize "
+        "without right=True).": lambda: loop(torch.ge),
+        "Column 0 is empty: pixels that are not above the threshold are background in "
+        "the seed.": only,
+        "These are the pixels at or below the thresholds: sum over the later bins, not "
+        "the earlier ones.": lambda: loop(torch.le),
+        "These are the pixels of one bin only: a pixel in a later bin is above this "
+        "threshold, too. Sum up.":
             lambda: loop(lambda s, u: (s > u) & (s <= u + 0.25 + u // 0.75)),
         "Void pixels (255) were counted as background: they count nowhere.": void,
         "Rows are the truth, columns the seed: yours are exchanged.": right.mT,
         "The thresholds belong along the first axis.": right.permute(1, 2, 0)})
 ### BEGIN HIDDEN TESTS
-one = confusions(torch.tensor([1, 1]), torch.tensor([0.3, 0.9]), torch.tensor([1, 0]), torch.tensor([0.1, 0.5]), 2)
+one = confusions(torch.tensor([1, 1]), torch.tensor([0.3, 0.9]), torch.tensor([1, 0]),
+                 torch.tensor([0.1, 0.5]), 2)
 assert one.tolist() == [[[0, 1], [0, 1]], [[0, 1], [1, 0]]]
 ### END HIDDEN TESTS
 
@@ -336,9 +380,12 @@ found = sweep.compute()
 speed = seconds_slow / (time.perf_counter() - began)
 assert torch.equal(found.confusion, slowly)
 print(f"the same numbers, {speed:.0f} times as fast")
-apart = torch.stack([overlap(confusion_at(*image, found.best_threshold, len(names))).nanmean()
-                     for image in zip(*(part.view(len(scores), -1) for part in (best, score, truth)))]).mean()
-print(f"pooled mIoU {found.best.miou:.1%}; the mean of the images' own mIoU {apart:.1%} is another number")
+apart = torch.stack(
+    [overlap(confusion_at(*image, found.best_threshold, len(names))).nanmean()
+     for image in zip(
+         *(part.view(len(scores), -1) for part in (best, score, truth)))]).mean()
+print(f"pooled mIoU {found.best.miou:.1%}; the mean of the images' own mIoU "
+      f"{apart:.1%} is another number")
 
 # %% [markdown]
 # ## Where does the map end?
@@ -351,17 +398,22 @@ print(f"pooled mIoU {found.best.miou:.1%}; the mean of the images' own mIoU {apa
 fine = ThresholdSweep(names, [i / 50 for i in range(50)])
 fine.accumulate(scores, masks[some])
 cam_sweep = fine.compute()
-hits = cam_sweep.confusion.diagonal(dim1=1, dim2=2)[:, 1:]                # s c, the background left out
+# s c, the background left out
+hits = cam_sweep.confusion.diagonal(dim1=1, dim2=2)[:, 1:]
 precision = 100 * (hits / cam_sweep.confusion.sum(1)[:, 1:]).nanmean(1)
 recall = 100 * (hits / cam_sweep.confusion.sum(2)[:, 1:]).nanmean(1)
-sure = int((precision >= 80).float().argmax()) if (precision >= 80).any() else int(precision.argmax())
+sure = (int((precision >= 80).float().argmax()) if (precision >= 80).any()
+        else int(precision.argmax()))
 sure_threshold = cam_sweep.thresholds[sure].item()
-plots.show(plots.curve(cam_sweep.thresholds, {"mIoU": 100 * cam_sweep.miou, "precision": precision, "recall": recall},
-                       "background threshold, share of the map's maximum", "%, mean over the classes",
-                       f"Seeds of CAM: mIoU is best at {cam_sweep.best_threshold:.2f}; "
-                       f"at a precision of {precision[sure]:.0f} % a recall of {recall[sure]:.0f} % is left"),
-           alt=f"mIoU, precision and recall of CAM's seeds over the threshold. mIoU is best at "
-               f"{cam_sweep.best_threshold:.2f}, where they are {100 * cam_sweep.best.precision[1:].nanmean():.0f} % and "
+plots.show(plots.curve(
+    cam_sweep.thresholds,
+    {"mIoU": 100 * cam_sweep.miou, "precision": precision, "recall": recall},
+    "background threshold, share of the map's maximum", "%, mean over the classes",
+    f"Seeds of CAM: mIoU is best at {cam_sweep.best_threshold:.2f}; at a precision of "
+    f"{precision[sure]:.0f} % a recall of {recall[sure]:.0f} % is left"),
+           alt="mIoU, precision and recall of CAM's seeds over the threshold. mIoU is "
+               f"best at {cam_sweep.best_threshold:.2f}, where they are "
+               f"{100 * cam_sweep.best.precision[1:].nanmean():.0f} % and "
                f"{100 * cam_sweep.best.recall[1:].nanmean():.0f} %.")
 
 # %%
@@ -372,12 +424,15 @@ levels = (cam_sweep.best_threshold, sure_threshold)
 panels = [seeds.hard_seeds(scores[four], level) for level in levels]
 heat = [scores[i].amax(0) for i in four]
 titles = [", ".join(names[c + 1] for c in tags[i].nonzero()[:, 0]) for i in four]
-titles += ["its map"] * 4 + [f"seed above {level:.2f}" for level in levels for _ in four]
-plots.show(plots.grid([*images[four]] * 4, titles, side=1.7, heatmaps=[None] * 4 + heat + [None] * 8,
-                      masks=[*masks[four], *[None] * 4, *panels[0], *panels[1]], classes=names,
-                      title="The mask, the map, the best seed, and what is left where the map is sure"),
-           alt="Four scenes of val: masks, maps of CAM, seeds at the best threshold, which spill over the outline, and "
-               "seeds at a high threshold, which cover a part of the object only.")
+titles += ["its map"] * 4 + [f"seed above {level:.2f}" for level in levels
+                             for _ in four]
+plots.show(plots.grid(
+    [*images[four]] * 4, titles, side=1.7, heatmaps=[None] * 4 + heat + [None] * 8,
+    masks=[*masks[four], *[None] * 4, *panels[0], *panels[1]], classes=names,
+    title="The mask, the map, the best seed, and what is left where the map is sure"),
+           alt="Four scenes of val: masks, maps of CAM, seeds at the best threshold, "
+               "which spill over the outline, and seeds at a high threshold, which "
+               "cover a part of the object only.")
 
 # %% [markdown]
 # One threshold cannot mend it: where the seed covers the body, it spills over its outline, and where it is sure, it is a
@@ -393,25 +448,36 @@ plots.show(plots.grid([*images[four]] * 4, titles, side=1.7, heatmaps=[None] * 4
 # %%
 @torch.inference_mode()
 def two_scales(net, pictures, refined=False):
-    """Maps of both views on the grid of the small one, in 0..1: (b c h w, b c h w); the first one is A(cam)."""
+    """Maps of both views on the grid of the small one, in 0..1: (b c h w, b c h w); the
+    first one is A(cam)."""
     pictures = pictures.to(net.trunk.mean.device)
-    views = [net(net.prepare(pictures, size=size)) for size in (recipe("seam").size, recipe("seam").small)]
-    large, small = (seam.min_max_scaled(view.refined if refined else view.cam)[:, 1:].cpu() for view in views)
+    views = [net(net.prepare(pictures, size=size))
+             for size in (recipe("seam").size, recipe("seam").small)]
+    large, small = (seam.min_max_scaled(view.refined if refined
+                                        else view.cam)[:, 1:].cpu() for view in views)
     return seam.resize(large, tuple(small.shape[2:])), small
 
 def inequivariance(method, refined=False):
-    """Mean |difference| of the maps of tagged classes between two scales, % of their maximum, on val."""
+    """Mean |difference| of the maps of tagged classes between two scales, % of their
+    maximum, on val."""
     pairs = (two_scales(nets[method], part, refined) for part in images.split(10))
     apart = [(large - small).abs().mean((2, 3)) for large, small in pairs]
     return 100 * torch.cat(apart)[tags.bool()].mean().item()
 
+# %%
 moved = {"CAM": inequivariance("cam")}
-large, small = (maps[range(4), shown_class] for maps in two_scales(nets["cam"], images[watched]))      # 4 h w
-heat = F.interpolate(torch.stack((large, small, (large - small).abs())), images.shape[2:], mode="bilinear")   # 3 4 H W
-titles = [names[c + 1] for c in shown_class] + ["A(map of the image)"] * 4 + ["map of A(image)"] * 4 + ["difference"] * 4
-plots.show(plots.grid([*images[watched]] * 4, titles, side=1.6, heatmaps=[None] * 4 + [*heat.flatten(0, 1)],
-                      title=f"CAM at two scales of one image: {moved['CAM']:.0f} % of the maximum apart on val"),
-           alt=f"Four scenes of val, the maps of both scales, and their differences, {moved['CAM']:.1f} % in the mean.")
+large, small = (maps[range(4), shown_class]  # 4 h w
+                for maps in two_scales(nets["cam"], images[watched]))
+heat = F.interpolate(torch.stack((large, small, (large - small).abs())),  # 3 4 H W
+                     images.shape[2:], mode="bilinear")
+titles = ([names[c + 1] for c in shown_class] + ["A(map of the image)"] * 4
+          + ["map of A(image)"] * 4 + ["difference"] * 4)
+plots.show(plots.grid([*images[watched]] * 4, titles, side=1.6,
+                      heatmaps=[None] * 4 + [*heat.flatten(0, 1)],
+                      title=f"CAM at two scales of one image: {moved['CAM']:.0f} % of "
+                            "the maximum apart on val"),
+           alt="Four scenes of val, the maps of both scales, and their differences, "
+               f"{moved['CAM']:.1f} % in the mean.")
 
 # %% [markdown]
 # SEAM makes this a loss. With $A$ a scaling, $m$ the maps, and $\tilde m$ the maps after the **pixel correlation module**
@@ -438,7 +504,8 @@ plots.show(plots.grid([*images[watched]] * 4, titles, side=1.6, heatmaps=[None] 
 
 # %% exercise="07.3"
 def correlated(maps, features):
-    """Maps spread along similar pixels (PCM): maps n c h w, features n k h w -> n c h w."""
+    """Maps spread along similar pixels (PCM): maps n c h w, features n k h w -> n c h
+    w."""
     ### BEGIN SOLUTION
     f = features.flatten(2)                                               # n k hw
     f = f / (f.norm(dim=1, keepdim=True) + 1e-5)
@@ -448,32 +515,43 @@ def correlated(maps, features):
     ### END SOLUTION
 
 # %% check="07.3" points=3
-with check("07.3", hint="length 1, all cosines by one product, relu, a weighted mean over i"):
+with check("07.3",
+           hint="length 1, all cosines by one product, relu, a weighted mean over i"):
     g = torch.Generator().manual_seed(0)
-    q, f = torch.rand(2, 3, 3, 4, generator=g), torch.randn(2, 5, 3, 4, generator=g) + 0.3
-    here, there = f[..., None, None], f[:, :, None, None]                 # every pixel with every other one
-    cos, wide = F.cosine_similarity(here, there, dim=1), f / f.square().sum((2, 3), keepdim=True)  # n h w h w
+    q, f = torch.rand(2, 3, 3, 4,
+                      generator=g), torch.randn(2, 5, 3, 4, generator=g) + 0.3
+    # every pixel with every other one
+    here, there = f[..., None, None], f[:, :, None, None]
+    cos, wide = (F.cosine_similarity(here, there, dim=1),  # n h w h w
+                 f / f.square().sum((2, 3), keepdim=True))
     spread = lambda weight: torch.einsum("nchw,nhwxy->ncxy", q, weight)
     share = lambda x, over: x / (x.sum(over, keepdim=True) + 1e-5)
-    same(correlated(q, f), seam.pixel_correlation(q, f), "correlated(...)", axes="n c h w", atol=1e-4, suspects={
-        "The sum is not divided: y is a weighted mean, and the weights of a pixel sum to 1.": lambda: spread(cos.relu()),
-        "You divided by the sum over j, before the product: the weights that arrive at a pixel j sum to 1, over i.":
-            lambda: spread(share(cos.relu(), (3, 4))),
-        "Negative cosines took part: cut them off with a ReLU.": lambda: spread(share(cos, (1, 2))),
-        "These are inner products: divide the features by their lengths first.":
-            lambda: spread(share((here * there).sum(1).relu(), (1, 2))),
-        "This is a softmax: the weights are the cosines themselves, without exp.":
-            lambda: spread(share(cos.exp(), (1, 2))),
-        "The lengths were taken over the pixels: divide each pixel's feature by its own length, over the channels.":
-            lambda: spread(share((wide[..., None, None] * there).sum(1).relu(), (1, 2))),
-        "The images were mixed: pixels are compared within their own image.":
-            lambda: seam.pixel_correlation(q.flip(0), f).flip(0),
-    })
+    same(correlated(q, f), seam.pixel_correlation(q, f), "correlated(...)",
+         axes="n c h w", atol=1e-4, suspects={
+             "The sum is not divided: y is a weighted mean, and the weights of a pixel "
+             "sum to 1.": lambda: spread(cos.relu()),
+             "You divided by the sum over j, before the product: the weights that "
+             "arrive at a pixel j sum to 1, over i.":
+                 lambda: spread(share(cos.relu(), (3, 4))),
+             "Negative cosines took part: cut them off with a ReLU.":
+                 lambda: spread(share(cos, (1, 2))),
+             "These are inner products: divide the features by their lengths first.":
+                 lambda: spread(share((here * there).sum(1).relu(), (1, 2))),
+             "This is a softmax: the weights are the cosines themselves, without exp.":
+                 lambda: spread(share(cos.exp(), (1, 2))),
+             "The lengths were taken over the pixels: divide each pixel's feature by "
+             "its own length, over the channels.": lambda: spread(
+                     share((wide[..., None, None] * there).sum(1).relu(), (1, 2))),
+             "The images were mixed: pixels are compared within their own image.":
+                 lambda: seam.pixel_correlation(q.flip(0), f).flip(0)})
     blank = correlated(q, torch.zeros_like(f))
-    assert not blank.isnan().any(), "Features of zero gave NaN (0 / 0): add 1e-5 to the lengths and to the sum."
-    assert (blank.abs() < 1e-3).all(), "A pixel whose feature is zero resembles no other: it should get zeros."
+    assert not blank.isnan().any(), ("Features of zero gave NaN (0 / 0): add 1e-5 to "
+                                     "the lengths and to the sum.")
+    assert (blank.abs() < 1e-3).all(), ("A pixel whose feature is zero resembles no "
+                                        "other: it should get zeros.")
 ### BEGIN HIDDEN TESTS
-assert torch.allclose(correlated(torch.ones(1, 2, 2, 3), torch.rand(1, 4, 2, 3) + 0.1), torch.ones(1, 2, 2, 3), atol=1e-3)
+assert torch.allclose(correlated(torch.ones(1, 2, 2, 3), torch.rand(1, 4, 2, 3) + 0.1),
+                      torch.ones(1, 2, 2, 3), atol=1e-3)
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -494,8 +572,10 @@ assert torch.allclose(correlated(torch.ones(1, 2, 2, 3), torch.rand(1, 4, 2, 3) 
 # %%
 learn("seam")
 for reading, row in rows["seam", "val"].items():
-    print(f"on val, SEAM {reading:12} mIoU {row['miou']:.1f} %, CAM {rows['cam', 'val']['without PCM']['miou']:.1f} %")
-moved |= {"SEAM, without PCM": inequivariance("seam"), "SEAM, with PCM": inequivariance("seam", refined=True)}
+    print(f"on val, SEAM {reading:12} mIoU {row['miou']:.1f} %, CAM "
+          f"{rows['cam', 'val']['without PCM']['miou']:.1f} %")
+moved |= {"SEAM, without PCM": inequivariance("seam"),
+          "SEAM, with PCM": inequivariance("seam", refined=True)}
 for name, value in moved.items():
     print(f"{name:18} two scales are {value:.1f} % apart")
 
@@ -511,33 +591,43 @@ for name, value in moved.items():
 def features_of_pcm(net, pictures):
     """Features f of each pixel on the grid of the maps, of length 1: b 192 h w."""
     prepared = net.prepare(pictures.to(net.trunk.mean.device), size=recipe("seam").size)
-    taps = net.trunk.trained({name: maps for name, maps in prepared.items() if name != "colours"})
-    joined = torch.cat((prepared["colours"], net.similar4(taps["conv4"]).relu(), net.similar5(taps["conv5"]).relu()), 1)
+    taps = net.trunk.trained({name: maps
+                              for name, maps in prepared.items() if name != "colours"})
+    joined = torch.cat((prepared["colours"], net.similar4(taps["conv4"]).relu(),
+                        net.similar5(taps["conv5"]).relu()),
+                       1)
     return F.normalize(net.similar(joined), dim=1).cpu()
 
 @torch.inference_mode()
 def likeness(net, numbers):
-    """relu(cos) between all pixels of val's images `numbers`: n hw hw, and the grid's (h, w)."""
+    """relu(cos) between all pixels of val's images `numbers`: n hw hw, and the grid's
+    (h, w)."""
     f = torch.cat([features_of_pcm(net, part) for part in images[numbers].split(10)])
     return (f.flatten(2).mT @ f.flatten(2)).relu(), tuple(f.shape[2:])
 
 # %%
 grown, grid = likeness(nets["seam"], watched)
-cells = torch.cartesian_prod(*map(torch.arange, grid)).float()            # row and column of each cell
-cell_size = torch.tensor(images.shape[2:]) / torch.tensor(grid)           # pixels: height, width
+# row and column of each cell
+cells = torch.cartesian_prod(*map(torch.arange, grid)).float()
+cell_size = torch.tensor(images.shape[2:]) / torch.tensor(grid)  # pixels: height, width
 smooth = lambda mask: F.interpolate(mask[None, None].float(), grid, mode="area")[0, 0]
 panels, titles = [], []
 for n, i in enumerate(watched):
-    own = F.avg_pool2d(smooth(masks[i] == shown_class[n] + 1)[None], 3, 1, 1)[0].flatten()
+    own = F.avg_pool2d(smooth(masks[i] == shown_class[n] + 1)[None], 3, 1,
+                       1)[0].flatten()
     inside = int(own.argmax())
     name = names[shown_class[n] + 1]
-    beside, what = (tracks[i], "on the track") if tracks[i].any() and has[i] else (masks[i] == 0, f"beside the {name}")
+    beside, what = ((tracks[i], "on the track") if tracks[i].any() and has[i]
+                    else (masks[i] == 0, f"beside the {name}"))
     near = (cells - cells[inside]).norm(dim=1)
-    for pixel, where in ((inside, f"on the {name}"), (int((smooth(beside).flatten() - 0.02 * near).argmax()), what)):
-        heat = F.interpolate(grown[n, pixel].view(1, 1, *grid), images.shape[2:], mode="bilinear")[0, 0].clamp(0, 1)
+    for pixel, where in ((inside, f"on the {name}"),
+                         (int((smooth(beside).flatten() - 0.02 * near).argmax()),
+                          what)):
+        heat = F.interpolate(grown[n, pixel].view(1, 1, *grid), images.shape[2:],
+                             mode="bilinear")[0, 0].clamp(0, 1)
         (y0, x0), (y1, x1) = ((cells[pixel] + step) * cell_size for step in (0, 1))
         framed = plots.overlay(images[i], heat)
-        framed[int(y0):int(y1), int(x0):int(x1)] = 255                    # the pixel that is asked: white
+        framed[int(y0):int(y1), int(x0):int(x1)] = 255  # the pixel that is asked: white
         panels.append(framed)
         titles.append(where)
 order = [0, 2, 4, 6, 1, 3, 5, 7]
@@ -545,25 +635,34 @@ order = [0, 2, 4, 6, 1, 3, 5, 7]
 # %%
 plots.show(plots.grid([panels[i] for i in order], [titles[i] for i in order], side=1.7,
                       title="What the white cell resembles, after training on tags"),
-           alt="Eight pictures: likeness of one cell (white) to all others, above for a cell on the object, below for one "
-               "beside it.")
+           alt="Eight pictures: likeness of one cell (white) to all others, above for "
+               "a cell on the object, below for one beside it.")
 
 def knows_objects(net):
-    """Mean likeness of two pixels of the same object, of an object and the background, and of the background, on val."""
+    """Mean likeness of two pixels of the same object, of an object and the background,
+    and of the background, on val."""
     numbers = torch.arange(len(images))
     found = likeness(net, numbers)[0]
-    there = F.interpolate(((masks > 0) & (masks != IGNORE))[:, None].float(), grid, mode="area").flatten(1)
+    there = F.interpolate(((masks > 0) & (masks != IGNORE))[:, None].float(), grid,
+                          mode="area").flatten(1)
     front, back = (there > 0.9) & (tags.sum(1, keepdim=True) == 1), there < 0.1
-    pairs = {"object, object": (front, front), "object, background": (front, back), "background, background": (back, back)}
-    return {name: (found * (a[:, :, None] & b[:, None])).sum().item() / max(1, (a[:, :, None] & b[:, None]).sum().item())
+    pairs = {"object, object": (front, front), "object, background": (front, back),
+             "background, background": (back, back)}
+    return {name: (found * (a[:, :, None] & b[:, None])).sum().item()
+                  / max(1, (a[:, :, None] & b[:, None]).sum().item())
             for name, (a, b) in pairs.items()}
 
+# %%
 torch.manual_seed(SEED)
-unlearned = build(recipe("seam").architecture(names), recipe("seam").weights).to(nets["seam"].trunk.mean.device)
-alike = {"before training": knows_objects(unlearned), "after training": knows_objects(nets["seam"])}
+unlearned = build(recipe("seam").architecture(names), recipe("seam").weights).to(
+    nets["seam"].trunk.mean.device)
+alike = {"before training": knows_objects(unlearned),
+         "after training": knows_objects(nets["seam"])}
 for when, values in alike.items():
-    print(f"likeness {when:16} " + "   ".join(f"{name} {value:.2f}" for name, value in values.items())
-          + f"   object to object / to background: {values['object, object'] / values['object, background']:.1f}")
+    print(f"likeness {when:16} "
+          + "   ".join(f"{name} {value:.2f}" for name, value in values.items())
+          + "   object to object / to background: "
+            f"{values['object, object'] / values['object, background']:.1f}")
 
 # %% [markdown]
 # Turn the pages of both trainings. Same weights at the start, same batches:
@@ -572,12 +671,16 @@ for when, values in alike.items():
 def page(epoch):
     heat = {"CAM": pages["cam"][epoch], "SEAM, with PCM": pages["seam"][epoch]}
     mean = ", ".join(f"{name} {maps.mean():.2f}" for name, maps in heat.items())
-    return plots.grid([*images[watched]] * 3, [names[c + 1] for c in shown_class] + [name for name in heat for _ in watched],
-                      heatmaps=[None] * 4 + [map for maps in heat.values() for map in maps],
-                      masks=[*masks[watched], *[None] * 8], side=1.6, title=f"After {epoch} epochs; mean score: {mean}")
+    return plots.grid(
+        [*images[watched]] * 3,
+        [names[c + 1] for c in shown_class] + [name for name in heat for _ in watched],
+        heatmaps=[None] * 4 + [map for maps in heat.values() for map in maps],
+        masks=[*masks[watched], *[None] * 8], side=1.6,
+        title=f"After {epoch} epochs; mean score: {mean}")
 
 widgets.flipbook(page, list(range(len(pages["cam"]))), label="epochs of training",
-                 alt=lambda epoch: f"Maps of CAM and SEAM on four scenes of val after {epoch} epochs, under their masks.")
+                 alt=lambda epoch: "Maps of CAM and SEAM on four scenes of val after "
+                                   f"{epoch} epochs, under their masks.")
 
 # %% [markdown]
 # ## EPS: a second teacher
@@ -611,20 +714,25 @@ def salient_share(where, of):
 
 vehicle = names[confounded]
 share = {}
-for split, (mask, track, of) in {"train": (seen_masks, seen_tracks, seen_saliency), "val": (masks, tracks, salient)}.items():
-    share[split] = {vehicle: salient_share(mask == confounded, of), "its track": salient_share(track, of),
-                    "other objects": salient_share((mask > 0) & (mask != confounded) & (mask != IGNORE), of),
+for split, (mask, track, of) in {"train": (seen_masks, seen_tracks, seen_saliency),
+                                 "val": (masks, tracks, salient)}.items():
+    share[split] = {vehicle: salient_share(mask == confounded, of),
+                    "its track": salient_share(track, of),
+                    "other objects": salient_share(
+                        (mask > 0) & (mask != confounded) & (mask != IGNORE), of),
                     "other background": salient_share((mask == 0) & ~track, of)}
     print(f"{split:5}  {saliency.quality(zip(of.numpy(), mask.numpy()))}")
-    print("       salient: " + ", ".join(f"{value:.0f} % of {what}" for what, value in share[split].items()))
+    print("       salient: " + ", ".join(f"{value:.0f} % of {what}"
+                                         for what, value in share[split].items()))
 
 of_habit = habit.nonzero()[:4, 0]
-plots.show(plots.grid([*seen[of_habit]] * 2, [f"{vehicle} on its track"] * 4 + ["saliency"] * 4, side=1.7,
-                      heatmaps=[None] * 4 + [values.float() / 255 for values in seen_saliency[of_habit]],
-                      title=f"Training: {share['train'][vehicle]:.0f} % of the {vehicle} pixels are salient, "
-                            f"and {share['train']['its track']:.0f} % of the track's"),
-           alt=f"Four training scenes with a {vehicle} on a band of gravel, and their saliency maps, bright on the objects "
-               "and mostly dark on the band.")
+plots.show(plots.grid(
+    [*seen[of_habit]] * 2, [f"{vehicle} on its track"] * 4 + ["saliency"] * 4, side=1.7,
+    heatmaps=[None] * 4 + [values.float() / 255 for values in seen_saliency[of_habit]],
+    title=f"Training: {share['train'][vehicle]:.0f} % of the {vehicle} pixels are "
+          f"salient, and {share['train']['its track']:.0f} % of the track's"),
+           alt=f"Four training scenes with a {vehicle} on a band of gravel, and their "
+               "saliency maps, bright on the objects and mostly dark on the band.")
 
 # %% [markdown]
 # *Before you run the cell:* CAM calls the track a vehicle, as the tags allow. The saliency map knows better. Will EPS,
@@ -641,10 +749,13 @@ def published(method, split):
 
 def taken(method):
     """How much of the track is called vehicle, in the words of a table row."""
-    cells = [f"{published(method, split).get('track', float('nan')):.0f} %" for split in data]
-    return f"| {LABELS[method]} | {' | '.join(cells)} | {published(method, 'val')['iou'][vehicle] or float('nan'):.1f} % |"
+    cells = [f"{published(method, split).get('track', float('nan')):.0f} %"
+             for split in data]
+    return (f"| {LABELS[method]} | {' | '.join(cells)} | "
+            f"{published(method, 'val')['iou'][vehicle] or float('nan'):.1f} % |")
 
-head = f"| | track called {vehicle}, train | ... on val | IoU of {vehicle}, val |\n|---|---|---|---|\n"
+head = (f"| | track called {vehicle}, train | ... on val | IoU of {vehicle}, val |\n"
+        "|---|---|---|---|\n")
 display(Markdown(head + "\n".join(taken(method) for method in ("cam", "seam", "eps"))))
 
 # %% [markdown]
@@ -655,20 +766,26 @@ display(Markdown(head + "\n".join(taken(method) for method in ("cam", "seam", "e
 # %%
 @torch.inference_mode()
 def passing(net):
-    """Share of the tagged scenes of train in which a class passes the rule: the confounded class, and all others."""
+    """Share of the tagged scenes of train in which a class passes the rule: the
+    confounded class, and all others."""
     of = []
     for pictures, values in zip(seen.split(10), seen_saliency.split(10)):
-        cam = net(net.prepare(pictures.to(net.trunk.mean.device), size=recipe("eps").size)).cam.float().cpu()
+        cam = net(net.prepare(pictures.to(net.trunk.mean.device),
+                              size=recipe("eps").size)).cam.float().cpu()
         small = F.interpolate(values[:, None] / 255, cam.shape[2:], mode="nearest")
         of.append(eps.overlaps(cam.softmax(1), small) > eps.OVERLAP)
     there, of = seen_tags.bool(), torch.cat(of)
     mine = (torch.arange(len(names) - 1) == confounded - 1).expand_as(there)
-    return {vehicle: of[there & mine].float().mean().item(), "other classes": of[there & ~mine].float().mean().item()}
+    return {vehicle: of[there & mine].float().mean().item(),
+            "other classes": of[there & ~mine].float().mean().item()}
 
 rule = {"EPS": passing(nets["eps"])}
-print("pass the rule: " + ", ".join(f"{name} in {value:.0%} of its scenes" for name, value in rule["EPS"].items()))
-track_area, vehicle_area = (100 * where[habit].float().mean().item() for where in (seen_tracks, seen_masks == confounded))
-print(f"in training scenes with a {vehicle}, the track covers {track_area:.0f} %, and the {vehicle} {vehicle_area:.0f} %")
+print("pass the rule: " + ", ".join(f"{name} in {value:.0%} of its scenes"
+                                    for name, value in rule["EPS"].items()))
+track_area, vehicle_area = (100 * where[habit].float().mean().item()
+                            for where in (seen_tracks, seen_masks == confounded))
+print(f"in training scenes with a {vehicle}, the track covers {track_area:.0f} %, and "
+      f"the {vehicle} {vehicle_area:.0f} %")
 
 # %% [markdown]
 # A class whose map lies on its track **fails the rule, and is taken with the background**. There it may lie on the track
@@ -681,17 +798,21 @@ print(f"in training scenes with a {vehicle}, the track covers {track_area:.0f} %
 
 # %%
 class Variation(TagLearner):
-    """EPS with another threshold of the rule: below 0 every tagged class explains foreground, wherever it lies."""
+    """EPS with another threshold of the rule: below 0 every tagged class explains
+    foreground, wherever it lies."""
 
     def __init__(self, overlap):
-        torch.manual_seed(SEED)                                           # the weights that EPS started from, too
-        super().__init__(build(recipe("eps").architecture(names), recipe("eps").weights), recipe("eps"))
+        torch.manual_seed(SEED)                 # the weights that EPS started from, too
+        super().__init__(build(recipe("eps").architecture(names),
+                               recipe("eps").weights),
+                         recipe("eps"))
         self.overlap = overlap
 
     def step(self, batch):
         cam, tags = self.net(batch["views"][0]).cam, batch["tags"]
         return {"tags": F.multilabel_soft_margin_loss(cam.mean((2, 3))[:, 1:], tags),
-                "saliency": eps.saliency_loss(cam, batch["saliency"] / 255, tags, self.overlap)}
+                "saliency":
+                    eps.saliency_loss(cam, batch["saliency"] / 255, tags, self.overlap)}
 
 def vary(name, overlap, scenes):
     """Train a variation, and score it like the others."""
@@ -705,7 +826,7 @@ def vary(name, overlap, scenes):
 vary("free", -1.0, scenes)
 truths = Voc(folder, "trainaug")
 told = torch.stack([truths.mask(i)[None] for i in range(len(truths))])
-oracle = copy.copy(kept)                                                  # the same scenes, with masks as saliency
+oracle = copy.copy(kept)                       # the same scenes, with masks as saliency
 oracle.saliency = ((told > 0) & (told != IGNORE)).to(torch.uint8) * 255
 if recipe("eps").size != told.shape[-1]:
     oracle.saliency = F.interpolate(oracle.saliency, (recipe("eps").size,) * 2)
@@ -715,18 +836,22 @@ display(Markdown(head + "\n".join(taken(method) for method in LABELS)))
 
 # %%
 example = (has & on_track).nonzero()[:4, 0]
-found = {method: maps_of(nets[method], images[example], tags[example]) for method in LABELS}
-panels = {LABELS[method]: seeds.hard_seeds(maps, published(method, "val")["threshold"]) for method, maps in found.items()}
+found = {method: maps_of(nets[method], images[example], tags[example])
+         for method in LABELS}
+panels = {LABELS[method]: seeds.hard_seeds(maps, published(method, "val")["threshold"])
+          for method, maps in found.items()}
 count = len(example)
-plots.show(plots.grid([*images[example]] * (2 + len(panels)), [f"scene {i}" for i in example] + ["mask"] * count
-                      + [name for name in panels for _ in range(count)], columns=count, side=1.6,
-                      masks=[None] * count + [*masks[example]] + [seed for group in panels.values() for seed in group],
-                      classes=names,
-                      title="A railroad is not a train: "
-                            + ", ".join(f"{name} takes {published(method, 'val').get('track', float('nan')):.0f} %"
-                                        for method, name in LABELS.items()) + " of the track"),
-           alt=f"Scenes of val with a {vehicle} on its track, their masks, and the seeds of {', '.join(panels)} at their best "
-               "thresholds.")
+plots.show(plots.grid(
+    [*images[example]] * (2 + len(panels)),
+    [f"scene {i}" for i in example] + ["mask"] * count
+    + [name for name in panels for _ in range(count)],
+    columns=count, side=1.6, masks=[None] * count + [*masks[example]]
+                             + [seed for group in panels.values() for seed in group],
+    classes=names, title="A railroad is not a train: " + ", ".join(
+        f"{name} takes {published(method, 'val').get('track', float('nan')):.0f} %"
+        for method, name in LABELS.items()) + " of the track"),
+           alt=f"Scenes of val with a {vehicle} on its track, their masks, and the "
+               f"seeds of {', '.join(panels)} at their best thresholds.")
 
 # %% [markdown]
 # ## What the network has learnt to look for
@@ -737,14 +862,19 @@ plots.show(plots.grid([*images[example]] * (2 + len(panels)), [f"scene {i}" for 
 # %%
 logits |= {method: tag_logits(method) for method in LABELS if method != "cam"}
 believes = {}
-lines = [f"| says {vehicle} | {vehicle} and track | {vehicle} only | track only | neither |", "|---" * 5 + "|"]
+lines = [f"| says {vehicle} | {vehicle} and track | {vehicle} only | track only | "
+         "neither |",
+         "|---" * 5 + "|"]
 for method, name in LABELS.items():
     said = logits[method][:, confounded - 1] > 0
-    cells = [100 * said[(has == a) & (on_track == b)].float().mean().item() for a in (True, False) for b in (True, False)]
+    cells = [100 * said[(has == a) & (on_track == b)].float().mean().item()
+             for a in (True, False) for b in (True, False)]
     believes[method] = cells
-    lines.append(f"| {name} | " + " | ".join(f"{value:.0f} %" for value in cells) + " |")
+    lines.append(f"| {name} | " + " | ".join(f"{value:.0f} %" for value in cells)
+                 + " |")
 display(Markdown("\n".join(lines)))
-print("scenes:", [int(((has == a) & (on_track == b)).sum()) for a in (True, False) for b in (True, False)])
+print("scenes:", [int(((has == a) & (on_track == b)).sum()) for a in (True, False)
+                  for b in (True, False)])
 
 # %% [markdown]
 # A map that leaves the track is one thing; a network that no longer believes in it is another. Hold the last two rows
@@ -755,12 +885,15 @@ print("scenes:", [int(((has == a) & (on_track == b)).sum()) for a in (True, Fals
 # One class can drag the mean of a method, or hide what it does to the others. So both, with PCM and without:
 
 # %%
-lines = [f"| method | maps | train: mIoU | without {vehicle} | val: mIoU | without {vehicle} | precision, recall on val |",
+lines = [f"| method | maps | train: mIoU | without {vehicle} | val: mIoU | without "
+         f"{vehicle} | precision, recall on val |",
          "|---" * 7 + "|"]
 for method, name in LABELS.items():
     for reading, on_val in rows[method, "val"].items():
-        cells = [f"{rows[method, split][reading][figure]:.1f}" for split in data for figure in ("miou", "miou_others")]
-        lines.append(f"| {name} | {reading} | {' | '.join(cells)} | {on_val['precision']:.0f}, {on_val['recall']:.0f} |")
+        cells = [f"{rows[method, split][reading][figure]:.1f}" for split in data
+                 for figure in ("miou", "miou_others")]
+        lines.append(f"| {name} | {reading} | {' | '.join(cells)} | "
+                     f"{on_val['precision']:.0f}, {on_val['recall']:.0f} |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -771,29 +904,42 @@ display(Markdown("\n".join(lines)))
 # %%
 table = evidence.table("methods")
 
+# %%
 def strip(figure_name, label, split="val"):
     """All runs of the evidence, and the live one, in both worlds."""
     figure, methods = Figure((9, 3.6), layout="constrained"), ("cam", "seam", "eps")
     for axes, world in zip(figure.subplots(1, 2), ("photographs", "creatures")):
-        runs = torch.tensor([evidence.values(table, world, method, split, figure_name) for method in methods])      # 3 n
+        runs = torch.tensor([evidence.values(table, world, method, split, figure_name)
+                             for method in methods])  # 3 n
         axes.plot(range(3), runs, color="0.85", linewidth=1, zorder=1)
         for place, method in enumerate(methods):
-            axes.plot([place] * runs.shape[1], runs[place], "o", color=plots.PALETTE[place], markersize=5, alpha=0.8)
+            axes.plot([place] * runs.shape[1], runs[place], "o",
+                      color=plots.PALETTE[place], markersize=5, alpha=0.8)
             if world == "photographs":
-                axes.plot([place], [published(method, split).get(figure_name, float("nan"))], "D", markersize=11,
-                          markerfacecolor="none", markeredgecolor="black")
-        steps = [evidence.t_interval((runs[place] - runs[0]).tolist()) for place in (1, 2)]
-        axes.set_title(f"{world}, minus CAM:\nSEAM {steps[0][0]:+.1f} [{steps[0][1]:+.1f}, {steps[0][2]:+.1f}], "
-                       f"EPS {steps[1][0]:+.1f} [{steps[1][1]:+.1f}, {steps[1][2]:+.1f}]", fontsize="small")
-        axes.set(xticks=range(3), xticklabels=[LABELS[method] for method in methods], ylabel=label)
+                axes.plot(
+                    [place], [published(method, split).get(figure_name, float("nan"))],
+                    "D", markersize=11, markerfacecolor="none", markeredgecolor="black")
+        steps = [evidence.t_interval((runs[place] - runs[0]).tolist())
+                 for place in (1, 2)]
+        axes.set_title(f"{world}, minus CAM:\nSEAM {steps[0][0]:+.1f} "
+                       f"[{steps[0][1]:+.1f}, {steps[0][2]:+.1f}], EPS "
+                       f"{steps[1][0]:+.1f} [{steps[1][1]:+.1f}, {steps[1][2]:+.1f}]",
+                       fontsize="small")
+        axes.set(xticks=range(3), xticklabels=[LABELS[method] for method in methods],
+                 ylabel=label)
         axes.margins(x=0.2)
     return figure
 
+# %%
 if table is None:
-    display(Markdown("The table of many seeds (data/evidence/methods.json) is not there: this run stands alone."))
+    display(Markdown("The table of many seeds (data/evidence/methods.json) is not "
+                     "there: this run stands alone."))
 else:
-    for figure_name, label in (("miou", "mIoU of seeds on val, %"), ("track", "track called its class on val, %")):
-        plots.show(strip(figure_name, label), alt=f"Strip plots in two worlds: {label}; CAM, SEAM and EPS, every seed a dot.")
+    for figure_name, label in (("miou", "mIoU of seeds on val, %"),
+                               ("track", "track called its class on val, %")):
+        plots.show(strip(figure_name, label),
+                   alt=f"Strip plots in two worlds: {label}; CAM, SEAM and EPS, every "
+                       "seed a dot.")
 
 # %% [markdown]
 # In square brackets stands the 95 % interval of the mean difference over the seeds. One that contains 0 is no finding.
@@ -802,28 +948,39 @@ else:
 #
 # Turn the threshold: what grows first beyond its outline? Choose a scene with a track.
 
-# %% tags=["widget"]
-groups = {f"{vehicle} on its track": has & on_track, f"{vehicle}, no track": has & ~on_track, "track only": ~has & on_track,
+# %%
+groups = {f"{vehicle} on its track": has & on_track,
+          f"{vehicle}, no track": has & ~on_track, "track only": ~has & on_track,
           "neither": ~has & ~on_track}
 each = lesson.choose(smoke=1, mini=3, paper=3)
-choice = {f"{kind}: scene {i}": int(i) for kind, where in groups.items() for i in where.nonzero()[:each, 0]}
+choice = {f"{kind}: scene {i}": int(i) for kind, where in groups.items()
+          for i in where.nonzero()[:each, 0]}
 picked = list(choice.values())
-held = {method: dict(zip(picked, maps_of(nets[method], images[picked], tags[picked]))) for method in LABELS}
+held = {method: dict(zip(picked, maps_of(nets[method], images[picked], tags[picked])))
+        for method in LABELS}
 
+# %% tags=["widget"]
 def steer(threshold, scene):
-    cut = {LABELS[method]: seeds.hard_seeds(maps[scene][None], threshold)[0] for method, maps in held.items()}
-    taken = [100 * (seed[tracks[scene]] == confounded).float().mean() for seed in cut.values()]           # NaN without a track
-    titles = [f"{name}\n{share:.0f} % of the track" if share == share else name for name, share in zip(cut, taken)]
-    return plots.grid([images[scene]] * (2 + len(cut)), ["scene", "mask", *titles], masks=[None, masks[scene], *cut.values()],
-                      classes=names, columns=4, side=2.0)
+    cut = {LABELS[method]: seeds.hard_seeds(maps[scene][None], threshold)[0]
+           for method, maps in held.items()}
+    taken = [100 * (seed[tracks[scene]] == confounded).float().mean()
+             for seed in cut.values()]  # NaN without a track
+    titles = [f"{name}\n{share:.0f} % of the track" if share == share else name
+              for name, share in zip(cut, taken)]
+    return plots.grid([images[scene]] * (2 + len(cut)), ["scene", "mask", *titles],
+                      masks=[None, masks[scene], *cut.values()], classes=names,
+                      columns=4, side=2.0)
 
 def tell(threshold, scene):
     there = ", ".join(names[c + 1] for c in tags[scene].nonzero()[:, 0])
-    return f"Scene {scene} with the tags {there}: its mask, and seeds of {', '.join(LABELS.values())} above {threshold:.2f}."
+    return (f"Scene {scene} with the tags {there}: its mask, and seeds of "
+            f"{', '.join(LABELS.values())} above {threshold:.2f}.")
 
 steering = widgets.live(steer, alt=tell,
-                        threshold=ipywidgets.FloatSlider(0.2, min=0, max=0.9, step=0.05, description="background threshold",
-                                                         continuous_update=False),
+                        threshold=ipywidgets.FloatSlider(
+                            0.2, min=0, max=0.9, step=0.05,
+                            description="background threshold",
+                            continuous_update=False),
                         scene=ipywidgets.Dropdown(options=choice, description="scene"))
 steering
 
@@ -840,22 +997,33 @@ steering
 # the intervals above.
 
 # %%
-lesson.record("speed of the sweep in one pass, against a loop over thresholds", f"{speed:.0f}", "times")
+lesson.record("speed of the sweep in one pass, against a loop over thresholds",
+              f"{speed:.0f}", "times")
+
+# %%
 for method, name in LABELS.items():
-    # EPS ends on either side of its rule: its figures are words, which are not held against a range of seeds.
+    # EPS ends on either side of its rule: its figures are words, which are not held
+    # against a range of seeds.
     kept_as = (lambda value: f"{value:.1f}") if method in ("eps", "oracle") else float
     for split in data:
         for reading, row in rows[method, split].items():
-            paper = SEED_MIOU.get(method, {}).get(split) if row is published(method, split) else None
-            lesson.record(f"mIoU of seeds, {split}, {name} {reading}", kept_as(row["miou"]), "%", paper=paper,
-                          note=f"without {vehicle} {row['miou_others']:.1f}" + ("; paper: VOC" if paper else ""))
+            paper = (SEED_MIOU.get(method, {}).get(split)
+                     if row is published(method, split) else None)
+            lesson.record(f"mIoU of seeds, {split}, {name} {reading}",
+                          kept_as(row["miou"]), "%", paper=paper,
+                          note=f"without {vehicle} {row['miou_others']:.1f}"
+                          + ("; paper: VOC" if paper else ""))
     on_val = published(method, "val")
-    lesson.record(f"track called {vehicle}, val, {name}", kept_as(on_val.get("track", float("nan"))), "%")
-    lesson.record(f"IoU of {vehicle}, val, {name}", kept_as(on_val["iou"][vehicle] or 0.0), "%")
-    lesson.record(f"says {vehicle} on a track without one, {name}", kept_as(believes[method][2]), "%",
+    lesson.record(f"track called {vehicle}, val, {name}",
+                  kept_as(on_val.get("track", float("nan"))), "%")
+    lesson.record(f"IoU of {vehicle}, val, {name}",
+                  kept_as(on_val["iou"][vehicle] or 0.0), "%")
+    lesson.record(f"says {vehicle} on a track without one, {name}",
+                  kept_as(believes[method][2]), "%",
                   note=f"on neither {believes[method][3]:.0f}")
     if method in ("eps", "free", "oracle"):
-        lesson.record(f"{vehicle} passes the rule, {name}", kept_as(100 * rule[name][vehicle]), "%",
+        lesson.record(f"{vehicle} passes the rule, {name}",
+                      kept_as(100 * rule[name][vehicle]), "%",
                       note=f"other classes {rule[name]['other classes']:.0%}")
 
 # %%
@@ -870,7 +1038,8 @@ lesson.record("salient share of the track, train", share["train"]["its track"], 
 # %%
 if lesson.profile != "smoke":
     assert published("seam", "train")["miou"] > published("cam", "train")["miou"]
-    before, after = (values["object, object"] / values["object, background"] for values in alike.values())
+    before, after = (values["object, object"] / values["object, background"]
+                     for values in alike.values())
     assert after > 1.5 * before
     assert share["train"][vehicle] > share["train"]["its track"] + 30
     assert min(published(method, "val")["track"] for method in ("cam", "seam")) > 60

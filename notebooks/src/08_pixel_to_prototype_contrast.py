@@ -25,8 +25,11 @@
 # Equation and table numbers are theirs.
 
 # %% tags=["parameters"]
-PROFILE = "mini"    # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini", trained twice as long
-DATA_ROOT = ""      # "" finds the data folder; PASCAL VOC 2012 itself is for the command, see the end
+# "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini", trained
+# twice as long
+PROFILE = "mini"
+# "" finds the data folder; PASCAL VOC 2012 itself is for the command, see the end
+DATA_ROOT = ""
 DEVICE = "auto"     # "auto", "cpu" or "cuda"
 SEED = 0
 
@@ -76,25 +79,34 @@ lesson = start("08", PROFILE, DATA_ROOT, DEVICE, SEED)
 # %%
 source = lesson.choose(smoke="creatures", mini="creatures", paper="photographs")
 folder = minis.mini_voc(lesson.data, source, SEED)
-config = recipe("seam+p2p", "small" if source == "creatures" else LITE0, data=str(folder), seed=SEED)
-config = replace(config, epochs=lesson.choose(smoke=2, mini=config.epochs, paper=2 * config.epochs))
+config = recipe("seam+p2p", "small" if source == "creatures" else LITE0,
+                data=str(folder), seed=SEED)
+config = replace(config, epochs=lesson.choose(smoke=2, mini=config.epochs,
+                                              paper=2 * config.epochs))
 known, unseen = Voc(folder, "trainaug"), Voc(folder, "val")
 images = training_images(config, progress=False)
-images = Subset(images, range(lesson.choose(smoke=48, mini=len(images), paper=len(images))))
+images = Subset(images,
+                range(lesson.choose(smoke=48, mini=len(images), paper=len(images))))
 
 classes = [name.removesuffix(" creature") for name in known.classes]
 
 def tagged(data, i):
     return "\n".join(name for name, tag in zip(classes[1:], data.tags[i]) if tag)
 
-few = [known.tags.sum(1).eq(count).nonzero()[i, 0].item() for count, i in ((1, 0), (2, 0), (2, 1), (3, 0))]
+# %%
+few = [known.tags.sum(1).eq(count).nonzero()[i, 0].item()
+       for count, i in ((1, 0), (2, 0), (2, 1), (3, 0))]
 bare = torch.cat([known.mask(i).flatten() for i in range(100)])
 answers, wanted = known.tags.shape[1], known[0][0][0].numel()
-plots.show(plots.grid([known[i][0] for i in few] * 2, [tagged(known, i) for i in few] + ["asked for"] * 4,
-                      masks=[None] * 4 + [known.mask(i) for i in few], classes=classes, columns=4, side=2.0,
-                      title=f"Given: {answers} answers an image. Wanted: {wanted:,} labels"),
-           alt="Four training images with their tags above, and below the masks that are wanted and never seen in training.")
-print(known, f"{(bare == 0).sum() / (bare != IGNORE).sum():.0%} of the pixels are background", sep="\n")
+plots.show(plots.grid(
+    [known[i][0] for i in few] * 2, [tagged(known, i) for i in few] + ["asked for"] * 4,
+    masks=[None] * 4 + [known.mask(i) for i in few], classes=classes, columns=4,
+    side=2.0, title=f"Given: {answers} answers an image. Wanted: {wanted:,} labels"),
+           alt="Four training images with their tags above, and below the masks that "
+               "are wanted and never seen in training.")
+print(known,
+      f"{(bare == 0).sum() / (bare != IGNORE).sum():.0%} of the pixels are background",
+      sep="\n")
 
 # %% [markdown]
 # ## Embeddings
@@ -122,7 +134,8 @@ print(known, f"{(bare == 0).sum() / (bare != IGNORE).sum():.0%} of the pixels ar
 
 # %% exercise="08.1"
 def prototypes_of(confidence, embeddings, top_k):
-    """Prototypes of Eq. 5, of length 1, without gradient: confidence n c h w, embeddings n d h w -> c d."""
+    """Prototypes of Eq. 5, of length 1, without gradient: confidence n c h w,
+    embeddings n d h w -> c d."""
     ### BEGIN SOLUTION
     confidence = confidence.detach().transpose(0, 1).flatten(1)           # c m
     pixels = embeddings.detach().transpose(0, 1).flatten(1)               # d m
@@ -131,30 +144,43 @@ def prototypes_of(confidence, embeddings, top_k):
     ### END SOLUTION
 
 # %% check="08.1" points=3
-with check("08.1", hint="one list of pixels, topk of each class, a weighted sum, length 1"):
+with check("08.1",
+           hint="one list of pixels, topk of each class, a weighted sum, length 1"):
     g = Generator().manual_seed(0)
-    m, v = torch.rand(3, 4, 4, 4, generator=g), F.normalize(torch.randn(3, 6, 4, 4, generator=g), dim=1)
+    m, v = (torch.rand(3, 4, 4, 4, generator=g),
+            F.normalize(torch.randn(3, 6, 4, 4, generator=g), dim=1))
     v.requires_grad_()
-    got, right = prototypes_of(m, v, 5), pixel_prototypes(m, v, 5)        # the library's answer
-    only = lambda kept, weight=m: pixel_prototypes(torch.where(kept, weight, -torch.inf), v, 48)
-    nth = lambda place: torch.stack([x.flatten().sort().values[place] for x in m.unbind(1)])[:, None, None]
-    lengths = torch.tensor([[0.473144, 2.273317], [0.493270, 2.281057], [0.570954, 2.642543], [0.530513, 2.442814]])
+    # the library's answer
+    got, right = prototypes_of(m, v, 5), pixel_prototypes(m, v, 5)
+    only = lambda kept, weight=m: pixel_prototypes(
+        torch.where(kept, weight, -torch.inf), v, 48)
+    nth = lambda place: torch.stack([x.flatten().sort().values[place]
+                                     for x in m.unbind(1)])[:, None, None]
+    lengths = torch.tensor([[0.473144, 2.273317], [0.493270, 2.281057],
+                            [0.570954, 2.642543], [0.530513, 2.442814]])
     same(got, right, "prototypes_of(...)", axes="c d", suspects={
-        "The rows are not of length 1: normalise after averaging.": lambda: right * lengths[:, :1],
-        "The rows are not of length 1: normalise the sums.": lambda: right * lengths[:, 1:],
+        "The rows are not of length 1: normalise after averaging.":
+            lambda: right * lengths[:, :1],
+        "The rows are not of length 1: normalise the sums.":
+            lambda: right * lengths[:, 1:],
         "You averaged without weights: Eq. 5 weighs each pixel by its confidence.":
             lambda: only(m >= nth(-5), torch.ones_like(m)),
         "You took K pixels of every image: they are the K best of the whole batch.":
             lambda: only(m >= m.flatten(2).sort().values[..., -5, None, None]),
-        "All pixels count in your prototypes: only the K most confident ones do.": lambda: only(m > -1),
+        "All pixels count in your prototypes: only the K most confident ones do.":
+            lambda: only(m > -1),
         "You took the K least confident pixels.": lambda: only(m <= nth(4)),
-        "Classes belong along the first axis, channels along the second.": lambda: right.T})
-    assert not got.requires_grad, "A gradient passes through the prototypes: detach the embeddings."
+        "Classes belong along the first axis, channels along the second.":
+            lambda: right.T})
+    assert not got.requires_grad, ("A gradient passes through the prototypes: detach "
+                                   "the embeddings.")
     none = prototypes_of(m * torch.tensor([1.0, 1, 1, 0])[:, None, None], v, 5)[3]
-    assert none.isfinite().all(), "A class without candidates is NaN: something was divided by the sum of its weights, 0."
+    assert none.isfinite().all(), ("A class without candidates is NaN: something was "
+                                   "divided by the sum of its weights, 0.")
     same(none, torch.zeros(6), "the prototype of a class without candidates")
 ### BEGIN HIDDEN TESTS
-assert prototypes_of(torch.ones(1, 2, 1, 3), torch.eye(3)[None, :, None], 3).shape == (2, 3)
+assert (prototypes_of(torch.ones(1, 2, 1, 3), torch.eye(3)[None, :, None], 3).shape
+        == (2, 3))
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -174,35 +200,46 @@ assert prototypes_of(torch.ones(1, 2, 1, 3), torch.eye(3)[None, :, None], 3).sha
 
 # %% exercise="08.2"
 def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
-    """Contrast of Eq. 4: pixels m d of any length, labels m, prototypes c d of length 1 -> m."""
+    """Contrast of Eq. 4: pixels m d of any length, labels m, prototypes c d of length 1
+    -> m."""
     ### BEGIN SOLUTION
     cosine = F.normalize(pixels, dim=1) @ prototypes.T                    # m c
     return F.cross_entropy(cosine / temperature, labels, reduction="none")
     ### END SOLUTION
 
 # %% check="08.2" points=2
-with check("08.2", hint="a cross-entropy whose logits are cosines over the temperature"):
+with check("08.2",
+           hint="a cross-entropy whose logits are cosines over the temperature"):
     g = Generator().manual_seed(1)
-    v, P = torch.randn(7, 5, generator=g), F.normalize(torch.randn(4, 5, generator=g), dim=1)
+    v, P = (torch.randn(7, 5, generator=g),
+            F.normalize(torch.randn(4, 5, generator=g), dim=1))
     y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
     def library(v, temperature):                                 # 7 images of one pixel
-        return contrast.pixel_to_prototype(v[:, :, None, None], y[:, None, None], P, temperature).flatten()
+        return contrast.pixel_to_prototype(v[:, :, None, None], y[:, None, None], P,
+                                           temperature).flatten()
     right = library(v, 0.5)
     dot = (v.double() @ P.double().T / 0.5).exp()
-    same(pixel_contrast(v, y, P, 0.5), right, "pixel_contrast(...)", axes="m", suspects={
-        "You returned the mean: keep one number for each pixel.": lambda: right.mean(),
-        "You forgot the minus sign of Eq. 4.": lambda: -right,
-        "You returned the probability: Eq. 4 is its negative logarithm.": lambda: (-right).exp(),
-        "The temperature is not used: divide the cosines by it.": lambda: library(v, 1.0),
-        "You multiplied by the temperature: divide by it.": lambda: library(v, 2.0),
-        "The pixels were not scaled to length 1, so longer ones count more.":
-            lambda: -(dot[range(7), y] / dot.sum(1)).log(),
-        "The pixel's own prototype is missing in the denominator: the sum is over all classes.":
-            lambda: right.expm1().log()})                                 # -log p becomes -log p / (1 - p)
+    # -log p becomes -log p / (1 - p)
+    same(pixel_contrast(v, y, P, 0.5), right, "pixel_contrast(...)", axes="m",
+         suspects={"You returned the mean: keep one number for each pixel.":
+                       lambda: right.mean(),
+                   "You forgot the minus sign of Eq. 4.": lambda: -right,
+                   "You returned the probability: Eq. 4 is its negative logarithm.":
+                       lambda: (-right).exp(),
+                   "The temperature is not used: divide the cosines by it.":
+                       lambda: library(v, 1.0),
+                   "You multiplied by the temperature: divide by it.":
+                       lambda: library(v, 2.0),
+                   "The pixels were not scaled to length 1, so longer ones count more.":
+                       lambda: -(dot[range(7), y] / dot.sum(1)).log(),
+                   "The pixel's own prototype is missing in the denominator: the sum "
+                   "is over all classes.": lambda: right.expm1().log()})
     sharp = pixel_contrast(v, y, P, 0.005)
-    assert sharp.isfinite().all(), "exp overflows at a small temperature: use F.cross_entropy or logsumexp."
+    assert sharp.isfinite().all(), ("exp overflows at a small temperature: use "
+                                    "F.cross_entropy or logsumexp.")
 ### BEGIN HIDDEN TESTS
-assert pixel_contrast(torch.eye(3), torch.tensor([0, 1, 2]), torch.eye(3), 0.01).max() < 1e-6
+assert (pixel_contrast(torch.eye(3), torch.tensor([0, 1, 2]), torch.eye(3), 0.01).max()
+        < 1e-6)
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -234,34 +271,46 @@ assert pixel_contrast(torch.eye(3), torch.tensor([0, 1, 2]), torch.eye(3), 0.01)
 
 # %% exercise="08.3"
 def cross_terms(v, y, P, loss):
-    """Terms of Eq. 6 and 7 for both views: v, y, P are pairs -> {"cross-prototype": 2, "cross-CAM": 2}."""
+    """Terms of Eq. 6 and 7 for both views: v, y, P are pairs -> {"cross-prototype": 2,
+    "cross-CAM": 2}."""
     ### BEGIN SOLUTION
-    return {"cross-prototype": torch.stack([loss(v[i], y[i], P[1 - i]).mean() for i in (0, 1)]),
-            "cross-CAM": torch.stack([loss(v[i], y[1 - i], P[i]).mean() for i in (0, 1)])}
+    return {"cross-prototype":
+                torch.stack([loss(v[i], y[i], P[1 - i]).mean() for i in (0, 1)]),
+            "cross-CAM":
+                torch.stack([loss(v[i], y[1 - i], P[i]).mean() for i in (0, 1)])}
     ### END SOLUTION
 
 # %% check="08.3" points=2
-with check("08.3", hint="exactly one of labels and prototypes comes from the other view"):
+with check("08.3",
+           hint="exactly one of labels and prototypes comes from the other view"):
     g = Generator().manual_seed(2)
-    v, P = torch.randn(2, 9, 5, generator=g), F.normalize(torch.randn(2, 4, 5, generator=g), dim=2)
+    v, P = (torch.randn(2, 9, 5, generator=g),
+            F.normalize(torch.randn(2, 4, 5, generator=g), dim=2))
     y = torch.randint(4, (2, 9), generator=g)
-    loss = lambda v, y, P: F.cross_entropy(F.normalize(v, dim=1) @ P.T / 0.1, y, reduction="none")
+    loss = lambda v, y, P: F.cross_entropy(F.normalize(v, dim=1) @ P.T / 0.1, y,
+                                           reduction="none")
     got = cross_terms(tuple(v), tuple(y), tuple(P), loss)
     assert isinstance(got, dict) and set(got) == {"cross-prototype", "cross-CAM"}, \
         "Return a dict with the two keys cross-prototype and cross-CAM."
-    values = torch.tensor([[6.599626, 4.957978], [4.246658, 5.121935],    # of Eq. 6 and 7, of either view
-                           [7.275478, 4.111640], [6.071959, 5.407791]])   # nothing borrowed, and both
-    for name, right, wrong in (("cross-prototype", *values[:2]), ("cross-CAM", *values[:2].flip(0))):
+    values = torch.tensor([
+        [6.599626, 4.957978], [4.246658, 5.121935],     # of Eq. 6 and 7, of either view
+        [7.275478, 4.111640], [6.071959, 5.407791]])        # nothing borrowed, and both
+    for name, right, wrong in (("cross-prototype", *values[:2]),
+                               ("cross-CAM", *values[:2].flip(0))):
         same(got[name], right, f"the term {name}", suspects={
-            f"{name} is the other cross term: Eq. 6 borrows the prototypes, Eq. 7 the labels.": wrong,
+            f"{name} is the other cross term: Eq. 6 borrows the prototypes, Eq. 7 the "
+            "labels.": wrong,
             f"{name} borrows nothing: this is the intra-view term of Eq. 9.": values[2],
-            f"{name} borrows both, labels and prototypes: only one of them comes from the other view.": values[3],
+            f"{name} borrows both, labels and prototypes: only one of them comes from "
+            "the other view.": values[3],
             f"{name}: the first number belongs to the second view.": right.flip(0),
             f"{name}: you added the pixels up; Eq. 6 and 7 are means.": 9 * right,
             f"{name}: you added the views up; give two numbers.": right.sum()})
 ### BEGIN HIDDEN TESTS
-one = cross_terms((1.0, 2.0), (10.0, 20.0), (100.0, 200.0), lambda v, y, P: torch.tensor([v + y + P]))
-assert one["cross-prototype"].tolist() == [211.0, 122.0] and one["cross-CAM"].tolist() == [121.0, 212.0]
+one = cross_terms((1.0, 2.0), (10.0, 20.0), (100.0, 200.0),
+                  lambda v, y, P: torch.tensor([v + y + P]))
+assert (one["cross-prototype"].tolist() == [211.0, 122.0]
+        and one["cross-CAM"].tolist() == [121.0, 212.0])
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -294,17 +343,19 @@ assert one["cross-prototype"].tolist() == [211.0, 122.0] and one["cross-CAM"].to
 
 # %% exercise="08.4"
 def mine(cosine, labels, noise):
-    """Negatives that are kept, m c, and how often each pixel counts, m: cosine m c, labels m, noise m."""
+    """Negatives that are kept, m c, and how often each pixel counts, m: cosine m c,
+    labels m, noise m."""
     ### BEGIN SOLUTION
     n = cosine.shape[1] - 1
     stop = -(-6 * n // 10)
-    rank = cosine.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True).argsort(1)
+    rank = cosine.scatter(1, labels[:, None],
+                          -torch.inf).argsort(1, descending=True).argsort(1)
     negatives = (rank >= stop - n // 2) & (rank < stop)
 
     alike = labels[:, None] == labels                                     # m m
     half = alike.sum(1) // 2
     own = cosine.gather(1, labels[:, None])[:, 0]
-    place = lambda key: (alike & (key < key[:, None])).sum(1)             # rank within the class
+    place = lambda key: (alike & (key < key[:, None])).sum(1)    # rank within the class
     return negatives, (place(noise) < half).int() + (place(own) < half).int()
     ### END SOLUTION
 
@@ -313,28 +364,38 @@ with check("08.4", hint="ranks of prototypes in a row, ranks of pixels in a clas
     g = Generator().manual_seed(3)
     cosine, noise = torch.rand(40, 11, generator=g), torch.rand(40, generator=g)
     y, own = torch.arange(40) % 3, cosine[range(40), torch.arange(40) % 3]
-    def kept(first, last, keys=-cosine, own=y.tolist()):                  # from a sorted list of each row
-        rows = [sorted({*range(11)} - {c}, key=k.__getitem__) for k, c in zip(keys, own)]
-        return torch.stack([torch.zeros(11).index_fill(0, torch.tensor(row[first:last]), 1) for row in rows])
+    # from a sorted list of each row
+    def kept(first, last, keys=-cosine, own=y.tolist()):
+        rows = [sorted({*range(11)} - {c}, key=k.__getitem__)
+                for k, c in zip(keys, own)]
+        return torch.stack([torch.zeros(11).index_fill(0, torch.tensor(row[first:last]),
+                                                       1) for row in rows])
     negatives, times = mine(cosine, y, noise)
     same(negatives.float(), kept(1, 6), "negatives", axes="m c", suspects={
-        "The pixel's own prototype is among the candidates: take it out first.": lambda: kept(1, 6, own=40 * [-1]),
+        "The pixel's own prototype is among the candidates: take it out first.":
+            lambda: kept(1, 6, own=40 * [-1]),
         "The hardest negatives are in: the first tenth is skipped.": lambda: kept(0, 5),
         "Of the first 60 % all are kept: only those from 10 % on.": lambda: kept(0, 6),
-        "You sorted the least similar first: hard prototypes are the similar ones.": lambda: kept(1, 6, cosine)})
-    def low(key, classes=3):                                              # from a sorted list of each class
-        halves = [sorted(range(c, 40, classes), key=key.__getitem__) for c in range(classes)]
-        return sum(torch.zeros(40).index_fill(0, torch.tensor(half[:len(half) // 2]), 1) for half in halves)
-    same(torch.as_tensor(times).float(), low(noise) + low(own), "times", axes="m", suspects={
-        "Hard pixels are those least like their prototype: you took the most similar ones.":
-            lambda: low(noise) + low(-own),
-        "The halves are of the whole batch: take them of each class.": lambda: low(noise, 1) + low(own, 1),
-        "A pixel in both halves counts twice: add the two, do not join them.":
-            lambda: (low(noise) + low(own)).clamp_max(1),
-        "The random half is missing.": lambda: low(own), "The hard half is missing.": lambda: low(noise)})
+        "You sorted the least similar first: hard prototypes are the similar ones.":
+            lambda: kept(1, 6, cosine)})
+    def low(key, classes=3):                          # from a sorted list of each class
+        halves = [sorted(range(c, 40, classes), key=key.__getitem__)
+                  for c in range(classes)]
+        return sum(torch.zeros(40).index_fill(0, torch.tensor(half[:len(half) // 2]), 1)
+                   for half in halves)
+    same(torch.as_tensor(times).float(), low(noise) + low(own), "times", axes="m",
+         suspects={"Hard pixels are those least like their prototype: you took the "
+                   "most similar ones.": lambda: low(noise) + low(-own),
+                   "The halves are of the whole batch: take them of each class.":
+                       lambda: low(noise, 1) + low(own, 1),
+                   "A pixel in both halves counts twice: add the two, do not join "
+                   "them.": lambda: (low(noise) + low(own)).clamp_max(1),
+                   "The random half is missing.": lambda: low(own),
+                   "The hard half is missing.": lambda: low(noise)})
 ### BEGIN HIDDEN TESTS
 few = mine(torch.eye(21)[:5], torch.arange(5), torch.rand(5, generator=g))
-assert few[0].sum(1).eq(10).all() and not torch.as_tensor(few[1]).any()   # classes of one pixel cannot be halved
+# classes of one pixel cannot be halved
+assert few[0].sum(1).eq(10).all() and not torch.as_tensor(few[1]).any()
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -350,10 +411,13 @@ def agree(name, ours, library):
         print(f"{name:30} not written yet")
 
 g = Generator().manual_seed(SEED)
-m, v = torch.rand(4, 9, 8, 8, generator=g), torch.randn(4, 128, 8, 8, generator=g).relu()
+m, v = torch.rand(4, 9, 8, 8,
+                  generator=g), torch.randn(4, 128, 8, 8, generator=g).relu()
 y, P = m.argmax(1), pixel_prototypes(m, F.normalize(v, dim=1), 32)
-agree("Eq. 5, pixel_prototypes", lambda: prototypes_of(m, F.normalize(v, dim=1), 32), lambda: P)
-agree("Eq. 4, pixel_to_prototype", lambda: pixel_contrast(v.movedim(1, -1).flatten(0, 2), y.flatten(), P),
+agree("Eq. 5, pixel_prototypes", lambda: prototypes_of(m, F.normalize(v, dim=1), 32),
+      lambda: P)
+agree("Eq. 4, pixel_to_prototype",
+      lambda: pixel_contrast(v.movedim(1, -1).flatten(0, 2), y.flatten(), P),
       lambda: contrast.pixel_to_prototype(v, y, P).flatten())
 
 # %% [markdown]
@@ -369,27 +433,34 @@ agree("Eq. 4, pixel_to_prototype", lambda: pixel_contrast(v.movedim(1, -1).flatt
 
 # %%
 probe = range(lesson.choose(smoke=16, mini=32, paper=64))
-probed, probe_tags = (torch.stack(part).to(lesson.device) for part in zip(*(unseen[i] for i in probe)))
+probed, probe_tags = (torch.stack(part).to(lesson.device)
+                      for part in zip(*(unseen[i] for i in probe)))
 masks = torch.stack([unseen.mask(i) for i in probe])
 steps = config.epochs * (len(images) // config.batch_size)
 turns = sorted({round(share * steps) for share in (0, 0.04, 0.1, 0.2, 0.4, 0.7, 1)})
-fixed = {}                                                                # what frozen parts make of the images: once
+fixed = {}                                  # what frozen parts make of the images: once
 
+# %%
 @torch.no_grad()
 def look(net):
-    """What a network in training, or after it, makes of the probed images: a View, and their prototypes as in training."""
+    """What a network in training, or after it, makes of the probed images: a View, and
+    their prototypes as in training."""
     mode = net.training
     net.eval()
-    prepared = fixed.setdefault("probed", net.prepare(probed, size=net.architecture.scored_at))
+    prepared = fixed.setdefault("probed",
+                                net.prepare(probed, size=net.architecture.scored_at))
     view = net(prepared)
     net.train(mode)
-    labels, confidence = contrast.pseudo_labels(view.refined, probe_tags, config.contrast)
+    labels, confidence = contrast.pseudo_labels(view.refined, probe_tags,
+                                                config.contrast)
     P = pixel_prototypes(confidence, view.embeddings, config.contrast.top_k)
-    return F.normalize(view.embeddings, dim=1).movedim(1, -1).flatten(0, 2).cpu(), P.cpu(), labels.flatten().cpu()
+    return (F.normalize(view.embeddings, dim=1).movedim(1, -1).flatten(0, 2).cpu(),
+            P.cpu(), labels.flatten().cpu())
 
 def at_grid(masks, size):
     """The class of each cell of a coarser grid: that of the pixel at its centre."""
-    return F.interpolate(masks[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+    return F.interpolate(masks[:, None].float(), size,
+                         mode="nearest-exact")[:, 0].long()
 
 # %%
 class Shuffled:
@@ -405,28 +476,35 @@ class Shuffled:
         order = torch.randperm(len(pixels), generator=self.generator).to(pixels.device)
         return pixels[order].view(output.movedim(1, -1).shape).movedim(-1, 1)
 
+# %%
 def learn(method, shuffled=False):
-    """A trained network; the mean terms of each epoch; what `look` saw at each turn, if it has embeddings."""
+    """A trained network; the mean terms of each epoch; what `look` saw at each turn, if
+    it has embeddings."""
     own, seen = replace(config, method=method), {}
     torch.manual_seed(SEED)
     net = cam_net.build(own.architecture(known.classes), own.weights)
     if shuffled:
         net.projector.register_forward_hook(Shuffled())
     watched = net.method.contrast
-    history = fit(TagLearner(net, own), images, progress=False, watch=lambda net, step: seen.update(
-        {step: look(net)} if watched and step in turns else {}))
+    history = fit(TagLearner(net, own), images, progress=False,
+                  watch=lambda net, step: seen.update({step: look(net)} if watched
+                                                      and step in turns else {}))
     return net.eval(), history, seen | ({steps: look(net)} if watched else {})
 
 # %%
 nets, histories, pages, found = {}, {}, {}, {}
-for name, method in {"CAM": "cam", "SEAM": "seam", "SEAM + P2P": "seam+p2p", "control": "seam+p2p"}.items():
+for name, method in {"CAM": "cam", "SEAM": "seam", "SEAM + P2P": "seam+p2p",
+                     "control": "seam+p2p"}.items():
     nets[name], histories[name], pages[name] = learn(method, shuffled=name == "control")
     found[name] = seeds.score(nets[name], unseen)
-    print(f"{name:11} " + "  ".join(f"{term} {value:.3f}" for term, value in histories[name][-1].items()))
+    print(f"{name:11} " + "  ".join(f"{term} {value:.3f}"
+                                    for term, value in histories[name][-1].items()))
 weight = config.contrast.cross_prototype * (1 + config.contrast.sum_views)
-cost = {name: histories[name][-1]["cross-prototype"] / weight for name in ("SEAM + P2P", "control")}
-print(f"cross-prototype contrast of a view before its weight, last epoch: P2P {cost['SEAM + P2P']:.2f}, control {cost['control']:.2f}; "
-      f"guessing among {len(classes)} prototypes costs ln {len(classes)} = {log(len(classes)):.2f}")
+cost = {name: histories[name][-1]["cross-prototype"] / weight
+        for name in ("SEAM + P2P", "control")}
+print("cross-prototype contrast of a view before its weight, last epoch: P2P "
+      f"{cost['SEAM + P2P']:.2f}, control {cost['control']:.2f}; guessing among "
+      f"{len(classes)} prototypes costs ln {len(classes)} = {log(len(classes)):.2f}")
 
 # %% [markdown]
 # ## What happens to the pixels
@@ -442,23 +520,30 @@ truth = at_grid(masks, fixed["probed"]["colours"].shape[2:]).flatten()
 valid = truth != IGNORE
 
 def separation(v):
-    """Mean cosine of two pixels of one class, and of two classes; each class, and each pair of classes, counts the same."""
+    """Mean cosine of two pixels of one class, and of two classes; each class, and each
+    pair of classes, counts the same."""
     here = truth[valid].unique()
-    means = class_prototypes(v[valid], torch.searchsorted(here, truth[valid]), len(here))     # shorter than 1
+    means = class_prototypes(v[valid], torch.searchsorted(here, truth[valid]),
+                             len(here))  # shorter than 1
     cosine = (means @ means.T).fill_diagonal_(torch.nan)
     return (means.square().sum(1).mean().item(), cosine.nanmean().item())
 
-apart = {name: torch.tensor([separation(v) for v, *_ in seen.values()]) for name, seen in pages.items() if seen}
+# %%
+apart = {name: torch.tensor([separation(v) for v, *_ in seen.values()])
+         for name, seen in pages.items() if seen}
 final = pages["SEAM + P2P"][steps][1]
-final = final[final.norm(dim=1) > 0]                                      # of classes that have one
+final = final[final.norm(dim=1) > 0]                          # of classes that have one
 centre = final.mean(0)
 values, plane = torch.linalg.svd(final - centre, full_matrices=False)[1:]
 share = (values[:2].square().sum() / values.square().sum()).item()
 g = Generator().manual_seed(SEED)
 dots = torch.cat([part[torch.randperm(len(part), generator=g)[:60]]
-                  for c in truth[valid].unique() if len(part := (truth == c).nonzero()[:, 0])])
-flat = torch.cat([(v[dots] - centre) @ plane[:2].T for v, *_ in pages["SEAM + P2P"].values()])
-edges = torch.stack((flat.min(0).values, flat.max(0).values)) + torch.tensor([[-0.05], [0.05]])
+                  for c in truth[valid].unique()
+                  if len(part := (truth == c).nonzero()[:, 0])])
+flat = torch.cat([(v[dots] - centre) @ plane[:2].T
+                  for v, *_ in pages["SEAM + P2P"].values()])
+edges = (torch.stack((flat.min(0).values, flat.max(0).values))
+         + torch.tensor([[-0.05], [0.05]]))
 
 # %%
 COLOURS = ["0.1", *plots.CLASS_COLOURS]
@@ -468,32 +553,42 @@ def plane_of(left, step):
     v, P, _ = pages["SEAM + P2P"][step]
     spots, marks = (v - centre) @ plane[:2].T, (P - centre) @ plane[:2].T
     for c in truth[dots].unique().tolist():
-        own, style = dots[truth[dots] == c], dict(marker="osv^DPX*p<>"[c], color=COLOURS[c])
-        left.scatter(*spots[own].T, s=16, alpha=0.6, linewidth=0, label=classes[c], **style)
+        own, style = dots[truth[dots] == c], dict(marker="osv^DPX*p<>"[c],
+                                                  color=COLOURS[c])
+        left.scatter(*spots[own].T, s=16, alpha=0.6, linewidth=0, label=classes[c],
+                     **style)
         if P[c].any():
             left.scatter(*marks[c], s=170, edgecolor="black", linewidth=1.5, **style)
-    left.set(xlim=edges[:, 0], ylim=edges[:, 1], xlabel="first direction in which final prototypes differ", ylabel="second")
+    left.set(xlim=edges[:, 0], ylim=edges[:, 1],
+             xlabel="first direction in which final prototypes differ", ylabel="second")
     within, between = apart["SEAM + P2P"][turns.index(step)]
-    left.set_title(f"after {step} steps: cosine within a class {within:.2f}, between {between:.2f}", fontsize="medium")
+    left.set_title(f"after {step} steps: cosine within a class {within:.2f}, between "
+                   f"{between:.2f}",
+                   fontsize="medium")
 
 # %%
 def page(step):
     figure = Figure((9.2, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     plane_of(left, step)
-    for i, (name, style) in enumerate({"within a class": "-", "between classes": "--"}.items()):
-        right.plot(turns, apart["SEAM + P2P"][:, i], style, color=plots.PALETTE[0], marker="o", label=name)
-        right.plot(turns, apart["control"][:, i], style, color="0.5", label=f"{name}, control")
+    for i, (name, style) in enumerate(
+        {"within a class": "-", "between classes": "--"}.items()):
+        right.plot(turns, apart["SEAM + P2P"][:, i], style, color=plots.PALETTE[0],
+                   marker="o", label=name)
+        right.plot(turns, apart["control"][:, i], style, color="0.5",
+                   label=f"{name}, control")
     right.axvline(step, color="black", linewidth=1)
     right.set(xlabel="steps", ylabel="mean cosine of two pixels", ylim=(0, 1.02))
     right.legend(fontsize="small", frameon=False)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small", frameon=False,
-                  markerscale=2)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center",
+                  ncols=5, fontsize="small", frameon=False, markerscale=2)
     return figure
 
-widgets.flipbook(page, turns, label="steps of training", alt=lambda step: "Embeddings of pixels and prototypes after "
-                 "{} steps; mean cosine within a class {:.2f}, between classes {:.2f}.".format(
-                     step, *apart["SEAM + P2P"][turns.index(step)].tolist()))
+widgets.flipbook(
+    page, turns, label="steps of training",
+    alt=lambda step: "Embeddings of pixels and prototypes after {} steps; mean cosine "
+                     "within a class {:.2f}, between classes {:.2f}.".format(
+                         step, *apart["SEAM + P2P"][turns.index(step)].tolist()))
 print(f"the plane shows {share:.0%} of the variance of the final prototypes")
 
 # %% [markdown]
@@ -506,10 +601,13 @@ print(f"the plane shows {share:.0%} of the variance of the final prototypes")
 @torch.no_grad()
 def features(net):
     """Features in front of classifier and projector, of length 1: m k."""
-    taps = net.trunk.trained({name: maps for name, maps in fixed["probed"].items() if name != "colours"})
-    return F.normalize(net.neck(taps["conv6"]).relu().movedim(1, -1).flatten(0, 2), dim=1).cpu()
+    taps = net.trunk.trained({name: maps for name, maps in fixed["probed"].items()
+                                         if name != "colours"})
+    return F.normalize(net.neck(taps["conv6"]).relu().movedim(1, -1).flatten(0, 2),
+                       dim=1).cpu()
 
-allowed = F.pad(probe_tags, (1, 0), value=1.0).bool().cpu()               # background and tags, n c
+# %%
+allowed = F.pad(probe_tags, (1, 0), value=1.0).bool().cpu()   # background and tags, n c
 allowed = allowed[:, None].expand(-1, len(truth) // len(allowed), -1).flatten(0, 1)
 right = {}
 for name in ("SEAM + P2P", "control"):
@@ -518,12 +616,15 @@ for name in ("SEAM + P2P", "control"):
     maps = seeds.score_maps(nets[name], probed, probe_tags)["with PCM"].cpu()
     seed = seeds.hard_seeds(maps, found[name]["with PCM"]["threshold"])
     seed = at_grid(seed, fixed["probed"]["colours"].shape[2:]).flatten()
-    right[name] = [100 * (guess == truth)[valid].float().mean().item() for guess in (labels, nearest, seed)]
-    print("{:11} right: {:.1f} % of the pseudo labels, {:.1f} % by the nearest prototype, {:.1f} % of the seeds at the "
-          "threshold that masks chose".format(name, *right[name]))
+    right[name] = [100 * (guess == truth)[valid].float().mean().item()
+                   for guess in (labels, nearest, seed)]
+    print("{:11} right: {:.1f} % of the pseudo labels, {:.1f} % by the nearest "
+          "prototype, {:.1f} % of the seeds at the threshold that masks "
+          "chose".format(name, *right[name]))
 below = {name: separation(features(net)) for name, net in nets.items()}
 for name, (within, between) in below.items():
-    print(f"{name:11} features: cosine within a class {within:.2f}, between {between:.2f}, ratio {within / between:.2f}")
+    print(f"{name:11} features: cosine within a class {within:.2f}, between "
+          f"{between:.2f}, ratio {within / between:.2f}")
 
 # %% [markdown]
 # ## Which pixels make a prototype?
@@ -537,7 +638,8 @@ for name, (within, between) in below.items():
 # training.)
 
 # %%
-part = [i for i in range(len(known)) if i % lesson.choose(smoke=40, mini=8, paper=4) == 0]
+part = [i
+        for i in range(len(known)) if i % lesson.choose(smoke=40, mini=8, paper=4) == 0]
 shown, shown_tags = (torch.stack(each) for each in zip(*(known[i] for i in part)))
 with torch.no_grad():
     net = nets["SEAM + P2P"]
@@ -548,41 +650,59 @@ with torch.no_grad():
 shown_truth = at_grid(torch.stack([known.mask(i) for i in part]), confidence.shape[2:])
 ranked = confidence.transpose(0, 1).flatten(1)                            # c m
 ranked, order = ranked.sort(1, descending=True)
-hits = (shown_truth.flatten()[order] == torch.arange(len(order))[:, None]) & (ranked > -torch.inf)
+hits = (shown_truth.flatten()[order]
+        == torch.arange(len(order))[:, None]) & (ranked > -torch.inf)
 pixels = shown_v.movedim(1, -1).flatten(0, 2)                             # m d
-usable = (ranked > -torch.inf).sum(1).tolist()                            # candidates of each class
+usable = (ranked > -torch.inf).sum(1).tolist()                # candidates of each class
 
 def still_pulled(top_k, tau):
-    """One minus the probability of each cell's own label, n h w, with prototypes of the best K cells of all images."""
+    """One minus the probability of each cell's own label, n h w, with prototypes of the
+    best K cells of all images."""
     weight = torch.where(ranked[:, :top_k] > -torch.inf, ranked[:, :top_k], 0.0)
     P = F.normalize((weight[..., None] * pixels[order[:, :top_k]]).sum(1), dim=1)
     return 1 - (-contrast.pixel_to_prototype(shown_v, shown_labels, P, tau)).exp()
 
-# %% tags=["widget"]
+# %%
 def steer(top_k, sharpness, label):
-    off, (h, w), used = still_pulled(top_k, 10.0**sharpness), shown_truth.shape[1:], order[label, : min(top_k, usable[label])]
+    off, (h, w), used = (still_pulled(top_k, 10.0**sharpness), shown_truth.shape[1:],
+                         order[label, : min(top_k, usable[label])])
     of_image = torch.bincount(used // (h * w), minlength=len(part))
     figure, scale = Figure((9.2, 4.2), layout="constrained"), shown.shape[-1] / w
-    for (top, low), i in zip(figure.subplots(2, 5).T, of_image.argsort(descending=True, stable=True)[:5].tolist()):
+    for (top, low), i in zip(figure.subplots(2, 5).T,
+                             of_image.argsort(descending=True,
+                                              stable=True)[:5].tolist()):
         top.imshow(shown[i].permute(1, 2, 0))
         mine_here, truly = used // (h * w) == i, shown_truth.flatten()[used] == label
-        for chosen, style in ((truly, dict(marker="o", color="white", edgecolor="black")),
+        for chosen, style in ((truly,
+                               dict(marker="o", color="white", edgecolor="black")),
                               (~truly, dict(marker="x", color="red"))):
             cells = used[mine_here & chosen] % (h * w)
-            top.scatter((cells % w + 0.5) * scale, (cells // w + 0.5) * scale, s=26, **style)
+            top.scatter((cells % w + 0.5) * scale, (cells // w + 0.5) * scale, s=26,
+                        **style)
         low.imshow(off[i], vmin=0, vmax=1)
-        top.set_title(f"{of_image[i]} of them", fontsize="small"), top.set_axis_off(), low.set_axis_off()
-    figure.suptitle(f"{len(used)} pixels, {hits[label, : len(used)].float().mean():.0%} truly {classes[label]}; τ = "
-                    f"{10**sharpness:.3g}: {off.mean():.0%} of the probability is off the label", fontsize="medium")
+        top.set_title(f"{of_image[i]} of them",
+                      fontsize="small"), top.set_axis_off(), low.set_axis_off()
+    figure.suptitle(f"{len(used)} pixels, "
+                    f"{hits[label, : len(used)].float().mean():.0%} truly "
+                    f"{classes[label]}; τ = {10**sharpness:.3g}: {off.mean():.0%} of "
+                    "the probability is off the label",
+                    fontsize="medium")
     return figure
 
+# %% tags=["widget"]
 steering = widgets.live(
-    steer, alt=lambda top_k, sharpness, label: f"The {top_k} pixels of the prototype of {classes[label]} on images, and "
-                                               f"below where the contrast pulls, at the temperature 10^{sharpness:.1f}.",
-    top_k=ipywidgets.IntSlider(16, min=4, max=400, step=12, description="K, pixels of a prototype", continuous_update=False),
-    sharpness=ipywidgets.FloatSlider(-1, min=-2, max=1, step=0.25, description="log10 of τ", continuous_update=False),
-    label=ipywidgets.Dropdown(options={name: i for i, name in enumerate(classes) if usable[i]}, value=usable.index(
-        max(usable[1:]), 1), description="class"))
+    steer, alt=lambda top_k, sharpness, label: f"The {top_k} pixels of the prototype "
+                                               f"of {classes[label]} on images, and "
+                                               "below where the contrast pulls, at the "
+                                               f"temperature 10^{sharpness:.1f}.",
+    top_k=ipywidgets.IntSlider(16, min=4, max=400, step=12,
+                               description="K, pixels of a prototype",
+                               continuous_update=False),
+    sharpness=ipywidgets.FloatSlider(-1, min=-2, max=1, step=0.25,
+                                     description="log10 of τ", continuous_update=False),
+    label=ipywidgets.Dropdown(
+        options={name: i for i, name in enumerate(classes) if usable[i]},
+        value=usable.index(max(usable[1:]), 1), description="class"))
 steering
 
 # %% [markdown]
@@ -597,59 +717,76 @@ steering
 # and the first K win?
 
 # %%
-SAYS = {                                                                  # the paper | its code
+SAYS = {  # the paper | its code
     "sum_views": ("terms of two views are added", "they are averaged"),
     "refined": ("labels from the classifier's maps", "from maps after PCM"),
     "min_max": ("maps as they are", "each scaled by its own minimum and maximum"),
     "tagged": ("any class can be a label", "only tagged classes"),
     "assigned": ("K pixels with the label of the class", "K of any pixels"),
-    "ranked_background": ("(silent: by how far off all classes are)", "equally sure: the first K of the batch"),
+    "ranked_background": ("(silent: by how far off all classes are)",
+                          "equally sure: the first K of the batch"),
     "unit_embeddings": ("averages embeddings of length 1", "of any length"),
-    "absent_compete": ("(silent: classes without a pixel do not)", "all prototypes compete"),
+    "absent_compete":
+        ("(silent: classes without a pixel do not)", "all prototypes compete"),
     "mine_positive": ("negatives leave out the positive", "it is among those mined"),
-    "skip_hardest": ("hard pixels: the least similar", "but not the 10 % least similar"),
-    "class_mean": ("mean over chosen pixels", "over those of a class, then over classes")}
+    "skip_hardest":
+        ("hard pixels: the least similar", "but not the 10 % least similar"),
+    "class_mean":
+        ("mean over chosen pixels", "over those of a class, then over classes")}
 ends = asdict(contrast.ContrastConfig.paper()), asdict(contrast.ContrastConfig.code())
 assert list(SAYS) == [name for name in ends[0] if ends[0][name] != ends[1][name]]
 
+# %%
 batches, size = [], config.batch_size
 with torch.no_grad():
     for number in range(lesson.choose(smoke=1, mini=4, paper=12)):
         rows = range(number * size, (number + 1) * size)
-        some, tags = (torch.stack(each).to(lesson.device) for each in zip(*(known[i] for i in rows)))
-        view1, view2 = (nets["SEAM + P2P"](nets["SEAM + P2P"].prepare(some, size=s)) for s in (config.size, config.small))
+        some, tags = (torch.stack(each).to(lesson.device)
+                      for each in zip(*(known[i] for i in rows)))
+        view1, view2 = (nets["SEAM + P2P"](nets["SEAM + P2P"].prepare(some, size=s))
+                        for s in (config.size, config.small))
         grid = tuple(view2.cam.shape[2:])
-        batches.append((view1, view2, tags, at_grid(torch.stack([known.mask(i) for i in rows]), grid).to(lesson.device)))
+        batches.append((view1, view2, tags,
+                        at_grid(torch.stack([known.mask(i) for i in rows]),
+                                grid).to(lesson.device)))
 
 # %%
 def consequences(setting):
     """Means over the batches of the five columns below, the first three in percent."""
     rows, generator = [], Generator().manual_seed(SEED)
     for view1, view2, tags, truth in batches:
-        cam = torch.stack([resize(v.refined if setting.refined else v.cam, grid) for v in (view1, view2)])
+        cam = torch.stack([resize(v.refined if setting.refined else v.cam, grid)
+                           for v in (view1, view2)])
         labels, sure = contrast.pseudo_labels(cam, tags, setting)
-        best, where = sure.transpose(1, 2).flatten(2).topk(setting.top_k, 2)                  # 2 c K
-        taken, there = best > -torch.inf, F.pad(tags.any(0), (1, 0))                          # there: not the background
-        counted, found_in = taken & (truth.flatten()[where] != IGNORE), truth.flatten()[where]
-        hit = counted & (found_in == torch.arange(len(there), device=cam.device)[:, None])
-        hit, taken = hit.sum((0, 2)) / counted.sum((0, 2)).clamp_min(1), taken.any(2).any(0)
+        best, where = sure.transpose(1, 2).flatten(2).topk(setting.top_k, 2)     # 2 c K
+        # there: not the background
+        taken, there = best > -torch.inf, F.pad(tags.any(0), (1, 0))
+        counted, found_in = taken & (truth.flatten()[where]
+                                     != IGNORE), truth.flatten()[where]
+        hit = counted & (found_in
+                         == torch.arange(len(there), device=cam.device)[:, None])
+        hit, taken = (hit.sum((0, 2)) / counted.sum((0, 2)).clamp_min(1),
+                      taken.any(2).any(0))
         noise = torch.rand(2, len(tags), *grid, generator=generator).to(cam.device)
         loss = sum(contrast.contrast_loss(view1, view2, tags, setting, noise).values())
-        rows.append([100 * (labels == truth)[:, truth != IGNORE].float().mean(), 100 * hit[there & taken].mean(),
-                     100 * hit[0], (taken & ~there)[1:].sum(), loss])
+        rows.append([100 * (labels == truth)[:, truth != IGNORE].float().mean(),
+                     100 * hit[there & taken].mean(), 100 * hit[0],
+                     (taken & ~there)[1:].sum(), loss])
     return torch.tensor(rows).mean(0).tolist()
 
 # %%
 code, paper = contrast.ContrastConfig.code(), contrast.ContrastConfig.paper()
-settings = {"**code()**": code} | {f"code, but {name}": replace(code, **{name: ends[0][name]}) for name in SAYS} | {
-    "the recipe of this lesson": config.contrast, "**paper()**": paper}
+settings = {"**code()**": code} | {
+    f"code, but {name}": replace(code, **{name: ends[0][name]}) for name in SAYS} | {
+        "the recipe of this lesson": config.contrast, "**paper()**": paper}
 measured = {name: consequences(setting) for name, setting in settings.items()}
-head = ("", "the paper", "the code", "right labels, %", "right prototype pixels, %", "background's, %",
-        "of absent classes", "loss")
+head = ("", "the paper", "the code", "right labels, %", "right prototype pixels, %",
+        "background's, %", "of absent classes", "loss")
 lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
 for name, row in measured.items():
     said = SAYS.get(name.removeprefix("code, but "), ("", ""))
-    lines.append(f"| {name} | {said[0]} | {said[1]} | " + " | ".join(f"{x:.1f}" for x in row[:4]) + f" | {row[4]:.3f} |")
+    lines.append(f"| {name} | {said[0]} | {said[1]} | "
+                 + " | ".join(f"{x:.1f}" for x in row[:4]) + f" | {row[4]:.3f} |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -668,28 +805,36 @@ display(Markdown("\n".join(lines)))
 # %%
 @torch.no_grad()
 def mined(view, tags, truth):
-    """Share of wrong labels, of all pixels and of the hard half; of those, how often the true class is a negative that is
-    kept, and how often the most similar one."""
-    labels, sure = contrast.pseudo_labels(resize(view.refined, grid), tags, config.contrast)
+    """Share of wrong labels, of all pixels and of the hard half; of those, how often
+    the true class is a negative that is kept, and how often the most similar one."""
+    labels, sure = contrast.pseudo_labels(resize(view.refined, grid), tags,
+                                          config.contrast)
     v, y, t = resize(view.embeddings, grid), labels.flatten(), truth.flatten()
     P = pixel_prototypes(sure, v, config.contrast.top_k)
     cosine = F.normalize(v, dim=1).movedim(1, -1).flatten(0, 2) @ P.T
-    own, alike, n = cosine.gather(1, y[:, None])[:, 0], y[:, None] == y, cosine.shape[1] - 1
+    own, alike, n = (cosine.gather(1, y[:, None])[:, 0], y[:, None] == y,
+                     cosine.shape[1] - 1)
     hard = (alike & (own < own[:, None])).sum(1) < alike.sum(1) // 2
-    rank = cosine.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True).argsort(1)
+    rank = cosine.scatter(1, y[:, None],
+                          -torch.inf).argsort(1, descending=True).argsort(1)
     stop = -(-6 * n // 10)
     kept = (rank >= stop - n // 2) & (rank < stop)
     known_pixel = t != IGNORE
     wrong = known_pixel & (y != t)
-    meets, place = kept[wrong].gather(1, t[wrong, None]), rank[wrong].gather(1, t[wrong, None])
-    return torch.stack([wrong.sum() / known_pixel.sum(), (wrong & hard).sum() / (known_pixel & hard).sum(),
+    meets, place = (kept[wrong].gather(1, t[wrong, None]),
+                    rank[wrong].gather(1, t[wrong, None]))
+    return torch.stack([wrong.sum() / known_pixel.sum(),
+                        (wrong & hard).sum() / (known_pixel & hard).sum(),
                         meets.float().mean(), (place == 0).float().mean()])
 
+# %%
 wrong_all, wrong_hard, true_kept, true_first = (100 * torch.stack(
-    [mined(view, tags, truth) for *views, tags, truth in batches for view in views]).mean(0)).tolist()
-print(f"wrong labels: {wrong_all:.0f} % of all pixels, {wrong_hard:.0f} % of the hard half\n"
-      f"of the wrongly labelled pixels, the prototype of the true class is the most similar negative for {true_first:.0f} %, "
-      f"and among the negatives that mining keeps for {true_kept:.0f} %")
+    [mined(view, tags, truth) for *views, tags, truth in batches
+     for view in views]).mean(0)).tolist()
+print(f"wrong labels: {wrong_all:.0f} % of all pixels, {wrong_hard:.0f} % of the hard "
+      "half\nof the wrongly labelled pixels, the prototype of the true class is the "
+      f"most similar negative for {true_first:.0f} %, and among the negatives that "
+      f"mining keeps for {true_kept:.0f} %")
 
 # %% [markdown]
 # So mining is two things at once. Skipping the most similar negatives spares a wrongly labelled pixel where the most
@@ -709,33 +854,45 @@ print(f"wrong labels: {wrong_all:.0f} % of all pixels, {wrong_hard:.0f} % of the
 # do, whose contrast is noise?
 
 # %%
-lines = ["| seeds of val | maps | mIoU | precision | recall | threshold | mIoU without the confounded class |",
+lines = ["| seeds of val | maps | mIoU | precision | recall | threshold | mIoU without "
+         "the confounded class |",
          "|---|---|---|---|---|---|---|"]
 for name, readings in found.items():
     for reading, row in readings.items():
-        lines.append(f"| {name} | {reading} | {row['miou']:.1f} | {row['precision']:.1f} | {row['recall']:.1f} | "
+        lines.append(f"| {name} | {reading} | {row['miou']:.1f} | "
+                     f"{row['precision']:.1f} | {row['recall']:.1f} | "
                      f"{row['threshold']:.2f} | {row['miou_others']:.1f} |")
-display(Markdown("\n".join([*lines, "", "In %, at the best threshold of each row, which masks choose."])))
-gain = {reading: {name: row[reading]["miou"] - found["SEAM"][reading]["miou"] for name, row in found.items()
-                  if reading in row and name not in ("CAM", "SEAM")} for reading in found["SEAM"]}
+display(Markdown("\n".join(
+    [*lines, "", "In %, at the best threshold of each row, which masks choose."])))
+gain = {reading: {name: row[reading]["miou"] - found["SEAM"][reading]["miou"]
+                  for name, row in found.items() if reading in row
+                  and name not in ("CAM", "SEAM")} for reading in found["SEAM"]}
 for reading, by_name in gain.items():
-    print(f"{reading}: over SEAM " + ", ".join(f"{name} {value:+.1f}" for name, value in by_name.items()) + " points")
+    print(f"{reading}: over SEAM "
+          + ", ".join(f"{name} {value:+.1f}" for name, value in by_name.items())
+          + " points")
 
 # %%
 best = {name: next(iter(row.values()))["threshold"] for name, row in found.items()}
 
 def seeds_of(name, i):
     image, tags = unseen[i]
-    scores = seeds.score_maps(nets[name], image[None].to(lesson.device), tags[None].to(lesson.device))
+    scores = seeds.score_maps(nets[name], image[None].to(lesson.device),
+                              tags[None].to(lesson.device))
     return seeds.hard_seeds(next(iter(scores.values())), best[name])[0].cpu()
 
 looked = [i for i in range(0, len(unseen), len(unseen) // 5)][:5]
 names = ["CAM", "SEAM", "SEAM + P2P"]
-tints = [None] * 5 + [unseen.mask(i) for i in looked] + [seeds_of(name, i) for name in names for i in looked]
-titles = [tagged(unseen, i) for i in looked] + [name for name in ("mask", *names) for _ in looked]
-plots.show(plots.grid([unseen[i][0] for i in looked] * 5, titles, masks=tints, classes=classes, columns=5, side=1.6,
-                      title=f"Seeds of every {len(unseen) // 5}th validation image, not of chosen ones"),
-           alt="Five validation images with their masks and the seeds of CAM, SEAM, and SEAM with P2P.")
+tints = ([None] * 5 + [unseen.mask(i) for i in looked]
+         + [seeds_of(name, i) for name in names for i in looked])
+titles = [tagged(unseen, i) for i in looked] + [name for name in ("mask", *names)
+                                                for _ in looked]
+plots.show(plots.grid([unseen[i][0] for i in looked] * 5, titles, masks=tints,
+                      classes=classes, columns=5, side=1.6,
+                      title=f"Seeds of every {len(unseen) // 5}th validation image, "
+                            "not of chosen ones"),
+           alt="Five validation images with their masks and the seeds of CAM, SEAM, "
+               "and SEAM with P2P.")
 
 # %% [markdown]
 # ### Many seeds
@@ -745,29 +902,38 @@ plots.show(plots.grid([unseen[i][0] for i in looked] * 5, titles, masks=tints, c
 # counts is the **difference** of a run with itself, its mean, and the 95 % interval.
 
 # %%
-STRIPS = {"CAM": ("CAM", "cam", "without PCM"), "SEAM\nwithout PCM": ("SEAM", "seam", "without PCM"),
-          "SEAM + P2P\nwithout PCM": ("SEAM + P2P", "seam+p2p", "without PCM"), "SEAM": ("SEAM", "seam", "with PCM"),
+STRIPS = {"CAM": ("CAM", "cam", "without PCM"),
+          "SEAM\nwithout PCM": ("SEAM", "seam", "without PCM"),
+          "SEAM + P2P\nwithout PCM": ("SEAM + P2P", "seam+p2p", "without PCM"),
+          "SEAM": ("SEAM", "seam", "with PCM"),
           "SEAM + P2P": ("SEAM + P2P", "seam+p2p", "with PCM")}
 table = evidence.table("methods")
 worlds = ("photographs", "creatures") if table else (source,)
 
 def verdict(differences):
-    """A difference over runs in words: its mean, its interval, and whether zero lies in it."""
+    """A difference over runs in words: its mean, its interval, and whether zero lies in
+    it."""
     mean, low, high = evidence.t_interval(differences)
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if low > 0 or high < 0 else ", inside the noise")
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if low > 0 or high < 0
+                                                       else ", inside the noise")
 
+# %%
 def compared(world, better, worse, split="val", figure="miou"):
-    """Differences of mIoU of two of STRIPS, run by run; "miou_others": without the confounded class."""
+    """Differences of mIoU of two of STRIPS, run by run; "miou_others": without the
+    confounded class."""
     a, b = (evidence.values(table, world, method, split, figure, reading)
             for _, method, reading in (STRIPS[better], STRIPS[worse]))
     return [x - y for x, y in zip(a, b, strict=True)]
 
 PAIRS = {"SEAM - CAM": ("SEAM", "CAM"), "P2P - SEAM": ("SEAM + P2P", "SEAM"),
          "P2P - SEAM, without PCM": ("SEAM + P2P\nwithout PCM", "SEAM\nwithout PCM")}
-P2P = "+ pixel sampling"                                                   # the last row of Table 5: everything
-TABLE_5 = CONTRAST_TABLES[5]                                               # of the paper: (train, val)
-PUBLISHED = {name: ", ".join(f"{a - b:+.1f} ({split})" for split, a, b in zip(("train", "val"), TABLE_5[new], TABLE_5[old]))
-             for name, new, old in (("SEAM - CAM", "SEAM", "CAM"), ("P2P - SEAM", P2P, "SEAM"))}
+P2P = "+ pixel sampling"                           # the last row of Table 5: everything
+TABLE_5 = CONTRAST_TABLES[5]                                # of the paper: (train, val)
+PUBLISHED = {name: ", ".join(f"{a - b:+.1f} ({split})"
+                             for split, a, b in zip(
+                                 ("train", "val"), TABLE_5[new], TABLE_5[old]))
+             for name, new, old in (("SEAM - CAM", "SEAM", "CAM"),
+                                    ("P2P - SEAM", P2P, "SEAM"))}
 
 # %%
 figure = Figure((4.8 * len(worlds) + 1, 4.2), layout="constrained")
@@ -775,36 +941,51 @@ said = []
 for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds):
     lines_of = []
     for x, (name, (net, method, reading)) in enumerate(STRIPS.items()):
-        runs = evidence.values(table, world, method, "val", "miou", reading) if table else []
+        runs = evidence.values(table, world, method, "val", "miou",
+                               reading) if table else []
         spread = torch.linspace(-0.15, 0.15, max(2, len(runs)))[: len(runs)]
-        axes.scatter(x + spread, runs, s=26, color=plots.PALETTE[x], alpha=0.8, zorder=2)
+        axes.scatter(x + spread, runs, s=26, color=plots.PALETTE[x], alpha=0.8,
+                     zorder=2)
         lines_of.append((x + spread, torch.tensor(runs)))
         if world == source:
-            axes.scatter(x, found[net][reading]["miou"], s=130, marker="D", facecolor="none", edgecolor="black",
+            axes.scatter(x, found[net][reading]["miou"], s=130, marker="D",
+                         facecolor="none", edgecolor="black",
                          label="this run" if x == 0 else None, zorder=3)
-    axes.plot(*(torch.stack(each) for each in zip(*lines_of)), color="0.8", linewidth=0.8, zorder=1)      # a line: a run
+    axes.plot(*(torch.stack(each) for each in zip(*lines_of)), color="0.8",
+              linewidth=0.8, zorder=1)  # a line: a run
     axes.set_xticks(range(len(STRIPS)), list(STRIPS), fontsize="small")
     axes.set(ylabel="mIoU of seeds, val, %")
-    title = world if table is None else f"{world}: P2P - SEAM {verdict(compared(world, *PAIRS['P2P - SEAM']))}"
+    title = (world if table is None
+             else f"{world}: P2P - SEAM "
+                  f"{verdict(compared(world, *PAIRS['P2P - SEAM']))}")
     axes.set_title(title, fontsize="medium", wrap=True)
     said.append(title)
+
+# %%
 figure.get_axes()[worlds.index(source)].legend(frameon=False, fontsize="small")
-plots.show(figure, alt="mIoU of seeds on val by method, a dot for each run, this run as a diamond. " + "; ".join(said) + ".")
+plots.show(figure, alt="mIoU of seeds on val by method, a dot for each run, this run "
+                       "as a diamond. " + "; ".join(said) + ".")
 
 # %%
 if table is None:
-    display(Markdown("The table of many runs is not there (`python -m course_lib evidence methods` writes it), so this "
-                     "run stands alone, and whether its differences are beyond noise cannot be said."))
+    display(Markdown("The table of many runs is not there (`python -m course_lib "
+                     "evidence methods` writes it), so this run stands alone, and "
+                     "whether its differences are beyond noise cannot be said."))
 else:
-    lines = ["| mIoU of seeds, points | world | runs | train | val | the paper, VOC |", "|---|---|---|---|---|---|"]
+    lines = ["| mIoU of seeds, points | world | runs | train | val | the paper, VOC |",
+             "|---|---|---|---|---|---|"]
     asked = [(name, *pair, "miou") for name, pair in PAIRS.items()]
-    asked.append(("P2P - SEAM, without the confounded class", *PAIRS["P2P - SEAM"], "miou_others"))
+    asked.append(("P2P - SEAM, without the confounded class", *PAIRS["P2P - SEAM"],
+                  "miou_others"))
     for name, better, worse, what in asked:
         for world in worlds:
-            both = [compared(world, better, worse, split, what) for split in ("train", "val")]
-            cells = [name, world, str(len(both[0])), *map(verdict, both), PUBLISHED.get(name, "")]
+            both = [compared(world, better, worse, split, what)
+                    for split in ("train", "val")]
+            cells = [name, world, str(len(both[0])), *map(verdict, both),
+                     PUBLISHED.get(name, "")]
             lines.append(f"| {' | '.join(cells)} |")
-    display(Markdown("\n".join([*lines, "", "Mean of the paired differences [95 % interval]."])))
+    display(Markdown(
+        "\n".join([*lines, "", "Mean of the paired differences [95 % interval]."])))
 
 # %% [markdown]
 # ### What the gain depends on
@@ -815,15 +996,19 @@ else:
 # released code makes them, or contrast as the paper has it?
 
 # %%
-measured_gains = [evidence.gains(*asked) for asked in (("train",), ("val",), ("val", "without PCM"))]
+measured_gains = [evidence.gains(*asked)
+                  for asked in (("train",), ("val",), ("val", "without PCM"))]
 if measured_gains[0] is None:
-    display(Markdown("That table is not there: `python -m course_lib evidence contrast` writes it."))
+    display(Markdown("That table is not there: `python -m course_lib evidence "
+                     "contrast` writes it."))
 else:
-    lines = ["| P2P - SEAM, points | seeds | train | val | val, both without PCM |", "|---|---|---|---|---|"]
+    lines = ["| P2P - SEAM, points | seeds | train | val | val, both without PCM |",
+             "|---|---|---|---|---|"]
     for name, of_train in measured_gains[0].items():
         cells = [verdict(gains_of[name]) for gains_of in measured_gains]
         lines.append(f"| {name} | {len(of_train)} | {' | '.join(cells)} |")
-    display(Markdown("\n".join([*lines, "", "Mean of the paired differences [95 % interval]."])))
+    display(Markdown(
+        "\n".join([*lines, "", "Mean of the paired differences [95 % interval]."])))
 
 # %% [markdown]
 # ### The tables of the paper
@@ -837,50 +1022,64 @@ else:
 
 # %%
 LOOK = {"train": 0, "val": 1}
-CHOSEN = {5: (None, "val"), 6: ("K = 32", "train"), 7: ("rescale", "train")}        # compared with what, on which split
+# compared with what, on which split
+CHOSEN = {5: (None, "val"), 6: ("K = 32", "train"), 7: ("rescale", "train")}
 results = {number: rows for number in CHOSEN if (rows := evidence.ablation(number))}
 for number, rows in results.items():
     reference, split_of = CHOSEN[number]
-    lines = [f"| Table {number} | train | paper | val | paper | to {reference or 'the row before'}, {split_of} |",
+    lines = [f"| Table {number} | train | paper | val | paper | to "
+             f"{reference or 'the row before'}, {split_of} |",
              "|---" * 6 + "|"]
     before = None
     for name, row in rows.items():
         cells, other = [name], rows[reference][split_of] if reference else before
         for split, at in LOOK.items():
             runs, given = torch.tensor(row[split]), row["paper"][at]
-            cells += [f"{runs.mean():.1f} ± {runs.std():.1f}", "" if given is None else f"{given:.2f}"]
+            cells += [f"{runs.mean():.1f} ± {runs.std():.1f}",
+                      "" if given is None else f"{given:.2f}"]
         differences = [a - b for a, b in zip(row[split_of], other or ())]
         cells.append(verdict(differences) if differences and name != reference else "")
         before = row[split_of]
         lines.append(f"| {' | '.join(cells)} |")
     display(Markdown("\n".join(lines)))
 if not results:
-    display(Markdown("The tables of ablations are not there: `python -m course_lib evidence ablations` writes them."))
+    display(Markdown("The tables of ablations are not there: `python -m course_lib "
+                     "evidence ablations` writes them."))
 
 # %%
 if 5 in results:
     names, figure = list(results[5]), Figure((9, 4), layout="constrained")
     axes = figure.subplots()
     seam_at = names.index("SEAM")
-    for shift, split, colour in ((-0.12, "train", plots.PALETTE[0]), (0.12, "val", plots.PALETTE[1])):
+    for shift, split, colour in ((-0.12, "train", plots.PALETTE[0]),
+                                 (0.12, "val", plots.PALETTE[1])):
         base = torch.tensor(results[5]["SEAM"][split])
         for x, name in enumerate(names[seam_at + 1:]):
             points = torch.tensor(results[5][name][split]) - base
-            axes.scatter(torch.full((len(points),), x + shift), points, s=24, color=colour,
-                         label=f"here, {split}" if not x else None)
+            axes.scatter(torch.full((len(points),), x + shift), points, s=24,
+                         color=colour, label=f"here, {split}" if not x else None)
             axes.scatter(x + shift, points.mean(), s=260, marker="_", color=colour)
-            published = results[5][name]["paper"][LOOK[split]] - results[5]["SEAM"]["paper"][LOOK[split]]
-            axes.scatter(x + shift, published, s=60, marker="^", facecolor="none", edgecolor=colour,
-                         label=f"paper, {split}" if not x else None)
+            published = (results[5][name]["paper"][LOOK[split]]
+                         - results[5]["SEAM"]["paper"][LOOK[split]])
+            axes.scatter(x + shift, published, s=60, marker="^", facecolor="none",
+                         edgecolor=colour, label=f"paper, {split}" if not x else None)
     axes.axhline(0, color=plots.GREY, linewidth=1)
-    axes.set_xticks(range(len(names) - seam_at - 1), names[seam_at + 1:], fontsize="small")
+    axes.set_xticks(range(len(names) - seam_at - 1), names[seam_at + 1:],
+                    fontsize="small")
     axes.set(ylabel="mIoU over SEAM, points")
-    step = [a - b for a, b in zip(results[5]["+ intra-view"]["val"], results[5]["+ cross-CAM"]["val"])]
-    published = results[5]["+ intra-view"]["paper"][1] - results[5]["+ cross-CAM"]["paper"][1]
-    axes.set_title(f"Plain intra-view contrast, to the row before, val: {verdict(step)}; in the paper {published:+.2f}",
+
+# %%
+if 5 in results:
+    step = [a - b for a, b in zip(results[5]["+ intra-view"]["val"],
+                                  results[5]["+ cross-CAM"]["val"])]
+    published = (results[5]["+ intra-view"]["paper"][1]
+                 - results[5]["+ cross-CAM"]["paper"][1])
+    axes.set_title("Plain intra-view contrast, to the row before, val: "
+                   f"{verdict(step)}; in the paper {published:+.2f}",
                    fontsize="medium", wrap=True)
     axes.legend(frameon=False, fontsize="small", ncols=4)
-    plots.show(figure, alt="Gain over SEAM of each row of Table 5: dots are our runs, triangles the paper's figures.")
+    plots.show(figure, alt="Gain over SEAM of each row of Table 5: dots are our runs, "
+                           "triangles the paper's figures.")
 
 # %% [markdown]
 # ## What was measured
@@ -888,28 +1087,38 @@ if 5 in results:
 # The sentences are written by the figures:
 
 # %%
-(within, between), (end, apart_end) = apart["SEAM + P2P"][0].tolist(), apart["SEAM + P2P"][-1].tolist()
-pcm = {name: found[name]["with PCM"]["miou"] - found[name]["without PCM"]["miou"] for name in ("SEAM", "SEAM + P2P")}
+(within, between), (end, apart_end) = (apart["SEAM + P2P"][0].tolist(),
+                                       apart["SEAM + P2P"][-1].tolist())
+pcm = {name: found[name]["with PCM"]["miou"] - found[name]["without PCM"]["miou"]
+       for name in ("SEAM", "SEAM + P2P")}
 sentences = [
-    f"**Separation.** On unseen images the mean cosine of two pixels of a class went from {within:.2f} to "
-    f"{end:.2f}, of two classes from {between:.2f} to {apart_end:.2f}. In the control: "
-    "{:.2f} and {:.2f}.".format(*apart["control"][-1].tolist()),
-    f"**Embedding against map.** The nearest prototype is right for {right['SEAM + P2P'][1]:.1f} % of the probed pixels, the "
-    f"pseudo label for {right['SEAM + P2P'][0]:.1f} %, a seed at the best threshold for {right['SEAM + P2P'][2]:.1f} %.",
-    "**Prototype pixels.** As in the code {:.0f} % are truly of their class, as in the paper {:.0f} %; of the background's "
-    "{:.0f} % and {:.0f} %.".format(*(measured[f"**{end}()**"][i] for i in (1, 2) for end in ("code", "paper"))),
-    f"**Mining.** {wrong_all:.0f} % of the labels are wrong, of those of hard pixels {wrong_hard:.0f} %. The true class of a "
-    f"wrongly labelled pixel is a negative always without mining, and for {true_kept:.0f} % with it.",
-    "**This run.** P2P over SEAM: " + ", ".join(
-        f"{by_name['SEAM + P2P']:+.1f} points {reading} (control {by_name['control']:+.1f})"
-        for reading, by_name in gain.items()) + ".",
-    "**PCM.** Reading with it adds " + ", ".join(f"{value:+.1f} points to {name}" for name, value in pcm.items()) + "."]
+    "**Separation.** On unseen images the mean cosine of two pixels of a class went "
+    f"from {within:.2f} to {end:.2f}, of two classes from {between:.2f} to "
+    f"{apart_end:.2f}. In the control: {{:.2f}} and "
+    "{:.2f}.".format(*apart["control"][-1].tolist()),
+    "**Embedding against map.** The nearest prototype is right for "
+    f"{right['SEAM + P2P'][1]:.1f} % of the probed pixels, the pseudo label for "
+    f"{right['SEAM + P2P'][0]:.1f} %, a seed at the best threshold for "
+    f"{right['SEAM + P2P'][2]:.1f} %.",
+    "**Prototype pixels.** As in the code {:.0f} % are truly of their class, as in the "
+    "paper {:.0f} %; of the background's {:.0f} % and {:.0f} %.".format(
+        *(measured[f"**{end}()**"][i] for i in (1, 2) for end in ("code", "paper"))),
+    f"**Mining.** {wrong_all:.0f} % of the labels are wrong, of those of hard pixels "
+    f"{wrong_hard:.0f} %. The true class of a wrongly labelled pixel is a negative "
+    f"always without mining, and for {true_kept:.0f} % with it.",
+    "**This run.** P2P over SEAM: "
+    + ", ".join(f"{by_name['SEAM + P2P']:+.1f} points {reading} (control "
+                f"{by_name['control']:+.1f})" for reading, by_name in gain.items())
+    + ".",
+    "**PCM.** Reading with it adds "
+    + ", ".join(f"{value:+.1f} points to {name}" for name, value in pcm.items()) + "."]
 
 # %%
 if table:
-    sentences += [f"**Many runs, {world}, val.** P2P - SEAM: {verdict(compared(world, *PAIRS['P2P - SEAM']))}; without PCM "
-                  f"{verdict(compared(world, *PAIRS['P2P - SEAM, without PCM']))}. The paper: {PUBLISHED['P2P - SEAM']}."
-                  for world in worlds]
+    sentences += [f"**Many runs, {world}, val.** P2P - SEAM: "
+                  f"{verdict(compared(world, *PAIRS['P2P - SEAM']))}; without PCM "
+                  f"{verdict(compared(world, *PAIRS['P2P - SEAM, without PCM']))}. The "
+                  f"paper: {PUBLISHED['P2P - SEAM']}." for world in worlds]
 display(Markdown("\n".join(f"- {sentence}" for sentence in sentences)))
 
 # %% [markdown]
@@ -920,29 +1129,38 @@ display(Markdown("\n".join(f"- {sentence}" for sentence in sentences)))
 # %%
 for name, readings in found.items():
     for reading, row in readings.items():
-        published = {"SEAM": TABLE_5["SEAM"][1], "SEAM + P2P": TABLE_5[P2P][1]}.get(name) if reading == "with PCM" else None
-        lesson.record(f"mIoU of seeds, val, {name}, {reading}", row["miou"], "%", paper=published,
+        published = {"SEAM": TABLE_5["SEAM"][1], "SEAM + P2P": TABLE_5[P2P][1]}.get(
+            name) if reading == "with PCM" else None
+        lesson.record(f"mIoU of seeds, val, {name}, {reading}", row["miou"], "%",
+                      paper=published,
                       note="paper: ResNet38 on VOC val (Table 5)" if published else "")
 for reading, by_name in gain.items():
     for name, value in by_name.items():
-        lesson.record(f"{name} over SEAM, {reading}", value, "points", note="P2P, published: " + PUBLISHED["P2P - SEAM"])
+        lesson.record(f"{name} over SEAM, {reading}", value, "points",
+                      note="P2P, published: " + PUBLISHED["P2P - SEAM"])
+
+# %%
 for name, pair in apart.items():
     for i, kind in enumerate(("within a class", "between classes")):
-        lesson.record(f"cosine {kind}, {name}", pair[-1, i], note=f"before training {pair[0, i]:.2f}")
+        lesson.record(f"cosine {kind}, {name}", pair[-1, i],
+                      note=f"before training {pair[0, i]:.2f}")
 for name, (within, between) in below.items():
     lesson.record(f"features, cosine within over between, {name}", within / between)
 for name, (labelled, nearest, seeded) in right.items():
     lesson.record(f"right pixels by the nearest prototype, {name}", nearest, "%",
-                  note=f"of pseudo labels {labelled:.1f} %, of the best seeds {seeded:.1f} %")
+                  note=f"of pseudo labels {labelled:.1f} %, of the best seeds "
+                       f"{seeded:.1f} %")
 for name in ("**code()**", "the recipe of this lesson", "**paper()**"):
     lesson.record(f"right prototype pixels, {name.strip('*')}", measured[name][1], "%",
-                  note=f"background {measured[name][2]:.0f} %, {measured[name][3]:.1f} of absent classes")
-lesson.record("wrong pseudo labels", wrong_all, "%", note=f"of the hard half {wrong_hard:.0f} %")
+                  note=f"background {measured[name][2]:.0f} %, {measured[name][3]:.1f} "
+                       "of absent classes")
+lesson.record("wrong pseudo labels", wrong_all, "%",
+              note=f"of the hard half {wrong_hard:.0f} %")
 lesson.record("true class among kept negatives of wrong labels", true_kept, "%",
               note=f"the most similar for {true_first:.0f} %")
 
 # %%
-if lesson.profile != "smoke":                                             # what the text above says
+if lesson.profile != "smoke":                                 # what the text above says
     gap = {name: (pair[:, 0] - pair[:, 1]).tolist() for name, pair in apart.items()}
     assert gap["SEAM + P2P"][-1] > gap["SEAM + P2P"][0] + 0.02
     assert gap["SEAM + P2P"][-1] > gap["control"][-1] + 0.02

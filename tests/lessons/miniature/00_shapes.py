@@ -45,16 +45,11 @@ def pooled(features):
 # %% check="00.1" points=2
 with check("00.1", hint="mean over the last two axes"):
     features = torch.arange(24.0).reshape(2, 3, 2, 2)
-    same(
-        pooled(features),
-        features.mean((-2, -1)),
-        "pooled(features)",
-        axes="b k",
-        suspects={
-            "You summed over the positions: divide by their number.": lambda: features.sum((2, 3)),
-            "You averaged over the channels: the positions are the last two axes.": lambda: features.mean(1),
-        },
-    )
+    same(pooled(features), features.mean((-2, -1)), "pooled(features)", axes="b k",
+         suspects={"You summed over the positions: divide by their number.":
+                       lambda: features.sum((2, 3)),
+                   "You averaged over the channels: the positions are the last axes.":
+                       lambda: features.mean(1)})
 ### BEGIN HIDDEN TESTS
 assert pooled(torch.ones(1, 1, 3, 1)).shape == (1, 1)
 ### END HIDDEN TESTS

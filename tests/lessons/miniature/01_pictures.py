@@ -50,9 +50,8 @@ display(
 )
 
 # %%
-widgets.flipbook(
-    spot, range(5), label="moved by / px", alt=lambda place: f"Frame with a diagonal moved by {place} pixels"
-)
+widgets.flipbook(spot, range(5), label="moved by / px",
+                 alt=lambda place: f"Frame with a diagonal moved by {place} pixels")
 
 # %%
 lesson.record("diagonal", 5)
