@@ -18,8 +18,11 @@ test: $(STAMP)      ## everything that CI checks
 	$(RUN) -m course_lib data
 	$(RUN) -m pytest -q -n 2 --dist loadgroup
 
-lab: $(STAMP)       ## open the lessons in JupyterLab
-	$(RUN) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
+lab: $(STAMP)       ## open the lessons in JupyterLab, as copies of your own in work/
+	$(RUN) -m course_lib lab $(LAB)
+
+update: $(STAMP)    ## bring your copies in work/ to a corrected release; your answers stay
+	$(RUN) -m course_lib update
 
 evidence: $(STAMP)  ## measure the lessons with several seeds, into data/evidence
 	$(RUN) -m course_lib data
@@ -30,10 +33,10 @@ bench: $(STAMP)     ## our speed beside that of other libraries
 	$(RUN) -m course_lib data
 	$(RUN) -m course_lib bench
 
-notebooks: $(STAMP) ## write the student notebooks anew from notebooks/src
+notebooks: $(STAMP) ## write the lessons in notebooks/ anew from notebooks/src; changed ones are refused
 	$(RUN) -m course_lib build
 
-clean:              ## remove what was computed and generated; the environment and your own data stay
+clean:              ## remove what was computed and generated; the environment and your own data and work/ stay
 	rm -rf build data/mini-* data/photographs data/.*.lock
 
 # torch goes first and alone: the largest download, the simplest resolve, and the clearest error if it fails.
@@ -45,4 +48,4 @@ $(STAMP): pyproject.toml
 	$(RUN) -m pip install -q -e ".[course,dev]"
 	@touch $(VENV)/.ready-$$($(RUN) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
-.PHONY: help run test lab evidence bench notebooks clean
+.PHONY: help run test lab update evidence bench notebooks clean

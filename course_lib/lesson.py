@@ -64,6 +64,8 @@ class Lesson:
     def finish(self, fingerprint: str = "") -> None:
         """Write <results>/<number>.json in one piece, and print what stands in it.
 
+        Results of `run` go where it says (COURSE_RESULTS), with the name of the run; a student's go to work/results.
+
         Args:
             fingerprint: of the data set that the figures were measured on.
         """
@@ -77,11 +79,14 @@ class Lesson:
             "cuda_peak_mb": round(torch.cuda.max_memory_allocated() / 2**20) if self.device.type == "cuda" else None,
             "versions": versions(),
             "commit": commit(),
+            "run": os.environ.get("COURSE_RUN"),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "fingerprint": fingerprint,
             "exercises": dict(checks.status),
             "figures": list(self.figures.values()),
         }
-        path = paths.results() / f"{self.number}.json"
+        folder = paths.results() if os.environ.get("COURSE_RESULTS") else paths.work() / "results"
+        path = folder / f"{self.number}.json"
         ending = f"written to {path}"
         try:
             paths.write_text(path, json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -14,6 +14,7 @@ Same source, same bytes. What a source may say in short:
 
 import copy
 import hashlib
+import os
 import re
 import tomllib
 from collections import Counter
@@ -28,6 +29,7 @@ from nbformat import NotebookNode
 from nbgrader import preprocessors
 from traitlets.config import Config
 
+from course_lib.course.update import changed, keep, mark, read
 from course_lib.paths import checkout, write_text
 
 STUB = '# YOUR CODE HERE\nraise NotImplementedError("this exercise is not written yet")'
@@ -149,6 +151,7 @@ def student(notebook: NotebookNode, name: str) -> NotebookNode:
                 f"{name}: {leak[0]!r} is still in the student version, in the cell that starts with "
                 f"{cell.source.splitlines()[0]!r}. Is the marker of its other end missing or misspelt?"
             )
+    mark(notebook)
     return notebook
 
 
@@ -161,23 +164,46 @@ def build_solved(folder: Path, target: Path) -> list[Path]:
     return list(notebooks)
 
 
-def build_student(folder: Path, target: Path, check: bool = False) -> list[str]:
-    """Write the student notebooks of all sources in `folder` to `target`, over what is there.
+def build_student(folder: Path, target: Path, check: bool = False, force: bool = False) -> list[str]:
+    """Write the student notebooks of all sources in `folder` to `target`, over what a build wrote there.
 
     Args:
         check: write nothing, only compare.
+        force: overwrite notebooks that somebody has worked in, and keep each as NAME.mine.ipynb first.
     Returns:
         names of the notebooks that were missing or different.
+    Raises:
+        ValueError: notebooks that are not what a build wrote, outputs aside; all others are written.
     """
-    where, changed = address(folder), []
+    where, different, refused = address(folder), [], []
     for source in sources(folder):
         path = target / f"{source.stem}.ipynb"
-        text = nbformat.writes(student(solved(source, where), source.stem)) + "\n"
-        if not path.is_file() or path.read_text("utf-8") != text:
-            changed.append(path.name)
-            if not check:
-                write_text(path, text)
-    return changed
+        notebook = student(solved(source, where), source.stem)
+        text = nbformat.writes(notebook) + "\n"
+        if path.is_file() and path.read_bytes() == text.encode():
+            continue
+        different.append(path.name)
+        if check:
+            continue
+        if os.path.lexists(path):
+            try:
+                own = changed(read(path), notebook)
+            except ValueError:
+                own = ["a damaged file"]
+            if own and not force:
+                refused.append(f"{path}: expected a notebook as it was built, got changes: {', '.join(own)}.")
+                continue
+            if own:
+                print(f"{path.name} had changes ({', '.join(own)}); kept as {keep(path).name}.")
+            elif any(cell.get("outputs") for cell in read(path).cells):
+                print(f"{path.name} had been run; its outputs are gone.")
+        write_text(path, text)
+    if refused:
+        raise ValueError(
+            "\n".join(refused) + "\nNothing of these was written. To keep both, move them to work/, where `make lab` "
+            "opens them; or build with --force, which first keeps each as NAME.mine.ipynb."
+        )
+    return different
 
 
 def course_root() -> Path:
@@ -196,22 +222,34 @@ def choose(notebooks: list[Path], numbers: Sequence[str]) -> list[Path]:
     return [known[number] for number in numbers]
 
 
-def main(check: bool = False) -> int:
-    """Build the notebooks from notebooks/src. Student notebooks in notebooks/ are overwritten.
+def main(check: bool = False, force: bool = False) -> int:
+    """Build the notebooks from notebooks/src. One in notebooks/ that somebody has worked in is refused.
 
     Args:
         check: write nothing; fail if a student notebook is not what its source gives.
+        force: overwrite such notebooks too, and keep each as NAME.mine.ipynb first.
     """
     root = course_root()
     folder = root / "notebooks" / "src"
-    changed = build_student(folder, root / "notebooks", check)
-    if check and changed:
-        print(f"Not what the sources give: {', '.join(changed)}. Run `make notebooks` and commit the result.")
-        return 1
     if not check:
         build_solved(folder, root / "build" / "solved")
-    print(f"Built anew: {', '.join(changed)}." if changed else "Student notebooks are up to date.")
+    different = build_student(folder, root / "notebooks", check, force)
+    if check and different:
+        print(f"Not what the sources give: {', '.join(different)}. Run `make notebooks` and commit the result.")
+        return 1
+    print(f"Built anew: {', '.join(different)}." if different else "Student notebooks are up to date.")
     return 0
+
+
+def place(profile: str) -> Path:
+    """The folder of what `run` makes: build/, and a folder in it for each profile but mini, so that none mixes."""
+    folder = course_root() / "build"
+    return folder if profile == "mini" else folder / profile
+
+
+def measured(profile: str) -> Path:
+    """The folder of the results of `run`: COURSE_RESULTS of the environment, else that of the profile's place."""
+    return Path(os.environ.get("COURSE_RESULTS") or place(profile) / "results").absolute()
 
 
 def _expand(cell: NotebookNode) -> None:

@@ -9,6 +9,8 @@ from course_lib.experiments.options import options
 COMMANDS = {
     "data": ("course_lib.worlds.minis:main", "fetch the photographs and write the miniature data sets"),
     "build": ("course_lib.course.build:main", "build the notebooks from their reviewed sources"),
+    "lab": ("course_lib.course.lab:main", "open the lessons in JupyterLab, as copies of your own in work/"),
+    "update": ("course_lib.course.update:main", "bring your copies in work/ to a corrected release, answers kept"),
     "run": ("course_lib.course.run:main", "execute the notebooks and write the report"),
     "report": ("course_lib.course.report:main", "write build/report.html from what was measured"),
     "evidence": ("course_lib.course.evidence:main", "measure with several random seeds, or check a run against that"),

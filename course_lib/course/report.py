@@ -244,10 +244,10 @@ def main(profile: Literal[PROFILES] = "mini", readme: bool = False) -> None:
         profile: results of others are marked.
         readme: also write the table of lessons into README.md.
     """
-    root = build.course_root()
-    print(write(paths.results(), root / "build" / "run", root / "build" / "report.html", profile))
+    place, results = build.place(profile), build.measured(profile)
+    print(write(results, place / "run", place / "report.html", profile))
     if readme:
-        write_readme(root, paths.results())
+        write_readme(build.course_root(), results)
 
 
 def pictures(notebook: NotebookNode) -> list[tuple[Markup, str]]:

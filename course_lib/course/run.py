@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from course_lib import paths
 from course_lib.course import build, report
-from course_lib.lesson import PROFILES
+from course_lib.lesson import PROFILES, commit
 
 # Seconds that one cell may take: they end what hangs, on a busy machine too. The real benchmark may train for days.
 TIMEOUT = {"smoke": 900, "mini": 1800, "paper": None}
@@ -116,7 +116,8 @@ def _one(notebook: Path, output: Path, profile: str, strict: bool) -> tuple[str,
     number, started, reason = notebook.stem[:2], time.perf_counter(), ""
     result = paths.results() / f"{number}.json"
     result.unlink(missing_ok=True)
-    entry = {"lesson": number, "profile": profile}
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    entry = {"lesson": number, "profile": profile, "commit": commit(), "run": os.environ.get("COURSE_RUN"), "time": now}
     try:
         execute(notebook, output / notebook.name, profile, {"COURSE_STRICT": str(int(strict))}, progress=_row)
     except Exception as error:
@@ -148,7 +149,7 @@ def main(
     into: str = "",
     at_once: int = 0,
 ) -> int:
-    """Execute the solved notebooks, and write build/report.html.
+    """Execute the solved notebooks, and write build/report.html; of other profiles than mini, all in build/PROFILE.
 
     Args:
         lessons: numbers of lessons, such as 01; all if none is given.
@@ -157,18 +158,21 @@ def main(
         into: a folder for executed notebooks and results in place of build/run and build/results; makes no report.
         at_once: lessons at a time; 0: as many as there are cores and memory for.
     """
-    root = build.course_root()
-    output = Path(into).absolute() if into else root / "build" / ("student" if student else "run")
-    if student or into:
-        os.environ["COURSE_RESULTS"] = str(output / "results")
+    root, place = build.course_root(), build.place(profile)
+    output = Path(into).absolute() if into else place / ("student" if student else "run")
+    results = output / "results" if student or into else build.measured(profile)
+    os.environ["COURSE_RESULTS"] = str(results)
+    os.environ["COURSE_RUN"] = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if student:
-        notebooks = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+        notebooks = [
+            root / "notebooks" / f"{source.stem}.ipynb" for source in build.sources(root / "notebooks" / "src")
+        ]
     else:
         notebooks = build.build_solved(root / "notebooks" / "src", root / "build" / "solved")
     chosen = build.choose(notebooks, lessons) if lessons else notebooks
     failed = run(chosen, output, profile, strict=not student, at_once=at_once or _fitting())
     if not (student or into):
-        print(f"Report: {report.write(paths.results(), output, root / 'build' / 'report.html', profile)}")
+        print(f"Report: {report.write(results, output, place / 'report.html', profile)}")
     ending = f"; failed: {', '.join(failed)}." if failed else "."
     print(f"{len(chosen) - len(failed)} of {len(chosen)} lessons ran{ending}")
     return int(bool(failed))
