@@ -10,6 +10,7 @@ epoch and an optimiser, and with all names behind "module." (nn.DataParallel) or
 """
 
 import json
+import mmap
 import os
 import zipfile
 from pathlib import Path
@@ -62,6 +63,9 @@ def read(path: str | Path) -> tuple[State, dict[str, Any]]:
             with safe_open(path, "pt") as file:
                 about = dict(json.loads((file.metadata() or {}).get("about", "{}")))
         else:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content.find(b"bytearray") >= 0:  # weights_only makes one of any size
+                    raise ValueError("it asks for memory without numbers")
             state = torch.load(path, map_location="cpu", weights_only=True)
         for key in 2 * WRAPPERS:  # weights may be wrapped twice
             state = state[key] if isinstance(state.get(key), dict) else state

@@ -87,7 +87,9 @@ class Cub(Dataset):
                 x, y, width, height = boxes[image]
                 self.boxes.append((round(x), round(y), round(x + width), round(y + height)))
         if not labels:
-            raise BrokenFile(f"{self.root / 'images.txt'}: expected images of the {split} half of classes, got none.")
+            raise BrokenFile(
+                f"{self.root / 'images.txt'}: expected images of the {split} half, got none; unpack it again."
+            )
         self.labels = torch.tensor(labels)
         found = {"images": len(labels), "classes": len(chosen)}
         check_counts(self.root, f"CUB-200-2011 ({split})", found, CUB_COUNTS[split])

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-LINE = 4096  # characters; real lists stay below 200
+LINE = 1000  # characters; real lists stay below 200
 ANNOTATION = 2**20  # bytes; real annotations stay below 50,000
 
 
@@ -17,7 +17,7 @@ class BrokenFile(ValueError):
     """A file of a data set is not what its layout promises; the message names the file and what to do."""
 
 
-def existing(path: str | Path, otherwise: str = "is missing.") -> Path:
+def existing(path: str | Path, otherwise: str = "is missing; unpack or write it again.") -> Path:
     """The path, if a file is there that may be read.
 
     Args:
@@ -36,7 +36,7 @@ def existing(path: str | Path, otherwise: str = "is missing.") -> Path:
     return Path(path)
 
 
-def read_lines(path: Path, otherwise: str = "is missing.") -> dict[int, str]:
+def read_lines(path: Path, otherwise: str = "is missing; unpack it again.") -> dict[int, str]:
     """The lines of a list that are not blank, by number from 1, without spaces at their ends; \\ is read as /.
 
     Lists come from many editors: UTF-8 with or without a byte-order mark, or UTF-16 with one; lines of any system.
@@ -44,7 +44,7 @@ def read_lines(path: Path, otherwise: str = "is missing.") -> dict[int, str]:
     Args:
         otherwise: as in `existing`.
     Raises:
-        BrokenFile: another encoding, zero bytes or a line of over 4,096 characters. And the errors of `existing`.
+        BrokenFile: another encoding, zero bytes or a line of over 1,000 characters. And the errors of `existing`.
     """
     content = existing(path, otherwise).read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

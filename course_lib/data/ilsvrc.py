@@ -51,7 +51,7 @@ class Batch:
 
     images: UInt8[Tensor, "b 3 size size"]
     labels: Int[Tensor, "b"]
-    boxes: list[Int[Tensor, "n 4"]]  # in pixels of the squashed image
+    boxes: list[Int[Tensor, "_ 4"]]  # in pixels of the squashed image
     masks: UInt8[Tensor, "b size size"] | None  # 1 = object; None where the data set has no masks
 
 
@@ -104,7 +104,9 @@ class Ilsvrc(Dataset):
                 boxes = right
             wnid = wnid if file.parent == images else file.parent.name
             if wnid not in labels:
-                raise BrokenFile(f"{file} belongs to class {wnid!r}, which {self.root / SYNSETS} does not list.")
+                raise BrokenFile(
+                    f"{file} belongs to class {wnid!r}, which {self.root / SYNSETS} does not list; unpack both again."
+                )
             mask = (
                 existing(masks / inside.with_suffix(".png"), "is missing, though others are there.") if exact else None
             )
@@ -166,7 +168,11 @@ def squash(items: list[tuple[Tensor, Photo]], size: int) -> Batch:
         torch.stack([transforms.resize(image, square) for image, _ in items]),
         torch.tensor([photo.label for _, photo in items]),
         [
-            squash_boxes(torch.tensor(photo.boxes).reshape(-1, 4), (image.shape[2], image.shape[1]), (size, size))
+            squash_boxes(
+                torch.tensor(photo.boxes, dtype=torch.long).reshape(-1, 4),
+                (image.shape[2], image.shape[1]),
+                (size, size),
+            )
             for image, photo in items
         ],
         masks,

@@ -71,7 +71,9 @@ class Voc(Dataset):
                 "VOCdevkit/VOC2012 of its archive, or write the miniature with `python -m course_lib data`."
             )
         note = about(self.root)
-        self.classes = list(note.get("classes", CLASSES))
+        self.classes = note.get("classes", list(CLASSES))
+        if not isinstance(self.classes, list) or not all(isinstance(name, str) for name in self.classes[1:] or [0]):
+            raise BrokenFile(f"{self.root / 'miniature.json'}: expected names of classes; write the miniature again.")
         self.confounded = note.get("confounded")
         listed = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         other = listed.with_name("train_aug.txt")

@@ -47,7 +47,8 @@ def members(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str,
             folder.
     """
     if not archive.is_file():
-        raise BrokenArchive(f"{archive}: expected an archive, got {'a device' if archive.exists() else 'nothing'}.")
+        came = "a folder or pipe" if archive.exists() else "nothing"
+        raise BrokenArchive(f"{archive}: expected an archive, got {came}; put the file there.")
     try:
         for name, size, read in (_zip if archive.suffix == ".zip" else _deb)(archive):
             path = PurePosixPath(name)
