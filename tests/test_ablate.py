@@ -88,7 +88,7 @@ def test_what_was_interrupted_goes_on(tree, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "table6.json").read_text()) == result
     assert all(set(found) == {"0", "1"} and set(found["0"]) == {"train", "val"} for found in result["rows"].values())
     assert "| K = 64 |" in (tmp_path / "table6.md").read_text()
-    with pytest.raises(ValueError, match="an ablation with other settings"):
+    with pytest.raises(ValueError, match="with other settings: epochs was 1 and is 2"):
         ablate(6, replace(tiny(tree), epochs=2), (0,), tmp_path, progress=False)
 
 

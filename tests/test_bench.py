@@ -45,7 +45,7 @@ def test_missing_photographs_are_named_with_what_to_do(peers, monkeypatch, capsy
 
 def test_an_unknown_row_is_refused(capsys):
     assert __main__.main(["bench", "speed"]) == 1
-    assert "there is no row speed; choose from cam, " in capsys.readouterr().err
+    assert "There is no row speed; choose from cam, " in capsys.readouterr().err
 
 
 def test_the_table_and_the_file_say_the_same(peers, monkeypatch, capsys, tmp_path):

@@ -231,7 +231,7 @@ def test_prototypes_serve_further_methods(tree, result, tmp_path, monkeypatch):
 
 def test_state_of_another_evaluation_is_refused(tree, tmp_path):
     evaluate(small(tree), tmp_path, progress=False)
-    with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
+    with pytest.raises(ValueError, match="other settings: seed was 0 and is 1"):
         evaluate(small(tree, seed=1), tmp_path, progress=False)
 
 

@@ -439,16 +439,18 @@ def test_twenty_steps_of_the_published_command(tree, tmp_path, capsys):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What the command would train, from words; the data are named, nothing is trained."""
+def asked(monkeypatch, tmp_path):
+    """What the command would train, from words; the data are an empty folder, nothing is trained."""
 
     def settings(*words):
         seen = []
         monkeypatch.setattr(experiment, "train", lambda config, folder: (seen.append(config), []))
-        assert __main__.main(["train", "wsss", "--data", "d", "--folder", "f", *words]) == 0
+        folder = str(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+        assert __main__.main(["train", "wsss", "--data", "d", "--folder", folder, *words]) == 0
         return seen[0]
 
-    monkeypatch.setattr(experiment.shared, "writable", lambda folder: folder)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d").mkdir()
     return settings
 
 

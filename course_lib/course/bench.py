@@ -26,11 +26,13 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor
+from tqdm import tqdm
 
 from course_lib import backbones, maps, paths
 from course_lib.data.ilsvrc import Batch, Ilsvrc
 from course_lib.evaluate import episodes, localization, ranking, segmentation
 from course_lib.lesson import commit, peak_memory
+from course_lib.settings import Count
 from course_lib.wsss import View, contrast, seam
 
 Contestants = dict[str, Callable[[], Any]]
@@ -319,7 +321,7 @@ ROWS = {
 MEMORY = {"pixel_correlation", "rerank", "rerank_market"}  # rows whose peak memory is measured too, in a run of its own
 
 
-def main(rows: tyro.conf.Positional[tuple[str, ...]] = (), repeats: int = 3) -> None:
+def main(rows: tyro.conf.Positional[tuple[str, ...]] = (), repeats: Count = 3) -> None:
     """Measure our speed beside that of other packages: prints a Markdown table and writes bench.json.
 
     Args:
@@ -327,7 +329,7 @@ def main(rows: tyro.conf.Positional[tuple[str, ...]] = (), repeats: int = 3) -> 
         repeats: timed runs of each contestant.
     """
     if unknown := set(rows) - set(ROWS):
-        raise ValueError(f"there is no row {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
+        raise ValueError(f"There is no row {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     try:
         peers = {name: importlib.import_module(name) for name in PEERS.values()}
     except ImportError as error:
@@ -337,7 +339,7 @@ def main(rows: tyro.conf.Positional[tuple[str, ...]] = (), repeats: int = 3) -> 
     torch.set_num_threads(1)
     peers["cv2"].setNumThreads(1)
     table = []
-    for name in rows or ROWS:
+    for name in tqdm(rows or ROWS, "rows"):
         contestants = ROWS[name]()
         seconds = _measure(contestants, repeats)
         for contestant, run in contestants.items():

@@ -1,10 +1,16 @@
 """`python -m course_lib COMMAND`: everything that is done with the course outside its notebooks."""
 
+import errno
 import importlib
 import inspect
+import os
+import re
 import sys
+import traceback
+from pathlib import Path
 
 from course_lib.experiments.options import options
+from course_lib.paths import HERE
 
 COMMANDS = {
     "data": ("course_lib.worlds.minis:main", "fetch the photographs and write the miniature data sets"),
@@ -62,12 +68,23 @@ COMMANDS = {
 }
 
 
+RESUMED = {*(name for name in COMMANDS if "train" in name), "evaluate localise", "ablate", "evidence", "data"}
+FAULTS = (TypeError, AttributeError, NameError, LookupError, AssertionError, ZeroDivisionError, NotImplementedError)
+REMEDIES = {
+    errno.ENOSPC: "free some space, and run the same command again",
+    errno.EDQUOT: "free some of your space, and run the same command again",
+    errno.ENOENT: "name one that is there",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "ask for the right to it, or name another place"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "a file stands where a folder should, or the reverse"),
+}
+
+
 def main(argv: list[str]) -> int:
     """Run a command; returns the exit code. What goes wrong is a sentence on stderr, with --debug a traceback.
 
     A command is a function. Its options are its parameters and, for a parameter that is a frozen dataclass, the fields
-    of that: their help is the comment beside each field, what they refuse is said by `__post_init__`. A function of
-    `argv` alone reads its options itself.
+    of that: their help is the comment beside each field, what they refuse is in their types and `__post_init__`. A
+    function of `argv` alone reads its options itself.
     """
     debug, argv = "--debug" in argv, [word for word in argv if word != "--debug"]
     if not argv or argv[0] in ("-h", "--help"):
@@ -78,15 +95,51 @@ def main(argv: list[str]) -> int:
     if name is None:
         print(f"There is no command {argv[0]!r}; there are: {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    module, _, function = COMMANDS[name][0].partition(":")
-    command = getattr(importlib.import_module(module), function)
-    argv = argv[len(name.split()) :]
     try:
-        if list(inspect.signature(command).parameters) == ["argv"]:
-            return command(argv) or 0
-        return options(command, argv, name) or 0
-    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
+        module, _, function = COMMANDS[name][0].partition(":")
+        command = getattr(importlib.import_module(module), function)
+        argv = argv[len(name.split()) :]
+        alone = list(inspect.signature(command).parameters) == ["argv"]
+        code = (command(argv) if alone else options(command, argv, name)) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # who read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(error, file=sys.stderr)
-        return 1
+        said, code = sentence(error, name), 130 if isinstance(error, KeyboardInterrupt) else 1
+    # The error is gone, and with it the frames that held progress bars: these have ended their lines.
+    print(said, file=sys.stderr)
+    return code
+
+
+def sentence(error: BaseException, name: str) -> str:
+    """What to say about an error of a command: our own words, or the foreign ones with what they are about.
+
+    Args:
+        name: of the command.
+    """
+    text, kind = str(error).strip(), type(error).__name__
+    remote = str(error.__cause__) if type(error.__cause__).__name__ == "_RemoteTraceback" else text
+    if "Original Traceback" in text:  # of a process that reads images
+        text = text.splitlines()[-1].partition(": ")[2]
+    files = re.findall(r'File "(.+?)", line', remote) or [
+        frame.filename for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    first, look = text.partition("\n")[0], "--debug shows where"
+    if isinstance(error, KeyboardInterrupt):
+        return "Stopped." + (" The same command goes on from here." if name in RESUMED else "")
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"`{name}` found no memory left ({first or kind}); take smaller batches or close other programs."
+    if isinstance(error, OSError) and error.strerror:
+        remedy = REMEDIES.get(error.errno, look)
+        return f"{error.filename or name}: expected to read or write it, got: {error.strerror}; {remedy}."
+    if isinstance(error, ImportError):
+        return f"`{name}` needs a package that cannot be imported ({first}); install the course with all its extras."
+    if isinstance(error, FAULTS):
+        return f"`{name}` stopped by a fault of the course: {kind}: {first}. Please report it, with what --debug shows."
+    if files and HERE in Path(files[-1]).parents:
+        return text
+    return f"`{name}` failed in {Path(files[-1]).name if files else 'Python'}: {kind}: {first}; {look}."

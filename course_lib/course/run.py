@@ -23,6 +23,7 @@ from tqdm import tqdm
 from course_lib import paths
 from course_lib.course import build, report
 from course_lib.lesson import PROFILES, commit
+from course_lib.settings import Workers
 
 # Seconds that one cell may take: they end what hangs, on a busy machine too. The real benchmark may train for days.
 TIMEOUT = {"smoke": 900, "mini": 1800, "paper": None}
@@ -147,7 +148,7 @@ def main(
     profile: Literal[PROFILES] = "mini",
     student: bool = False,
     into: str = "",
-    at_once: int = 0,
+    at_once: Workers = 0,
 ) -> int:
     """Execute the solved notebooks, and write build/report.html; of other profiles than mini, all in build/PROFILE.
 

@@ -185,6 +185,7 @@ def episode_terms(ways: int, shots: int, queries: int) -> Terms:
     return terms
 
 
+@shared.owner("train fewshot")
 def train(config: FewShotTraining, folder: Path, progress: bool = True) -> dict[str, list[dict[str, float]]]:
     """Mean loss terms of each epoch of both stages. What was interrupted goes on.
 
@@ -229,6 +230,7 @@ def train(config: FewShotTraining, folder: Path, progress: bool = True) -> dict[
 # evaluation -----------------------------------------------------------------------------------------------------------
 
 
+@shared.owner("evaluate fewshot")
 def evaluate(config: FewShotEvaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
     """Accuracies on novel classes: writes `fewshot.json` and `fewshot.md`, returns the former.
 
@@ -363,7 +365,7 @@ def train_command(config: FewShotTraining, folder: Path) -> None:
     Args:
         folder: of checkpoints and of the trained model.safetensors
     """
-    history = train(shared.with_data(config, minis.mini_imagenet), shared.writable(folder))
+    history = train(shared.prepared(config, folder, minis.mini_imagenet), folder)
     shared.tell(history["classes"] + history["episodes"], folder, "fewshot")
 
 
@@ -373,4 +375,5 @@ def evaluate_command(config: FewShotEvaluation, folder: Path | None = None) -> N
     Args:
         folder: of the results; None: in build/fewshot
     """
-    shared.evaluated("fewshot", evaluate, table, shared.with_data(config, minis.mini_imagenet), folder)
+    config = shared.prepared(config, folder, minis.mini_imagenet)
+    shared.evaluated("fewshot", evaluate, table, config, folder)

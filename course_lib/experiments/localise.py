@@ -122,6 +122,7 @@ class LocaliseEvaluation:
 # training -------------------------------------------------------------------------------------------------------------
 
 
+@shared.owner("train localise")
 def train(config: LocaliseTraining, folder: Path, progress: bool = True) -> list[dict[str, float]]:
     """Mean loss terms of each epoch; writes `model.safetensors` for `evaluate`. What was interrupted goes on."""
     data = Ilsvrc(config.data, "train")
@@ -218,6 +219,7 @@ class ClassPrototypes:
         return (sums / counts[:, None]).float()
 
 
+@shared.owner("evaluate localise", free=["methods"])
 def evaluate(config: LocaliseEvaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
     """Table 1 for one network: writes `localise.json` and `localise.md`, returns the former.
 
@@ -237,7 +239,6 @@ def evaluate(config: LocaliseEvaluation, folder: Path, progress: bool = True) ->
     train = Ilsvrc(config.data, "train")
     model, own = shared.network(config.backbone, config.checkpoint or config.weights, list(train.classes), config.seed)
     model.to(engine.this_process(config.device).device, memory_format=torch.channels_last)
-    folder.mkdir(parents=True, exist_ok=True)
     rows, key = _rows(model, own, train, config, folder, progress)
     chosen = range(len(val))[: config.limit]
     state = {
@@ -454,8 +455,8 @@ def train_command(config: LocaliseTraining, folder: Path) -> None:
     Args:
         folder: of checkpoints and of the trained model.safetensors
     """
-    config = shared.with_data(config, partial(minis.mini_ilsvrc, labels="kind"))
-    shared.tell(train(config, shared.writable(folder)), folder, "localise")
+    config = shared.prepared(config, folder, partial(minis.mini_ilsvrc, labels="kind"))
+    shared.tell(train(config, folder), folder, "localise")
 
 
 def evaluate_command(config: LocaliseEvaluation, folder: Path | None = None) -> None:
@@ -464,5 +465,5 @@ def evaluate_command(config: LocaliseEvaluation, folder: Path | None = None) -> 
     Args:
         folder: of state and results; None: in build/localise
     """
-    config = shared.with_data(config, partial(minis.mini_ilsvrc, labels="kind"))
+    config = shared.prepared(config, folder, partial(minis.mini_ilsvrc, labels="kind"))
     shared.evaluated("localise", evaluate, table, config, folder)

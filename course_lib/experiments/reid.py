@@ -270,6 +270,7 @@ def fit_baseline(
     return engine.train(model, step, loader, optimizer, plan, scheduler=scheduler, folder=folder, progress=progress)
 
 
+@shared.owner("train reid")
 def train(config: ReidTraining, folder: Path, progress: bool = True) -> list[dict[str, float]]:
     """Mean loss terms of each epoch; writes `model.safetensors`, see `load`. What was interrupted goes on.
 
@@ -439,6 +440,7 @@ def _rows(model: Baseline, config: ReidEvaluation, progress: bool) -> dict[str, 
     return rows
 
 
+@shared.owner("evaluate reid")
 def evaluate(config: ReidEvaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
     """Ranks and mAP, with and without re-ranking; writes `reid.json` and `reid.md`, returns the former."""
     path, weights = Path(config.checkpoint), config.weights
@@ -451,6 +453,7 @@ def evaluate(config: ReidEvaluation, folder: Path, progress: bool = True) -> dic
     return _written(folder / "reid", name, replace(config, checkpoint=weights), _rows(model, config, progress))
 
 
+@shared.owner("train reid --ablation", "comparison")
 def ablate_tricks(config: ReidTraining, comparison: Comparison, folder: Path, progress: bool = True) -> dict[str, Any]:
     """Train and evaluate with no trick, one, two, ...; writes `ablation.json` and `ablation.md`, returns the former.
 
@@ -519,8 +522,7 @@ def train_command(config: ReidTraining, comparison: Comparison, folder: Path, ab
             "--flip, --k1, --k2, --lam and --batch-size are of an evaluation, which a training has with --ablation "
             "only; add it, or leave them to `evaluate reid`."
         )
-    config = shared.with_data(config, minis.mini_market)
-    shared.writable(folder)
+    config = shared.prepared(config, folder, minis.mini_market)
     if ablation:
         shared.say(table(ablate_tricks(config, comparison, folder)))
     else:
@@ -537,7 +539,6 @@ def evaluate_command(config: ReidEvaluation, folder: Path | None = None) -> None
         config: what is evaluated, on what, and how.
         folder: of the results; if none is named, one in build/reid.
     """
-    config = shared.with_data(config, minis.mini_market)
+    config = shared.prepared(config, folder, minis.mini_market)
     name = Path(config.checkpoint).parent.name or config.backbone
-    folder = shared.writable(folder or shared.build_folder("reid", name, Path(config.data).name))
-    shared.say(table(evaluate(config, folder)))
+    shared.say(table(evaluate(config, folder or shared.build_folder("reid", config, name))))

@@ -67,6 +67,7 @@ class RetrievalTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        metric_loss(self.loss, 2, 2)  # an unknown one is refused now
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class RetrievalEvaluation:
         check_settings(self)
 
 
+@shared.owner("train retrieval")
 def train(config: RetrievalTraining, folder: Path, progress: bool = True) -> list[dict[str, float]]:
     """Mean loss of each epoch; writes `model.safetensors` for `evaluate`. What was interrupted goes on."""
     data = Cub(config.data, "train")
@@ -160,6 +162,7 @@ def load(backbone: str, weights: str, seed: int = 0) -> tuple[Backbone, str | No
     return model, about["loss"] if about.get("classifier") == "embedding" else None
 
 
+@shared.owner("evaluate retrieval")
 def evaluate(config: RetrievalEvaluation, folder: Path, progress: bool = True) -> dict[str, Any]:
     """Recall@K, R-precision and MAP@R of the test classes.
 
@@ -242,7 +245,7 @@ def train_command(config: RetrievalTraining, folder: Path) -> None:
     Args:
         folder: of checkpoints and of the trained model.safetensors
     """
-    history = train(shared.with_data(config, minis.mini_cub), shared.writable(folder))
+    history = train(shared.prepared(config, folder, minis.mini_cub), folder)
     shared.tell(history, folder, "retrieval")
 
 
@@ -252,4 +255,4 @@ def evaluate_command(config: RetrievalEvaluation, folder: Path | None = None) ->
     Args:
         folder: of the results; None: in build/retrieval
     """
-    shared.evaluated("retrieval", evaluate, table, shared.with_data(config, minis.mini_cub), folder)
+    shared.evaluated("retrieval", evaluate, table, shared.prepared(config, folder, minis.mini_cub), folder)

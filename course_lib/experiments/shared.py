@@ -1,13 +1,20 @@
-"""What all experiments share: options, tables on disk, what to say after a training, miniatures in place of a path."""
+"""What all experiments share: what is looked at before any work, folders, tables on disk, what to say afterwards."""
 
+import hashlib
+import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, is_dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,14 +22,131 @@ from torch.utils.data import DataLoader, Dataset
 
 from course_lib import backbones, checkpoints, engine, paths
 from course_lib.backbones import Backbone
+from course_lib.data.files import read_json
+from course_lib.data.miniature import fingerprint
 from course_lib.published import DIST_CAM_TABLE_1
 
 WEIGHTS = ("pretrained", "random")  # what a network starts from, where it is no path
+OURS = ("resnet12", "resnet38", "small")  # networks that are none of timm's
+SETTINGS = "settings.json"  # by command, of what wrote into a folder
+FREE = {"workers", "device", "save_every"}  # settings that change no figure
 
 
-def with_data(config: Any, miniature: Callable[[], Path]) -> Any:
-    """A configuration whose empty `data` became the miniature, which is written if it is not there."""
+def prepared(config: Any, folder: Path | None, miniature: Callable[[], Path]) -> Any:
+    """A configuration whose empty `data` became the miniature, which is written if it is not there.
+
+    Before that everything is looked at that would stop the work later.
+
+    Args:
+        folder: to write into; None: not known yet.
+    Raises:
+        OSError: data or weights that are not there, or a folder that nothing can be written into.
+        ValueError: a network or device that nobody knows.
+    """
+    engine.this_process(config.device)
+    backbone = getattr(config, "backbone", OURS[0])
+    if backbone not in OURS and not timm.is_model(backbone):
+        raise ValueError(f"Expected one of timm's networks as --backbone, got {backbone!r}; see timm.list_models().")
+    if config.data and not Path(config.data).is_dir():
+        raise FileNotFoundError(f"A folder was expected as --data, got {config.data}, where there is none.")
+    for name, path in _weights(config):
+        if not Path(path).is_file():
+            came = "a folder" if Path(path).exists() else "nothing"
+            raise FileNotFoundError(
+                f"A checkpoint was expected at {path}, got {came}; name an existing one as --{name}."
+            )
+    if folder:
+        writable(folder)
     return config if config.data else replace(config, data=str(miniature()))
+
+
+def _weights(config: Any) -> list[tuple[str, str]]:
+    """Names and paths of the files of weights that a configuration asks for."""
+    asked = (("weights", getattr(config, "weights", WEIGHTS[0])), ("checkpoint", getattr(config, "checkpoint", None)))
+    return [(name, path) for name, path in asked if path not in (*WEIGHTS, None) and (path or name == "weights")]
+
+
+def owner(command: str, *more: str, free: Iterable[str] = ()) -> Callable[[Callable], Callable]:
+    """Makes a function of `config` and `folder` the only one that writes there, and refuse what has other settings.
+
+    The settings are kept in the folder's settings.json. A lock ends with its process, even if that is killed.
+
+    Args:
+        command: that the function is known as.
+        more: names of arguments that are settings too.
+        free: names of settings that may change, beside FREE.
+    """
+
+    def own(function: Callable) -> Callable:
+        @wraps(function)
+        def call(*positional: Any, **named: Any) -> Any:
+            given = inspect.signature(function).bind(*positional, **named).arguments
+            new, folder = not given["folder"].exists(), writable(given["folder"])
+            with _alone(folder):
+                asked = settings_of(given["config"], {name: given.get(name) for name in more}, free)
+                if changed := differences(folder, command, asked):
+                    raise ValueError(
+                        f"{folder} holds `{command}` with other settings: {'; '.join(changed)}. Name another --folder, "
+                        f"such as {folder}-2, or remove this one."
+                    )
+                kept = _kept(folder)
+                _keep(folder, kept | {command: asked})
+                before = {*folder.iterdir()}
+                try:
+                    return function(*positional, **named)
+                except BaseException:
+                    if first_process() and {*folder.iterdir()} == before:  # nothing was made: other settings may follow
+                        shutil.rmtree(folder) if new else _keep(folder, kept)
+                    raise
+
+        return call
+
+    return own
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=0) if first_process() else nullcontext()
+    except Timeout:
+        raise RuntimeError(
+            f"Another run is writing into {folder}; wait until it is done, or name another --folder."
+        ) from None
+    with lock:
+        yield
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    return read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+
+
+def _keep(folder: Path, settings: dict[str, Any]) -> None:
+    if first_process():
+        paths.write_text(folder / SETTINGS, json.dumps(settings, indent=1) + "\n")
+
+
+def settings_of(config: Any, more: dict[str, Any] | None = None, free: Iterable[str] = ()) -> dict[str, Any]:
+    """All settings that figures follow from, as JSON has them: of data and weights what they are, not where."""
+    asked = asdict(config) | {"data": f"{Path(config.data).name} ({fingerprint(Path(config.data))})"}
+    for value in [value for value in asked.values() if isinstance(value, dict)]:
+        asked |= value  # settings of contrast, say, each by its own name
+    for name, path in _weights(config):
+        with open(path, "rb") as file:
+            asked[name] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    for name, value in (more or {}).items():
+        asked |= asdict(value) if is_dataclass(value) else {name: value}
+    kept = {name: value for name, value in asked.items() if name not in {*FREE, *free} and not isinstance(value, dict)}
+    return json.loads(json.dumps(kept))
+
+
+def differences(folder: Path, command: str, asked: dict[str, Any]) -> list[str]:
+    """What the folder's own settings of a command say otherwise; nothing if it has none."""
+    then = _kept(folder).get(command, asked)
+    return [
+        f"{name} was {then.get(name)} and is {asked.get(name)}"
+        for name in {**then, **asked}
+        if then.get(name) != asked.get(name)
+    ]
 
 
 def timm_name(backbone: str) -> str:
@@ -129,10 +253,14 @@ def evaluated(kind: str, evaluate: Callable, table: Callable, config: Any, folde
         folder: None: one in build/KIND, named after network, weights and data.
     """
     weights = Path(config.checkpoint).absolute().parent.name if config.checkpoint else config.weights
-    folder = folder or build_folder(kind, config.backbone, weights, Path(config.data).name)
-    say(table(evaluate(config, writable(folder))))
+    folder = folder or build_folder(kind, config, config.backbone, weights)
+    say(table(evaluate(config, folder)))
 
 
-def build_folder(kind: str, *parts: str) -> Path:
-    """The folder that results go to if none is named: build/KIND/PART-PART-..."""
-    return paths.results().parent / kind / "-".join(parts)
+def build_folder(kind: str, config: Any, *parts: str) -> Path:
+    """The folder that results go to if none is named: build/KIND/PART-...-DATA; of other settings, one beside it."""
+    folder, asked = paths.results().parent / kind / "-".join((*parts, Path(config.data).name)), settings_of(config)
+    if differences(folder, f"evaluate {kind}", asked):
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:6]
+        folder = folder.with_name(f"{folder.name}-{digest}")
+    return folder

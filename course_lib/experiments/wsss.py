@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from course_lib import engine
 from course_lib.backbones.weights import LITE0
+from course_lib.data.files import read_json
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import VOC_COUNTS, Voc, write_mask
 from course_lib.evaluate.segmentation import SEED_THRESHOLDS
@@ -37,7 +38,7 @@ from course_lib.experiments import shared
 from course_lib.experiments.options import checked, options
 from course_lib.lesson import versions
 from course_lib.published import CONTRAST_TABLES, SEED_MIOU
-from course_lib.settings import DISTINCT, Count, Share, Workers, check_settings
+from course_lib.settings import DISTINCT, Count, RandomSeed, Share, Workers, check_settings
 from course_lib.worlds import minis
 from course_lib.wsss.cam_net import CamNet, load
 from course_lib.wsss.contrast import ContrastConfig
@@ -69,6 +70,7 @@ class SeedEvaluation:
         check_settings(self)
 
 
+@shared.owner("evaluate seeds")
 def evaluate(config: SeedEvaluation, net: CamNet, folder: Path, progress: bool = True) -> dict[str, Any]:
     """mIoU of the seeds of each split and reading; writes `seeds.json` and `seeds.md`, returns the former.
 
@@ -174,6 +176,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([title, "", *shared.markdown(header, lines), "", note, ""])
 
 
+@shared.owner("ablate", "number", "limit")
 def ablate(
     number: int,
     config: TagTraining,
@@ -200,10 +203,7 @@ def ablate(
         "rows": {name: {} for name in trainings},
     }
     if path.is_file():
-        saved = json.loads(path.read_text("utf-8"))
-        if saved | {"rows": None} != result | {"rows": None}:
-            raise ValueError(f"{path} is of an ablation with other settings. Name another folder, or remove this one.")
-        result = saved
+        result = read_json(path)
     for seed in random_seeds:  # a whole table of the first random seed comes first
         for name, training in trainings.items():
             if str(seed) in result["rows"][name]:
@@ -253,7 +253,7 @@ def train_command(argv: list[str]) -> None:
         Args:
             folder: of checkpoints and of the trained model.safetensors
         """
-        _, history = train(ready(config), shared.writable(folder))
+        _, history = shared.owner("train wsss")(train)(ready(config, folder), folder)
         shared.tell(history, folder, "seeds")
 
     with_recipe(command, argv, "train wsss")
@@ -265,11 +265,11 @@ def evaluate_command(config: SeedEvaluation, folder: Path | None = None) -> None
     Args:
         folder: of the results; None: one in build/seeds
     """
+    config = shared.prepared(config, folder, lambda: miniature(load(config.checkpoint).architecture.backbone))
     net, checkpoint = load(config.checkpoint), Path(config.checkpoint).absolute()
-    config = with_miniature(config, net.architecture.backbone)
-    folder = folder or shared.build_folder("seeds", checkpoint.parent.name, checkpoint.stem, Path(config.data).name)
-    evaluate(config, net, shared.writable(folder))
-    if engine.this_process(config.device).is_main_process:
+    folder = folder or shared.build_folder("seeds", config, checkpoint.parent.name, checkpoint.stem)
+    evaluate(config, net, folder)
+    if shared.first_process():  # it wrote them
         print((folder / "seeds.md").read_text("utf-8"))
 
 
@@ -280,7 +280,7 @@ def ablate_command(argv: list[str]) -> None:
         config: TagTraining,
         table: Literal[5, 6, 7],
         folder: Path,
-        random_seeds: tuple[int, ...] = (0, 1, 2),
+        random_seeds: Annotated[tuple[RandomSeed, ...], DISTINCT] = (0, 1, 2),
         limit: Count | None = None,
     ) -> None:
         """Measure rows of Table 5, 6 or 7 of pixel-to-prototype contrast. What was interrupted goes on.
@@ -294,7 +294,7 @@ def ablate_command(argv: list[str]) -> None:
             random_seeds: of the trainings; --seed is not asked
             limit: images of each split that score; None: all
         """
-        result = ablate(table, ready(config), random_seeds, shared.writable(folder), limit)
+        result = ablate(table, ready(config, folder), random_seeds, folder, limit)
         shared.say(as_markdown(result))
 
     with_recipe(command, argv, "ablate")
@@ -316,8 +316,8 @@ def with_recipe(command: Callable, argv: list[str], name: str) -> None:
     options(partial(checked(command), config=config), rest + helping, name)
 
 
-def ready(config: TagTraining) -> TagTraining:
-    """A configuration with data; a ValueError for options of contrast where the method has none."""
+def ready(config: TagTraining, folder: Path) -> TagTraining:
+    """A configuration as `shared.prepared` makes it; a ValueError for options of contrast where the method has none."""
     ours, usual = (asdict(each.contrast) for each in (config, recipe(config.method, config.backbone)))
     changed = [name for name in ours if ours[name] != usual[name]]
     if changed and not TAG_METHODS[config.method].contrast:
@@ -325,10 +325,9 @@ def ready(config: TagTraining) -> TagTraining:
             f"Expected no options of contrast with the method {config.method}, got {', '.join(changed)}; leave them "
             "out, or take a method with p2p."
         )
-    return with_miniature(config, config.backbone)
+    return shared.prepared(config, folder, partial(miniature, config.backbone))
 
 
-def with_miniature(config: Any, backbone: str) -> Any:
-    """A configuration with data: if none is named, creatures for the small trunk, photographs for the others."""
-    source = "creatures" if backbone == "small" else "photographs"
-    return shared.with_data(config, partial(minis.mini_voc, source=source))
+def miniature(backbone: str) -> Path:
+    """The data if none is named: creatures for the small trunk, photographs for the others."""
+    return minis.mini_voc(source="creatures" if backbone == "small" else "photographs")
