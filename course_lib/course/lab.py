@@ -10,19 +10,19 @@ import sys
 from pathlib import Path
 
 from course_lib import paths
-from course_lib.course.update import copy_lessons, work
+from course_lib.course.update import copy_lessons, working_folder
 
-INSTRUCTORS = ("formgrader", "validate_assignment", "assignment_list", "course_list")  # server extensions of nbgrader
+# Server extensions that make a start slow and are of no use to a student; jupytext opens a .py file as a notebook.
+OFF = [f"nbgrader.server_extensions.{name}" for name in ("formgrader", "validate_assignment", "assignment_list")]
+OFF += ["nbgrader.server_extensions.course_list", "jupyterlab_jupytext"]
 FILES = {
-    "labconfig/page_config.json": {"disabledExtensions": {"@jupyter/nbgrader": True}},
+    "labconfig/page_config.json": {"disabledExtensions": {"@jupyter/nbgrader": True, "jupyterlab-jupytext": True}},
     "labconfig/default_setting_overrides.json": {
         "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}
     },
-    "jupyter_server_config.d/course.json": {
-        "ServerApp": {"jpserver_extensions": {f"nbgrader.server_extensions.{name}": False for name in INSTRUCTORS}}
-    },
+    "jupyter_server_config.d/course.json": {"ServerApp": {"jpserver_extensions": dict.fromkeys(OFF, False)}},
 }
-FOLDERS = {
+PLACES = {
     "JUPYTER_CONFIG_DIR": "",
     "JUPYTER_DATA_DIR": "data",
     "JUPYTER_RUNTIME_DIR": "runtime",
@@ -39,14 +39,14 @@ def surroundings(folder: Path) -> dict[str, str]:
         paths.write_text(own / name, json.dumps(content, indent=1) + "\n")
     first = [str(own), *filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")])]  # before what nbgrader installed
     return {
-        **{name: str(own / place) for name, place in FOLDERS.items()},
+        **{name: str(own / place) for name, place in PLACES.items()},
         "JUPYTER_CONFIG_PATH": os.pathsep.join(first),
         "COURSE_WORK": str(folder),
         "COURSE_RESULTS": os.environ.get("COURSE_RESULTS") or str(folder / "results"),
     }
 
 
-def options(folder: Path, asked: list[str]) -> list[str]:
+def arguments(folder: Path, asked: list[str]) -> list[str]:
     """Options of JupyterLab: on loopback, with its token, and for root there only; then those that were asked for."""
     chosen = ["--ServerApp.ip=127.0.0.1", f"--ServerApp.root_dir={folder}", "--LabApp.extension_manager=readonly"]
     elsewhere = any(option.partition("=")[0].endswith(("--ip", ".ip")) for option in asked)
@@ -62,11 +62,11 @@ def main(argv: list[str]) -> int:
     root = paths.checkout()
     if root is None:
         raise RuntimeError("expected a checkout of the course, got course_lib without one; run this in a checkout.")
-    folder = work()
+    folder = working_folder()
     if new := copy_lessons(root / "notebooks", folder):
         print(f"Copied to {folder}: {', '.join(new)}.")
     os.environ.update(surroundings(folder))
     from jupyterlab.labapp import LabApp  # late: it looks at the environment
 
-    LabApp.launch_instance(options(folder, argv))
+    LabApp.launch_instance(arguments(folder, argv))
     return 0

@@ -29,11 +29,18 @@ from nbformat import NotebookNode
 
 from course_lib import paths
 
-LESSONS = "[0-9][0-9]_*.ipynb"
 ALIKE = 0.6  # ratio of difflib from which two texts are versions of one cell
 GONE = "# This exercise is no longer part of the lesson. Your answer to it:\n"
 YOURS = "**Your version of the cell above, from before the update:**\n\n"
-OURS = {"nbgrader", "tags", "id", "colab", "outputId", "editable", "deletable"}  # metadata that a student does not set
+SETTLED = {
+    "nbgrader",
+    "tags",
+    "id",
+    "colab",
+    "outputId",
+    "editable",
+    "deletable",
+}  # metadata that a student does not set
 
 
 def digest(cell: NotebookNode) -> str:
@@ -83,7 +90,7 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
-def work() -> Path:
+def working_folder() -> Path:
     """The folder of the working copies, made if it is missing.
 
     Raises:
@@ -99,16 +106,18 @@ def work() -> Path:
     return folder
 
 
+def lessons(folder: Path) -> list[Path]:
+    """The notebooks of lessons in a folder, without those that a forced build kept (NAME.mine.ipynb)."""
+    return [path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if ".mine" not in path.name]
+
+
 def copy_lessons(handed_out: Path, folder: Path) -> list[str]:
     """Copy the lessons that a folder of working copies lacks; what is there is not touched. Returns their names."""
-    new = []
-    for lesson in sorted(handed_out.glob(LESSONS)):
-        copy = folder / lesson.name
-        if ".mine" not in lesson.suffixes and not os.path.lexists(copy):
-            paths.write_text(_base(copy), lesson.read_text("utf-8"))
-            paths.write_text(copy, lesson.read_text("utf-8"))
-            new.append(lesson.stem)
-    return new
+    new = [lesson for lesson in lessons(handed_out) if not os.path.lexists(folder / lesson.name)]
+    for lesson in new:
+        for copy in (_base(folder / lesson.name), folder / lesson.name):
+            paths.write_bytes(copy, lesson.read_bytes())
+    return [lesson.stem for lesson in new]
 
 
 def update(handed_out: Path, folder: Path) -> Iterator[tuple[str, str, bool]]:
@@ -121,18 +130,15 @@ def update(handed_out: Path, folder: Path) -> Iterator[tuple[str, str, bool]]:
         for each lesson its name, what was done, and whether it went well; a copy that is damaged is left alone.
     """
     new = copy_lessons(handed_out, folder)
-    for lesson in sorted(handed_out.glob(LESSONS)):
-        copy = folder / lesson.name
-        if ".mine" in lesson.suffixes:
-            continue
+    for lesson in lessons(handed_out):
         if lesson.stem in new:
             yield lesson.stem, "new; copied", True
             continue
         try:
-            yield lesson.stem, _update(read(lesson), lesson.read_text("utf-8"), copy), True
+            yield lesson.stem, _update(lesson, folder / lesson.name), True
         except (OSError, ValueError) as error:
             yield lesson.stem, f"left as it is. {error}", False
-    for copy in sorted(folder.glob(LESSONS)):
+    for copy in lessons(folder):
         if not (handed_out / copy.name).exists():
             yield copy.stem, "not in this release; left as it is", True
 
@@ -155,7 +161,7 @@ def merged(mine: NotebookNode, release: NotebookNode, handed: list[str] | None =
             f"Expected a copy of the lesson, got a notebook with {len(found)} of its {len(release.cells)} cells."
         )
     at, kept = -1, {-1: []}  # number of a cell of the release -> cells behind it
-    body = {number: _handed_out(cell) for number, cell in enumerate(release.cells)}
+    body = [nbformat.from_dict(cell) for cell in release.cells]
     for number, cell in enumerate(cells):
         if number in found:
             at = found[number]
@@ -166,13 +172,10 @@ def merged(mine: NotebookNode, release: NotebookNode, handed: list[str] | None =
         elif own := _own(cell, release, handed, done):
             kept[at].append(own)
     done["cells added"] = len(body) - len(found)
-    ordered = [*kept[-1]]
-    for number, cell in body.items():
-        ordered += [cell, *kept.get(number, [])]
-    taken = {cell.id for cell in release.cells}
-    for cell in ordered:
-        if not any(cell is one for one in body.values()):
-            _identify(cell, taken)
+    taken = {cell.id for cell in body}
+    for cell in (cell for cells in kept.values() for cell in cells):
+        _identify(cell, taken)
+    ordered = [*kept[-1], *(cell for number, one in enumerate(body) for cell in (one, *kept.get(number, [])))]
     metadata = {**release.metadata, **mine.metadata, "course": release.metadata.get("course", {})}
     result = nbformat.from_dict({"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": ordered})
     return result, +done
@@ -183,7 +186,7 @@ def main() -> int:
     root = paths.checkout()
     if root is None:
         raise RuntimeError("expected a checkout of the course, got course_lib without one; run this in a checkout.")
-    folder, well = work(), True
+    folder, well = working_folder(), True
     for name, done, fine in update(root / "notebooks", folder):
         print(f"{name}: {done}")
         well &= fine
@@ -191,13 +194,13 @@ def main() -> int:
     return int(not well)
 
 
-def _update(release: NotebookNode, text: str, copy: Path) -> str:
+def _update(lesson: Path, copy: Path) -> str:
     """Update one working copy; returns what was done."""
     before, base = copy.read_bytes(), _base(copy)
     mine = read(copy)
     handed = marks(mine) or (marks(read(base)) if base.exists() else [])
     try:
-        result, done = merged(mine, release, handed)
+        result, done = merged(mine, read(lesson), handed)
     except ValueError as error:
         raise ValueError(f"{copy}: {error} Move it away to get the lesson anew.") from error
     after = nbformat.writes(result) + "\n"
@@ -208,7 +211,7 @@ def _update(release: NotebookNode, text: str, copy: Path) -> str:
     if copy.read_bytes() != before:
         raise ValueError(f"{copy}: it was saved while it was updated; run the same command again.")
     paths.write_text(copy, after)
-    paths.write_text(base, text)
+    paths.write_bytes(base, lesson.read_bytes())
     what = ", ".join(f"{count} {words}" for words, count in done.items()) or "marks and order mended"
     return f"{what}; as it was before: {backup}"
 
@@ -231,6 +234,7 @@ def _match(mine: list[NotebookNode], release: list[NotebookNode], handed: set[st
         for i in set(range(len(mine))) - set(found)
         for j in set(range(len(release))) - set(found.values())
         if mine[i].cell_type == release[j].cell_type
+        and len(mine[i].source) > 40  # few characters are alike by chance
         and not (handed and handed.isdisjoint((digest(mine[i]), digest(release[j]))))  # else two new ones
         and (ratio := difflib.SequenceMatcher(None, mine[i].source, release[j].source, False).ratio()) >= ALIKE
     )
@@ -244,9 +248,9 @@ def _settle(
     cell: NotebookNode, release: NotebookNode, handed: set[str], done: Counter
 ) -> tuple[NotebookNode, NotebookNode | None]:
     """The cell that stands in the place of a handed-out one, and a note with the student's version of it, or None."""
-    result, before, now = _handed_out(release), digest(cell), digest(release)
+    result, before, now = nbformat.from_dict(release), digest(cell), digest(release)
     result.metadata = nbformat.from_dict(
-        {name: value for name, value in cell.metadata.items() if name not in OURS} | release.metadata
+        {name: value for name, value in cell.metadata.items() if name not in SETTLED} | release.metadata
     )
     graded, same_kind = release.metadata.get("nbgrader", {}), cell.cell_type == release.cell_type
     mine = before != now and before not in handed
@@ -261,7 +265,8 @@ def _settle(
         return result, None
     done["notes with your version"] += 1
     code = cell.cell_type == "code"
-    return result, _markdown(YOURS + (f"```python\n{cell.source}\n```" if code else cell.source))
+    text = YOURS + (f"```python\n{cell.source}\n```" if code else cell.source)
+    return result, nbformat.from_dict({"cell_type": "markdown", "metadata": {}, "source": text})
 
 
 def _own(cell: NotebookNode, release: NotebookNode, handed: set[str], done: Counter) -> NotebookNode | None:
@@ -309,14 +314,6 @@ def _subjects(cell: NotebookNode) -> list[str]:
         return []
     check = re.findall(r'^with check\("([\d.]+)"', cell.source, re.M)
     return check or re.findall(r"^(?:def|class) \w+", cell.source, re.M)[::-1]
-
-
-def _handed_out(cell: NotebookNode) -> NotebookNode:
-    return nbformat.from_dict(cell)
-
-
-def _markdown(source: str) -> NotebookNode:
-    return nbformat.from_dict({"cell_type": "markdown", "metadata": {}, "source": source})
 
 
 def _identify(cell: NotebookNode, taken: set[str]) -> None:
