@@ -1,6 +1,7 @@
 """Notebooks come from their sources: same bytes every time, nothing leaks, nothing is half written."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import nbformat
 import pytest
 
 from course_lib import __main__, paths
-from course_lib.course import build, commands
+from course_lib.course import build, commands, report, run
 
 ROOT = Path(__file__).resolve().parents[1]
 MINIATURE = ROOT / "tests" / "lessons" / "miniature"
@@ -192,7 +193,25 @@ def test_commands_explain_themselves(capsys):
     assert __main__.main(["tarin"]) == 2
     said = capsys.readouterr().err
     assert "no command 'tarin'" in said and all(name in said for name in commands.COMMANDS)
-    for name in ("build", "run", "report"):
+    for name in ("build", "run", "report", "update"):
         with pytest.raises(SystemExit) as stop:
             __main__.main([name, "--help"])
         assert stop.value.code == 0 and name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("profile, folder", [("mini", "build"), ("smoke", "build/smoke"), ("paper", "build/paper")])
+def test_what_run_makes_in_one_profile_never_lies_over_that_of_another(profile, folder, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(run.build, "build_solved", lambda *_: [Path("01_x.ipynb")])
+    monkeypatch.setattr(run, "run", lambda *asked, **_: seen.extend([asked[1], os.environ["COURSE_RESULTS"]]) or [])
+    monkeypatch.setattr(run.report, "write", lambda *places: seen.extend(places[:3]) or "")
+    monkeypatch.setenv("COURSE_RESULTS", "")
+    monkeypatch.setenv("COURSE_RUN", "")
+    assert run.main(profile=profile) == 0
+    place = ROOT / folder
+    assert seen == [place / "run", str(place / "results"), place / "results", place / "run", place / "report.html"]
+    assert re.fullmatch(r"\d{8}-\d{6}-\d+", os.environ["COURSE_RUN"])
+    seen.clear()
+    monkeypatch.setenv("COURSE_RESULTS", "")
+    report.main(profile)
+    assert seen == [place / "results", place / "run", place / "report.html"]

@@ -5,6 +5,7 @@ import linecache
 import random
 import subprocess
 import sys
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -287,3 +288,18 @@ def test_peak_memory_is_this_process_alone():
 )
 def test_figures_as_text(value, unit, text):
     assert lesson.with_unit(value, unit) == text
+
+
+def test_results_of_a_run_and_of_a_student_are_kept_apart(place, monkeypatch):
+    monkeypatch.setenv("COURSE_WORK", str(place / "work"))
+    for run, folder in (("20261125-120000-7", place / "results"), (None, place / "work" / "results")):
+        if run:
+            monkeypatch.setenv("COURSE_RUN", run)
+        else:
+            monkeypatch.delenv("COURSE_RUN", raising=False)
+            monkeypatch.delenv("COURSE_RESULTS")
+        start("07", "smoke", str(place), "cpu").finish()
+        result = json.loads((folder / "07.json").read_text())
+        assert (result["run"], result["profile"], result["commit"]) == (run, "smoke", lesson.commit())
+        assert datetime.fromisoformat(result["time"]).tzinfo
+    assert json.loads((place / "results" / "07.json").read_text())["run"] == "20261125-120000-7"

@@ -6,8 +6,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
+from contextlib import contextmanager
 
 import nbconvert
 import nbformat
@@ -94,40 +96,35 @@ def lab(tmp_path_factory, chromium):
         "COURSE_STRICT": "1",
         "COURSE_DATA": str(paths.data_root()),
     }
+    command = ["jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--ServerApp.root_dir={work}"]
+    with served(
+        [*command, f"--IdentityProvider.token={TOKEN}", "--LabApp.extension_manager=readonly"], environment
+    ) as at:
+        yield at
+
+
+@contextmanager
+def served(command, environment, folder=None):
+    """Address of a JupyterLab that a module of Python starts; it is ended afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with open(work / "lab.log", "w") as log:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "jupyterlab",
-                "--allow-root",
-                "--no-browser",
-                "--ip=127.0.0.1",
-                f"--port={port}",
-                "--ServerApp.port_retries=0",
-                f"--IdentityProvider.token={TOKEN}",
-                f"--ServerApp.root_dir={work}",
-                "--LabApp.extension_manager=readonly",
-            ],
-            env=environment,
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        deadline = time.monotonic() + WAIT
-        while not answers(f"http://127.0.0.1:{port}/api?token={TOKEN}"):
-            assert server.poll() is None and time.monotonic() < deadline, (work / "lab.log").read_text()[-3000:]
-            time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
+    command = [sys.executable, "-m", *command, f"--ServerApp.port={port}", "--ServerApp.port_retries=0"]
+    with tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=log)
         try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
+            deadline = time.monotonic() + WAIT
+            while not answers(f"http://127.0.0.1:{port}/api?token={TOKEN}"):
+                log.seek(0)
+                assert server.poll() is None and time.monotonic() < deadline, log.read()[-3000:]
+                time.sleep(0.25)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            try:
+                server.wait(60)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 def answers(address):
@@ -191,6 +188,65 @@ def turn_and_look(page, book):
     page.keyboard.press("ArrowRight")
     wait_until(lambda: seen() != before)
     assert len(before) == len(seen()) == 1
+
+
+ANSWER = "def class_map(features, weight):\n    return maps.cam(features, weight)  # my own answer"
+
+
+def test_an_answer_given_in_make_lab_survives_build_and_update(browser, tmp_path):
+    """The student's way, with the real commands, in a copy of the course in an odd folder without git."""
+    course = tmp_path / "Kurs für Anfänger"
+    for part in ("course_lib", "notebooks"):
+        shutil.copytree(ROOT / part, course / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", course)
+    (course / "data").symlink_to(ROOT / "data")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "COURSE_"))}
+    environment = {**kept, "JUPYTER_TOKEN": TOKEN, "PYTHONPATH": str(course), "OMP_NUM_THREADS": "1"}
+    lesson = "01_class_activation_maps"
+
+    with served(["course_lib", "lab"], environment, course) as address:
+        page = opened(browser, viewport={"width": 1280, "height": 1400})
+        page.goto(f"{address}/lab/tree/{lesson}.ipynb?token={TOKEN}&reset")
+        page.wait_for_selector('.jp-NotebookPanel .jp-Toolbar-kernelName:has-text("Python 3")')
+        page.wait_for_selector("#jp-main-statusbar >> text=| Idle")
+        page.wait_for_selector(f'.jp-DirListing-itemText:has-text("{lesson}")')
+        listed = set(page.locator(".jp-DirListing-itemText").all_inner_texts())
+        assert listed == {f"{source.stem}.ipynb" for source in SOURCES if source.parent.name == "src"}  # no src
+        menus = set(page.locator("#jp-MainMenu .lm-MenuBar-itemLabel").all_inner_texts())
+        assert {"File", "Run"} <= menus and "Nbgrader" not in menus
+        assert not page.locator('[title*="nbgrader" i], [aria-label*="Create Assignment" i]').count()
+
+        cell = page.locator(".jp-CodeCell:has-text('def class_map(features')").first
+        cell.scroll_into_view_if_needed()
+        cell.locator(".cm-content").click()
+        page.keyboard.press("Control+A")
+        page.keyboard.insert_text(ANSWER)
+        page.keyboard.press("Control+S")
+        copy = course / "work" / f"{lesson}.ipynb"
+        wait_until(lambda: "my own answer" in copy.read_text("utf-8"))
+        page.screenshot(path=SHOTS / "answered.png")
+        page.close()
+
+    def command(*words):
+        done = subprocess.run(
+            [sys.executable, "-m", "course_lib", *words], cwd=course, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def cells():
+        return {cell.metadata.get("nbgrader", {}).get("grade_id"): cell for cell in nbformat.read(copy, 4).cells}
+
+    assert cells()["exercise-01-1"].source == ANSWER
+    assert "up to date" in command("build") and cells()["exercise-01-1"].source == ANSWER
+    source = course / "notebooks" / "src" / f"{lesson}.py"
+    source.write_text(
+        source.read_text("utf-8").replace("### BEGIN HIDDEN TESTS", "# corrected\n### BEGIN HIDDEN TESTS")
+    )
+    assert f"Built anew: {lesson}.ipynb" in command("build") and cells()["exercise-01-1"].source == ANSWER
+    assert "1 answers kept" in command("update")
+    assert cells()["exercise-01-1"].source == ANSWER and cells()["check-01-1"].source.endswith("# corrected")
+    assert "NotImplementedError" in (course / "notebooks" / f"{lesson}.ipynb").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
