@@ -12,7 +12,6 @@ a run with its own partner: their mean, with the interval of Student's t over th
 measures them.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -21,6 +20,7 @@ from typing import Any
 from scipy.special import stdtrit  # quantiles of Student's t
 
 from course_lib import paths
+from course_lib.data.files import read_json
 from course_lib.published import CONTRAST_TABLES
 
 Table = dict[str, Any]
@@ -29,7 +29,7 @@ Table = dict[str, Any]
 def table(name: str) -> Table | None:
     """The table data/evidence/NAME.json of a lesson ("01", ...) or a study ("methods", ...); None if there is none."""
     path = paths.shelf() / "evidence" / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def over_seeds(values: list[float]) -> str:

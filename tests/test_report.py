@@ -121,6 +121,23 @@ def test_results_of_another_commit_or_profile_are_marked(page, changes, mark):
     assert page(result(**changes)).count(mark + "<") == 2  # beside the lesson and over its figures
 
 
+def test_what_is_damaged_is_said_in_its_row_and_the_rest_is_shown(page, tmp_path):
+    (tmp_path / "results" / "02.json").write_text('{"lesson": "02", "profi')
+    (tmp_path / "results" / "03.json").write_text('{"lesson": "03", "profile": "mini", "figures": [{"name": 3}]}')
+    (tmp_path / "run" / "04_x.ipynb").write_text('{"cells": [{"cell_ty')
+    text = page(result(), result("04"))
+    assert "ran through" in text and "failed: " in text and not Balance(text).open
+    assert "02.json: expected JSON" in text and "03.json: expected the result of a lesson, got another figures" in text
+    assert re.search(r"its notebook \S*04_x.ipynb cannot be read", text) and text.count("GT-known") == 2
+
+
+def test_rows_of_another_run_are_marked_and_what_no_run_measured_is_not_shown(page):
+    new, old = ({"run": run, "time": f"2026-11-2{day}T10:00:00+0000"} for run, day in (("b", 5), ("a", 4)))
+    text = page(result(**new), result("02", **old), result("03", run=None, time="2026-11-26T10:00:00+0000"))
+    assert text.count("stale: measured with the run of 2026-11-24T10:00:00+0000<") == 2 and text.count("stale:") == 3
+    assert "not measured by `make run`" in text and text.count("GT-known") == 2
+
+
 def test_a_failed_lesson_is_said_and_shows_no_figures(page):
     text = page(result(), {"lesson": "02", "profile": "mini", "failed": "ValueError: <broken>", "wall_seconds": 3.0})
     assert "failed: ValueError: &lt;broken&gt;" in text and text.count("GT-known") == 1

@@ -3,7 +3,6 @@
 The page stands alone: pictures and styles are inside. It reads build/results/*.json and the executed notebooks.
 """
 
-import json
 import re
 from collections import defaultdict
 from html import unescape
@@ -17,6 +16,7 @@ from nbformat import NotebookNode
 
 from course_lib import evidence, paths
 from course_lib.course import build
+from course_lib.data.files import BrokenFile, read_json
 from course_lib.lesson import PROFILES, commit, with_unit
 
 STYLE = """
@@ -101,7 +101,8 @@ PAGE = """\
 {% elif lesson.stale %}
 <td><span class="stale">stale: measured with {{ lesson.stale }}</span></td>
 {% else %}
-<td><span class="passed">ran through</span></td>
+<td><span class="passed">ran through</span>
+{%- if lesson.torn %}, <span class="failed">{{ lesson.torn }}</span>{% endif %}</td>
 {% endif %}
 <td class="number">{{ lesson.passed }}</td>
 {% for name in ("seconds", "wall_seconds", "peak_mb") %}
@@ -125,7 +126,7 @@ PAGE = """\
 <tr><th scope="row">{{ figure.name }}</th>
 <td class="number"><strong>{{ figure.value | with_unit(figure.unit) }}</strong></td>
 <td class="number">{{ known["values"] | over_seeds if known else "–" }}</td>
-<td class="number">{{ "–" if figure.paper is none else figure.paper | with_unit(figure.unit) }}</td>
+<td class="number">{{ figure.get("paper") | with_unit(figure.unit) }}</td>
 <td class="note">{{ figure.note }}</td></tr>
 {% endfor %}
 {% endcall %}
@@ -178,18 +179,25 @@ def write(results: Path, executed: Path, target: Path, profile: str = "mini") ->
         target: the page.
         profile: the profile that results should have; others are marked as stale.
     """
-    lessons = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("[0-9][0-9].json"))]
-    notebooks = {path.stem[:2]: nbformat.read(path, 4) for path in sorted(executed.glob("[0-9][0-9]_*.ipynb"))}
+    lessons = [_readable(path) for path in sorted(results.glob("[0-9][0-9].json"))]
+    _, newest = max(((one.get("time", ""), one["run"]) for one in lessons if one.get("run")), default=("", None))
+    notebooks, torn = {}, {}
+    for path in sorted(executed.glob("[0-9][0-9]_*.ipynb")):
+        try:
+            notebooks[path.stem[:2]] = nbformat.read(path, 4)
+        except Exception as error:  # nbformat and what it reads with raise nearly anything
+            torn[path.stem[:2]] = f"its notebook {path} cannot be read ({type(error).__name__}); run the lesson again"
     albums = [(_title(notebook, number), pictures(notebook)) for number, notebook in notebooks.items()]
     versions = defaultdict(set)
     for lesson in lessons:
         number, verdicts = lesson["lesson"], list(lesson.get("exercises", {}).values())
         lesson["title"] = _title(notebooks.get(number), number)
-        lesson["stale"] = _stale(lesson, profile)
+        lesson["stale"] = _stale(lesson, profile, newest)
+        lesson["torn"] = torn.get(number)
         lesson["passed"] = f"{verdicts.count('PASS')} of {len(verdicts)}" if verdicts else "–"
         lesson["evidence"] = evidence.table(number) or {"seeds": [], "figures": {}}
         for name, version in lesson.get("versions", {}).items():
-            versions[name].add(version)
+            versions[name].add(str(version))
     bench = _bench(results / "bench.json")
     shown = {
         "lessons": True,
@@ -220,7 +228,7 @@ def write_readme(root: Path, results: Path) -> None:
     for source in build.sources(root / "notebooks" / "src"):
         number, result = source.stem[:2], results / f"{source.stem[:2]}.json"
         minutes = re.search(r"\*\*Time\*\* (\d+) min", source.read_text("utf-8"))[1]
-        measured = json.loads(result.read_text("utf-8")) if result.is_file() else {}
+        measured = read_result(result) if result.is_file() else {}
         if measured.get("profile") != "mini" or "seconds" not in measured:
             raise ValueError(f"Lesson {number} has no result of the mini profile in {results}: run `make run` first.")
         rows.append(
@@ -235,6 +243,42 @@ def write_readme(root: Path, results: Path) -> None:
         flags=re.DOTALL,
     )
     paths.write_text(page, text)
+
+
+# Kinds of what a result holds, and of what each of its figures does.
+TEXTS, MAPPINGS = ("lesson", "profile", "time", "failed"), ("exercises", "versions")
+RESULT = dict.fromkeys(TEXTS, str) | dict.fromkeys(MAPPINGS, dict) | {"figures": list}
+FIGURE = {"name": str, "unit": str, "value": int | float | str | None}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result of a lesson.
+
+    Raises:
+        FileNotFoundError: there is none.
+        BrokenFile: it is damaged, or no lesson has written it.
+    """
+    found = {"figures": [], "seed": None} | read_json(path)
+    wrong = [name for name, kind in RESULT.items() if not isinstance(found.get(name, kind()), kind)]
+    wrong += [name for name in ("lesson", "profile") if name not in found]
+    for figure in () if wrong else found["figures"]:
+        whole = isinstance(figure, dict) and FIGURE.keys() <= figure.keys()
+        if not (whole and all(isinstance(figure[name], kind) for name, kind in FIGURE.items())):
+            wrong = ["figures"]
+    if wrong:
+        raise BrokenFile(f"{path}: expected the result of a lesson, got another {', '.join(wrong)}; run it again.")
+    return found
+
+
+def _readable(path: Path) -> dict[str, Any]:
+    """The result of a lesson, or in its place that it cannot be read."""
+    try:
+        found = read_result(path)
+    except (OSError, BrokenFile) as error:
+        return {"lesson": path.stem, "profile": "", "failed": str(error)}
+    if found.get("run", "") is None:  # a lesson that somebody worked through; its figures are not the course's
+        found |= {"failed": "not measured by `make run`", "figures": []}
+    return found
 
 
 def main(profile: Literal[PROFILES] = "mini", readme: bool = False) -> None:
@@ -281,9 +325,15 @@ def _title(notebook: NotebookNode | None, number: str) -> str:
     return found[1] if found else f"Lesson {number}"
 
 
-def _stale(result: dict[str, Any], profile: str) -> str:
-    """Why a result does not belong to this report; empty if it does."""
+def _stale(result: dict[str, Any], profile: str, run: str | None) -> str:
+    """Why a result does not belong to this report; empty if it does.
+
+    Args:
+        run: name of the newest one.
+    """
     reasons = []
+    if result.get("run") != run:
+        reasons.append(f"the run of {result.get('time', 'an unknown time')}")
     if result["profile"] != profile:
         reasons.append(f"profile {result['profile']}")
     if result.get("commit", commit()) != commit():
@@ -293,7 +343,7 @@ def _stale(result: dict[str, Any], profile: str) -> str:
 
 def _bench(path: Path) -> dict[str, Any]:
     """The table of a benchmark, nothing if there is none: its caption, {column: class of its cells}, and rows."""
-    bench = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    bench = read_json(path) if path.is_file() else {}
     if not bench.get("rows"):
         return {}
     versions = ", ".join(f"{name} {version}" for name, version in bench.get("versions", {}).items())

@@ -8,7 +8,7 @@ A training seed changes weights, batches and dropout; a data seed changes scenes
 them are for training and which for validation. All methods of one random seed start from the same weights and see the
 same batches, so what is compared are differences of a run with its own partner (see `course_lib.evidence`).
 
-Finished trainings are kept in build/evidence and not done again for the same commit.
+Finished trainings are kept in build/evidence and not done again for the same sources.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from course_lib import lesson, paths
 from course_lib.backbones.weights import LITE0
+from course_lib.data.files import BrokenFile, read_json
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import Voc
 from course_lib.evidence import over_seeds, values
@@ -122,8 +123,8 @@ def measure(cases: Sequence[tuple[str, Case]], folder: Path, workers: int) -> di
 
 def _measured(case: Case, folder: Path) -> dict[str, Any]:
     path = folder / case.file
-    if path.is_file():
-        return json.loads(path.read_text("utf-8"))
+    if found := finished(path):
+        return found
     data = minis.mini_voc(source=case.world, seed=case.data_seed)
     config = replace(case.config, data=str(data))
     images = _images(config.data, config.backbone, config.size, config.small) if config.kept else None
@@ -155,12 +156,30 @@ def _images(data: str, backbone: str, size: int, small: int) -> Dataset:
 
 def write(name: str, folder: Path) -> dict[str, Any]:
     """Run a study, one process per core, and write its table into the folder."""
-    runs = paths.checkout() / "build" / "evidence" / f"wsss-{lesson.commit() or 'no-commit'}"
+    runs = paths.checkout() / "build" / "evidence" / f"wsss-{tree()}"
     table = measure(STUDIES[name](), runs, os.cpu_count() or 1)
     lines = ",\n".join("  " + json.dumps(run) for run in table["runs"])  # a line for each run: a change can be read
     head = json.dumps({key: value for key, value in table.items() if key != "runs"}, indent=1)
     paths.write_text(folder / f"{name}.json", f'{head[:-2]},\n "runs": [\n{lines}\n ]\n}}\n')
     return table
+
+
+def tree() -> str:
+    """A name of the checkout's sources as they are: the commit, and a digest of the library and the lessons."""
+    root, digest = paths.checkout(), hashlib.sha256()
+    for path in sorted([*root.glob("course_lib/**/*.py"), *root.glob("notebooks/src/*.py")]):
+        digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode() + path.read_bytes())
+    return f"{lesson.commit() or 'no-commit'}-{digest.hexdigest()[:8]}"
+
+
+def finished(path: Path) -> dict[str, Any]:
+    """What an earlier run left; nothing if it left nothing, or a damaged file, which is set aside with a sentence."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except BrokenFile as error:
+        path.rename(path.with_suffix(".damaged"))
+        print(f"{error} It was renamed to .damaged, and is measured again.")
+        return {}
 
 
 def summary(table: dict[str, Any]) -> Iterable[str]:
