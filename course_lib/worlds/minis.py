@@ -36,6 +36,7 @@ from course_lib.data.ilsvrc import SYNSETS, Ilsvrc
 from course_lib.data.market1501 import FOLDERS, Market1501
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.data.voc import IGNORE, Voc, write_mask
+from course_lib.settings import RandomSeed
 from course_lib.worlds import dolls, packs, scenes, tagged
 from course_lib.worlds.folders import writing
 from course_lib.worlds.photographs import Photographs, photographs
@@ -406,7 +407,7 @@ def _write_all(root: str, source: str, seed: int) -> Iterator[tuple[type, Path, 
 def main(
     root: str = "",
     source: Literal["photographs", "creatures"] = "photographs",
-    seed: int = 0,
+    seed: RandomSeed = 0,
     pack: str = "",
     prune: bool = False,
 ) -> None:

@@ -5,9 +5,9 @@ in DATA_ROOT/downloads, the address in pyproject.toml), an installed package, a 
 `apt-get download` (no root needed). Only files of the manifest are taken out of an archive, and nothing is executed.
 
 Distributions pack the same photograph differently, so its identity is that of its pixels: a file counts if its bytes
-are the manifest's, or if it is a PNG whose decoded pixels are. Only of PNG, because it is lossless: every decoder gives
-the same pixels, while decoders of JPEG differ in the last bit (and JPEGs have the same bytes everywhere). A photograph
-that is missing or different is left out, listed, and changes the fingerprint.
+are the manifest's, or if its decoded pixels are. (Every decoder gives the same pixels of a PNG. Those of a JPEG may
+differ in the last bit: then a JPEG that was packed anew is left out, but never is another one taken for it.) What is
+missing or different is left out, listed, and changes the fingerprint.
 """
 
 import functools
@@ -34,8 +34,7 @@ from course_lib.worlds import archives, downloads
 from course_lib.worlds.folders import FULL, NotWritable, writing
 
 LONGEST = 1000  # pixels; nothing is ever drawn larger
-PNG = b"\x89PNG\r\n\x1a\n"
-MOST_PIXELS = 4_000_000  # of a PNG that is decoded to be compared; the largest of the manifest has 2 million
+MOST_PIXELS = 16_000_000  # of a file that is decoded to be compared; the largest of the manifest has 15 million
 NOTES = ".verified.json"
 
 
@@ -47,7 +46,7 @@ class Photograph:
     source: str  # a package
     bytes: int
     sha256: str  # of the file in Debian 12: the photograph's identity, and part of every fingerprint
-    pixels: Sequence[str] = field(default=(), hash=False)  # `pixel_hash` of it as a PNG, whole and normalised
+    pixels: Sequence[str] = field(default=(), hash=False)  # `pixel_hash` of it, whole and normalised
     also: Sequence[str] = field(default=(), hash=False)  # paths that it has in other versions of its source
     group: str | None = None  # cut-outs: one of 12 broad groups, e.g. "furry"
     kind: str | None = None  # cut-outs: a coarse class with at least three photographs, e.g. "cat"
@@ -202,7 +201,7 @@ class _Store:
         sha256 = hashlib.sha256(content).hexdigest()
         if sha256 == photograph.sha256:
             return True
-        if sha256 not in self.notes["pixels"] and content.startswith(PNG):
+        if sha256 not in self.notes["pixels"] and photograph.pixels:
             self.notes["pixels"][sha256] = _decoded_hash(content)
         return self.notes["pixels"].get(sha256) in photograph.pixels
 
@@ -288,9 +287,9 @@ def _say(sentence: str) -> None:
 
 
 def _decoded_hash(content: bytes) -> str:
-    """The pixel hash of a PNG; nothing for what is damaged or huge, which is no photograph of the manifest."""
+    """The pixel hash of a PNG or JPEG; "" for what is damaged or huge, which is no photograph of the manifest."""
     try:
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(content), formats=["PNG", "JPEG"]) as image:
             return pixel_hash(image) if image.width * image.height <= MOST_PIXELS else ""
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ""
