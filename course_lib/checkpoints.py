@@ -10,7 +10,6 @@ epoch and an optimiser, and with all names behind "module." (nn.DataParallel) or
 """
 
 import json
-import mmap
 import os
 import zipfile
 from pathlib import Path
@@ -63,9 +62,8 @@ def read(path: str | Path) -> tuple[State, dict[str, Any]]:
             with safe_open(path, "pt") as file:
                 about = dict(json.loads((file.metadata() or {}).get("about", "{}")))
         else:
-            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                if content.find(b"bytearray") >= 0:  # weights_only makes one of any size
-                    raise ValueError("it asks for memory without numbers")
+            if b"bytearray" in path.read_bytes():  # weights_only makes one of any size
+                raise ValueError("it asks for memory without numbers")
             state = torch.load(path, map_location="cpu", weights_only=True)
         for key in 2 * WRAPPERS:  # weights may be wrapped twice
             state = state[key] if isinstance(state.get(key), dict) else state
@@ -108,10 +106,9 @@ def fill(module: nn.Module, state: State, source: str) -> None:
         "lacks": [name for name in wanted if name not in state and not name.endswith(".num_batches_tracked")],
         "holds besides": [name for name in state if name not in wanted],
         "has other shapes:": [
-            f"{name} {_kind(tensor)} instead of {_kind(wanted[name])}"
+            f"{name} {tuple(tensor.shape)} instead of {tuple(wanted[name].shape)}"
             for name, tensor in state.items()
-            if name in wanted
-            and (tensor.shape != wanted[name].shape or tensor.is_floating_point() < wanted[name].is_floating_point())
+            if name in wanted and tensor.shape != wanted[name].shape
         ],
     }
     for what, names in problems.items():
@@ -122,7 +119,3 @@ def fill(module: nn.Module, state: State, source: str) -> None:
                 "Build the network that it was saved from."
             )
     module.load_state_dict(state, strict=False)
-
-
-def _kind(tensor):
-    return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f" of {tensor.dtype}")

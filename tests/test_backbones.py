@@ -316,3 +316,132 @@ def test_checkpoints_come_back_from_a_path(tmp_path, source, suffix):
 def test_a_missing_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.pth"):
         backbones.create("resnet18", pretrained=tmp_path / "nowhere.pth")
+
+
+# classifiers that are a convolution -----------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """A network of one's own: two layers of features, and a head."""
+
+    def __init__(self, *head: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU())
+        self.classifier = nn.Sequential(*head)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x))
+
+
+def point(**options: int) -> nn.Conv2d:
+    return nn.Conv2d(12, 6, **({"kernel_size": 1} | options))
+
+
+def pool() -> nn.Module:
+    return nn.AdaptiveAvgPool2d(1)
+
+
+HEADS = {
+    "SqueezeNet turned round": lambda: [pool(), point(), nn.Flatten()],
+    "logits of 1 x 1 pixels": lambda: [pool(), point()],
+    "dropout": lambda: [nn.Dropout(), pool(), point(bias=False), nn.Dropout(), nn.Flatten()],
+    "linear": lambda: [pool(), nn.Flatten(), nn.Dropout(), nn.Linear(12, 6)],
+    "in front of the pooling": lambda: [point(), pool(), nn.Flatten()],  # a linear layer and a mean change places
+}
+
+
+@pytest.mark.parametrize(
+    ("head", "flat"), [*((head, False) for head in HEADS), *((head, True) for head in [*HEADS][:4])]
+)
+def test_a_convolution_of_one_pixel_is_a_linear_layer(head, flat):
+    model = Own(*HEADS[head]())
+    if flat:  # one chain of parts: the pooling says where the head begins
+        model = nn.Sequential(model.features, *model.classifier)
+    features, linear = backbones.split_classifier(model)
+    model.eval()
+    images = torch.randn(2, 3, 40, 56)
+    with torch.inference_mode():
+        maps = torch.einsum("bkhw,ck->bchw", features(images), linear.weight)
+        logits = maps.mean((-2, -1)) + (0 if linear.bias is None else linear.bias)
+        torch.testing.assert_close(logits, model(images).flatten(1))
+    assert isinstance(linear, nn.Linear) and linear.weight.shape == (6, 12)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (lambda: [pool(), point(kernel_size=3, padding=1), nn.Flatten()], "a convolution of 3 x 3 pixels in 1 group"),
+        (lambda: [point(kernel_size=3), pool(), nn.Flatten()], "a convolution of 3 x 3 pixels in 1 group"),
+        (lambda: [pool(), point(groups=2), nn.Flatten()], r"1 x 1 pixels in 2 group\(s\); expected 1 x 1 in one group"),
+        (lambda: [point(), nn.ReLU(), pool(), nn.Flatten()], "Something lies between: an activation"),
+        (lambda: [nn.AdaptiveMaxPool2d(1), point(), nn.Flatten()], "a pooling that is not the mean"),
+        (lambda: [point()], r"Own: expected logits of shape \(2, 6\), got torch.Size\(\[2, 6, 24, 24\]\)"),
+        (lambda: [pool(), point(padding=1)], r"expected logits of shape \(2, 6\), got torch.Size\(\[2, 6, 3, 3\]\)"),
+        (lambda: [pool(), point(), nn.Flatten(), nn.Linear(6, 6)], "its head holds 2: hidden layers"),
+        (lambda: [pool(), nn.Flatten()], "nothing there classifies"),
+    ],
+)
+def test_heads_that_are_nearly_a_linear_layer_are_refused_with_the_reason(head, reason):
+    with pytest.raises(ValueError, match=reason):
+        backbones.split_classifier(Own(*head()))
+
+
+def test_a_network_that_returns_no_tensor_is_refused():
+    class Two(Own):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(ValueError, match=r"Two: expected logits of shape \(2, 6\), got tuple"):
+        backbones.split_classifier(Two(pool(), point(), nn.Flatten()))
+
+
+@pytest.mark.parametrize("name", ["resnetv2_50", "dpn68", "dla34"])
+def test_networks_of_timm_that_end_in_a_convolution(name):
+    """And their own weights come back from a file, as the linear layer that the convolution is."""
+    model = network(name)
+    features, linear = backbones.split_classifier(model)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        logits = model.eval()(images)
+        torch.testing.assert_close(linear(features(images).mean((-2, -1))), logits, atol=1e-4, rtol=1e-3)
+    assert linear.weight.data_ptr() == model.get_classifier().weight.data_ptr(), "the same memory"
+
+
+def test_the_checkpoint_of_a_network_that_ends_in_a_convolution_fits(tmp_path):
+    torch.manual_seed(0)
+    saved = timm.create_model("test_resnet", num_classes=5).eval()
+    state = saved.state_dict()
+    state["fc.weight"] = state["fc.weight"][:, :, None, None]
+    torch.save(state, tmp_path / "weights.pth")
+    again, images = backbones.create("test_resnet", tmp_path / "weights.pth", 5), torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(again(images), saved(images))
+    for broken in (torch.zeros(()), torch.zeros(7)):
+        torch.save(state | {"fc.weight": broken}, tmp_path / "weights.pth")
+        with pytest.raises(RuntimeError, match=r"weights.pth does not fit Backbone: it has other shapes: classifier"):
+            backbones.create("test_resnet", tmp_path / "weights.pth", 5)
+
+
+def test_without_a_connection_one_question_is_asked_and_one_sentence_said(monkeypatch, caplog):
+    """The Hub's own client tries for 48 seconds, and says so in 22 lines."""
+    asked = []
+
+    class Nowhere:
+        def head(self, address, timeout):
+            asked.append((address, timeout))
+            raise OSError("name resolution")
+
+    monkeypatch.setattr(weights, "get_session", Nowhere)
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection"))
+    with pytest.raises(
+        RuntimeError, match=r"^resnet18: expected pretrained weights .* cannot be reached. Check"
+    ) as error:
+        backbones.create("resnet18")
+    assert len(asked) == 1 and not caplog.records and "\n" not in str(error.value)
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "asked anew the next time"
+
+
+def test_a_hub_that_has_no_such_weights_is_quoted(monkeypatch):
+    monkeypatch.setattr(weights, "get_session", lambda: type("Hub", (), {"head": lambda *_, **__: None})())
+    with pytest.raises(RuntimeError, match=r"x: expected pretrained weights .* gave none \(no such file\). Check"):
+        weights.fetch(lambda: (_ for _ in ()).throw(OSError("no such file. And advice.")), "x")

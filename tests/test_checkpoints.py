@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -217,3 +218,51 @@ def test_what_does_not_fit_changes_nothing(change, sentence):
     with pytest.raises(RuntimeError, match=f"old.pth does not fit Sequential: {sentence} Build the network"):
         checkpoints.fill(target, state, "old.pth")
     assert same(target.state_dict(), network(1).state_dict())
+
+
+# bombs ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    torch.save({"weight": torch.zeros(2_000_000)}, tmp_path / "stored.pth")
+    with zipfile.ZipFile(tmp_path / "stored.pth") as whole, zipfile.ZipFile(tmp_path / "bomb.pth", "w", 8) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    assert len(checkpoints.read(tmp_path / "stored.pth")[0]) == 1
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
+    assert "its parts claim 8,0" in refused(tmp_path / "bomb.pth")
+
+
+def test_memory_without_numbers_is_refused(tmp_path, monkeypatch):
+    """An array of bytes of any length is a name in a pickle, and torch would make it."""
+    (tmp_path / "a.pth").write_bytes(b"\x80\x02c__builtin__\nbytearray\nq\0(J\xff\xff\xff\x7ftq\x01Rq\x02.")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("made"))
+    assert "asks for memory without numbers" in refused(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("tensor", [torch.eye(3).to_sparse(), torch.empty(3, device="meta")])
+def test_tensors_without_plain_numbers_are_refused(tmp_path, tensor):
+    torch.save({"weight": tensor}, tmp_path / "a.pth")
+    assert "weight are not all tensors with numbers" in refused(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("about", ["{", "[1]", "7", '"x"'])
+def test_words_of_a_file_that_are_no_table_are_refused(tmp_path, about):
+    save_file(network().state_dict(), tmp_path / "a.safetensors", {"about": about})
+    refused(tmp_path / "a.safetensors")
+
+
+def test_pipes_and_links_to_themselves_are_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "loop.pth").symlink_to("loop.pth")
+    with pytest.raises(RuntimeError, match=r"expected at .*pipe.pth, got a folder or pipe"):
+        checkpoints.read(tmp_path / "pipe.pth")
+    with pytest.raises(FileNotFoundError, match=r"expected at .*loop.pth, got nothing"):
+        checkpoints.read(tmp_path / "loop.pth")
+
+
+def test_names_in_a_sentence_are_few_and_short(tmp_path):
+    state = {f"{'x' * 100_000}{number}": torch.zeros(1) for number in range(50)}
+    with pytest.raises(RuntimeError, match=r"and 46 more. Build the network") as error:
+        checkpoints.fill(network(), network().state_dict() | state, "a.pth")
+    assert len(str(error.value)) < 1200

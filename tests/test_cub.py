@@ -201,3 +201,49 @@ def test_boxes_are_those_of_the_objects(written, photos, monkeypatch):
             world, "val", [(0, species[names[order[first + i]]][0])], (size[0] * 2 // 3, size[1] * 2 // 3), rng
         )
         assert data.boxes[i] == tuple(scene.boxes[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "sentence"),
+    [
+        ("images", "2 001.x/bird_1.jpg", "1 001.x/bird_1.jpg", "images.txt: expected each entry once, got 1 2 times"),
+        (
+            "images",
+            "2 001.x/bird_1.jpg",
+            "2 001.x/bird_0.jpg",
+            "images.txt: expected each entry once, got '001",
+        ),
+        ("classes", "2 002.Laysan", "1 002.Laysan", "classes.txt: expected each entry once"),
+        ("bounding_boxes", "5 4.0 2.0", "5 nan 2.0", "bounding_boxes.txt, line 5: expected numbers, got '5 nan"),
+        ("bounding_boxes", "5 4.0 2.0", "5 4.0 -1e300", "bounding_boxes.txt, line 5: expected numbers"),
+        ("bounding_boxes", "5 4.0 2.0", "5 inf 2.0", "bounding_boxes.txt, line 5: expected numbers"),
+    ],
+)
+def test_what_stands_twice_or_is_no_number_is_refused(tree, name, old, new, sentence):
+    rewrite(tree, name, old, new)
+    with pytest.raises(BrokenFile, match=sentence):
+        Cub(tree, "test")
+
+
+@pytest.mark.parametrize("name", ["classes", "images", "image_class_labels", "bounding_boxes"])
+def test_lists_of_windows_are_read_and_empty_ones_refused(tree, name):
+    expected = [Cub(tree, split).images for split in ("train", "test")]
+    path = tree / f"{name}.txt"
+    text = path.read_text()
+    path.write_text(text.replace("/", "\\").replace("\n", " \r\n\r\n"), encoding="utf-8-sig", newline="")
+    assert [Cub(tree, split).images for split in ("train", "test")] == expected
+    path.write_text("\n \n")
+    with pytest.raises(BrokenFile, match=rf"{name}.txt: expected a line for each entry, got an empty list"):
+        Cub(tree, "test")
+
+
+def test_half_of_the_classes_without_an_image_is_refused(tree):
+    path = tree / "images.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
+    with pytest.raises(BrokenFile, match="expected images of the test half, got none"):
+        Cub(tree, "test")
+
+
+def test_a_class_without_a_number_keeps_its_name(tree):
+    rewrite(tree, "classes", "001.Black_footed_Albatross", "Black_footed_Albatross")
+    assert Cub(tree, "train").classes[0] == "Black footed Albatross"

@@ -214,3 +214,88 @@ def test_grey_and_cmyk_photographs(tree, mode):
 def test_wrong_arguments_are_explained(tmp_path):
     with pytest.raises(ValueError, match='source is "photographs" or "creatures"'):
         minis.mini_ilsvrc(tmp_path, source="creature")
+
+
+# boxes of train, which nobody checked, and numbers of images ---------------------------------------------------------
+
+
+def with_box(tree, split, number, corners, size=None):
+    """The annotation of one image, changed; the image's own width and height."""
+    file = files(tree, "Annotations", split)[number]
+    text = file.read_text()
+    for name, value in zip(("xmin", "ymin", "xmax", "ymax"), corners):
+        text = re.sub(f"<{name}>.*</{name}>", f"<{name}>{value}</{name}>", text)
+    for name, value in zip(("width", "height"), size or ()):
+        text = re.sub(f"<{name}>.*</{name}>", f"<{name}>{value}</{name}>", text)
+    file.write_text(text)
+    with Image.open(files(tree, "Data", split)[number]) as image:
+        return image.size
+
+
+@pytest.mark.parametrize("size", [None, (0, 0), (9, 9), "swapped"])
+def test_boxes_of_train_are_repaired_and_counted(tree, size):
+    width, height = with_box(tree, "train", 0, (0, 0, 1, 1))
+    size = (height, width) if size == "swapped" else size
+    with_box(tree, "train", 0, (-7, 5, width + 30, 20), size)  # over the border
+    with_box(tree, "train", 1, (40, 30, 8.4, 5.6), size)  # corners swapped, and fractions
+    with pytest.warns(UserWarning, match=r"CLS-LOC/train: [23] boxes reached over the border.*All images stay"):
+        data = Ilsvrc(tree, "train")
+    assert len(data) == 12 and data[0][1].boxes == ((0, 5, width, 20),) and data[1][1].boxes == ((8, 6, 40, 30),)
+    assert "boxes" in str(data) and next(iter(data.batches(batch_size=12))).boxes[1].shape == (1, 4)
+
+
+@pytest.mark.parametrize("corners", [(10, 10, 10, 40), (10, 40, 30, 40), (900, 5, 950, 20), (-9, -9, -2, -2)])
+def test_a_box_of_train_without_area_is_dropped_and_counted(tree, corners):
+    with_box(tree, "train", 2, corners)
+    with pytest.warns(UserWarning, match="1 boxes .* or dropped where nothing was left"):
+        data = Ilsvrc(tree, "train")
+    assert data[2][1].boxes == data.photos[2].boxes == () and len(data) == 12 and "1 images without" in str(data)
+    assert next(iter(data.batches(batch_size=12))).boxes[2].shape == (0, 4)
+
+
+def test_a_train_annotation_right_in_itself_but_of_a_larger_image_is_clamped_when_it_is_read(tree, recwarn):
+    width, height = with_box(tree, "train", 0, (2, 2, 900, 900), (1000, 1000))
+    data = Ilsvrc(tree, "train")
+    assert not recwarn and data[0][1].boxes == ((2, 2, width, height),)
+
+
+def test_without_any_annotation_train_is_whole(tree, recwarn):
+    for file in files(tree, "Annotations", "train"):
+        file.unlink()
+    data = Ilsvrc(tree, "train")
+    assert len(data) == 12 and not recwarn and all(not photo.boxes for _, photo in data)
+    assert next(iter(data.batches())).boxes[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("corners", [(40, 5, 8, 20), (-1, 5, 20, 20), (5, 5, 900, 20), ("inf", 5, 8, 20)])
+def test_val_stays_strict(tree, corners):
+    with_box(tree, "val", 0, corners)
+    with pytest.raises(BrokenFile, match=r"val_00000001.xml"):
+        Ilsvrc(tree)
+
+
+def test_fractions_are_read_in_val(tree):
+    with_box(tree, "val", 0, ("4.0", "5.2", "20.7", "30"))
+    assert Ilsvrc(tree).photos[0].boxes == ((4, 5, 21, 30),)
+
+
+def test_a_part_of_the_benchmark_is_refused_unless_it_says_so(tree):
+    ids = [f"n{number:08}" for number in range(994)] + [f"n9500000{number}" for number in range(1, 7)]
+    synsets = tree / "LOC_synset_mapping.txt"
+    own = [line.split()[0] for line in synsets.read_text().splitlines()]
+    synsets.write_text("".join(f"{wnid} name\n" for wnid in sorted({*ids[:994], *own})))
+    assert len(Ilsvrc(tree).classes) == 1000, "a miniature says what it is"
+    (tree / "miniature.json").unlink()
+    for split, count in (("val", "50,000"), ("train", "1,281,167")):
+        with pytest.raises(BrokenFile, match=rf"ILSVRC 2012 \({split}\): {count} images were expected, 12 found"):
+            Ilsvrc(tree, split)
+    synsets.write_text("".join(f"{wnid} name\n" for wnid in own))
+    assert len(Ilsvrc(tree)) == 12, "other classes in this layout are a data set of one's own"
+
+
+def test_a_class_twice_in_the_synset_file_is_refused(tree):
+    synsets = tree / "LOC_synset_mapping.txt"
+    first = synsets.read_text().splitlines()[0]
+    synsets.write_text(f"{first}\n{synsets.read_text()}")
+    with pytest.raises(BrokenFile, match=r"LOC_synset_mapping.txt: expected each entry once, got 'n\d+' 2 times"):
+        Ilsvrc(tree)

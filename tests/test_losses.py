@@ -260,3 +260,21 @@ def test_half_precision_around_them_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = [loss(features * 30, labels) for loss in LOSSES]
     torch.testing.assert_close(inside, [loss(features * 30, labels) for loss in LOSSES])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.batch_hard_triplet,
+        lambda features, labels: losses.batch_hard_triplet(features, labels, None),
+        losses.batch_prototype_softmax,
+        lambda features, labels: losses.prototype_softmax(features, labels, torch.randn(3, 4)),
+        lambda features, labels: losses.prototype_softmax(features, labels, torch.randn(3, 4), "cosine"),
+        lambda features, labels: losses.center_loss(features, labels, torch.randn(3, 4)),
+    ],
+)
+def test_an_empty_batch_gives_a_zero_with_a_graph(loss):
+    features = torch.zeros(0, 4, requires_grad=True)
+    found = loss(features, torch.zeros(0, dtype=torch.long))
+    found.backward()
+    assert float(found.detach()) == 0 and features.grad.shape == (0, 4)

@@ -173,3 +173,16 @@ def test_cam_and_heatmap_compile_into_one_graph():
     features, weight = torch.randn(2, 8, 7, 7), torch.randn(3, 8)
     compiled = torch.compile(picture, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(features, weight), picture(features, weight))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1)])
+def test_a_map_without_area_blames_the_image_not_the_channels(shape):
+    with pytest.warns(UserWarning, match=f"A map has {shape[0]} x {shape[1]} pixels: the image is too small") as caught:
+        assert not maps.heatmap(torch.full((2, *shape), 3.0), 32).any()
+    assert len(caught) == 1 and "dead channels" not in str(caught[0].message)
+    with pytest.warns(UserWarning, match="dead channels"):
+        maps.heatmap(torch.full((2, 7, 7), 3.0), 32)
+
+
+def test_a_row_of_pixels_that_differ_is_shown(recwarn):
+    assert maps.heatmap(torch.arange(7.0).view(1, 7), 32).max() == 1 and not recwarn

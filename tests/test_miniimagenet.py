@@ -157,3 +157,35 @@ def test_same_arguments_same_bytes(written, photos, tmp_path, monkeypatch):
         other.name == "mini-imagenet-seed1"
         and MiniImageNet(other, "test").classes != MiniImageNet(again, "test").classes
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n\r\n") + "\n",
+        lambda text: text.replace(",", ", ").replace("\n", " \n"),
+        lambda text: "".join(",".join(f'"{word}"' for word in row.split(",")) + "\n" for row in text.splitlines()),
+    ],
+)
+def test_lists_of_spreadsheets_are_read(flat, change):
+    path = flat / "split" / "test.csv"
+    path.write_text(change(path.read_text()), newline="")
+    check(MiniImageNet(flat, "test"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("filename,label\na.jpg,n1\nb.jpg,n2\na.jpg,n2\n", "expected each entry once, got 'a.jpg' 2 times"),
+        ("filename,label\n" + "a" * 200_000 + ",n1\n", "line 2: expected text, got 200,003 characters"),
+        ('filename,label\n\n"a.jpg,n1\nb.jpg,n2\n', "line 3: expected two fields"),
+        ("filename;label\na.jpg;n1\n", "begins with 'filename;label'; expected (.|\n)* with commas"),
+        ("filename,label\na.jpg,n1\nb\0.jpg,n2\n", "line 3: expected text, got zero bytes"),
+    ],
+    ids=["twice", "long", "quote", "semicolons", "zero bytes"],
+)
+def test_what_a_csv_file_must_not_hold_is_named(flat, text, sentence):
+    listing(flat, text)
+    with pytest.raises(BrokenFile, match=rf"test.csv.*{sentence}"):
+        MiniImageNet(flat, "test")

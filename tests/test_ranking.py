@@ -280,3 +280,12 @@ def test_no_query_finds_nothing():
 def test_more_images_than_there_are_is_named(count):
     with pytest.raises(ValueError, match=f"{count} nearest images were asked for, but there are 2"):
         nearest(torch.rand(3, 2), None, count)
+
+
+def test_arrays_of_numpy_are_ranked_as_tensors_are():
+    draw = np.random.default_rng(0)
+    distances, labels = draw.random((20, 30)), [draw.integers(0, 5, n) for n in (20, 30)]
+    cameras = [draw.integers(1, 4, n) for n in (20, 30)]
+    found = cmc_map(distances, *labels, *cameras)
+    expected = cmc_map(*(torch.from_numpy(part) for part in (distances, *labels, *cameras)))
+    assert torch.equal(found.cmc, expected.cmc) and (found.map, found.minp) == (expected.map, expected.minp)

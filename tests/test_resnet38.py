@@ -509,3 +509,16 @@ def test_a_hidden_step_is_noticed(monkeypatch):
     monkeypatch.setattr(dense, "load_network", lambda *_, **__: network)
     with pytest.raises(ValueError, match="The parts of resnet18 cannot be called one after another"):
         dense.Timm("resnet18", pretrained=False)
+
+
+def test_arrays_of_nothing_take_no_memory(tmp_path):
+    """Four bytes in the file are an object of several hundred in memory."""
+    (tmp_path / "weights.params").write_bytes(struct.pack("<QQQ", 0x112, 0, 2_500_000) + bytes(10_000_000))
+    with pytest.raises(RuntimeError, match=r"weights.params cannot be read.*claims 2,500,000 arrays, where at most"):
+        mxnet.read_params(tmp_path / "weights.params")
+
+
+def test_names_of_another_network_are_named_with_their_file(tmp_path):
+    (tmp_path / "weights.params").write_bytes(params({"arg:res9_weight": GOOD}))
+    with pytest.warns(UserWarning), pytest.raises(RuntimeError, match=r"weights.params: ResNet38 has no tensor called"):
+        mxnet.resnet38_state(tmp_path / "weights.params")

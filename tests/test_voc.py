@@ -387,3 +387,65 @@ def test_the_real_archive_is_counted(tmp_path):
         Voc(part, "train")
     (part / "miniature.json").write_text(json.dumps({"world": "five of VOC"}))
     assert len(Voc(part, "train")) == 5 and fingerprint(part) == "five of VOC"
+
+
+# annotations and lists of other tools ---------------------------------------------------------------------------------
+
+
+def objects(*names):
+    return "".join(f"<object><name>{name}</name></object>" for name in names)
+
+
+@pytest.mark.parametrize(
+    ("xml", "wanted"),
+    [
+        ("<owner><name>grid creature</name></owner>" + objects("dots creature"), ["dots creature"]),
+        ("<object><name>dots creature</name><part><name>grid creature</name></part></object>", ["dots creature"]),
+        ("<object><part><name>grid creature</name></part><name>dots creature</name></object>", ["dots creature"]),
+        (objects(" dots creature\n", "GRID  Creature"), ["dots creature", "grid creature"]),
+    ],
+)
+def test_tags_are_names_of_objects_whatever_their_letters(tree, xml, wanted):
+    name = Voc(tree, "train").ids[0]
+    (tree / "Annotations" / f"{name}.xml").write_text(f"<annotation>{xml}</annotation>")
+    data = Voc(tree, "train")
+    assert [data.classes[1:][i] for i in data.tags[0].nonzero()[:, 0]] == wanted
+
+
+@pytest.mark.parametrize(
+    ("xml", "came"),
+    [
+        (objects("dots creature", "unicorn"), r"\['unicorn'\]"),
+        ("<object><name/></object>" + objects("dots creature"), r"\[''\]"),
+        ("<object><part><name>dots creature</name></part></object>", r"\[''\]"),
+        ("<segmented>0</segmented>", "no object"),
+    ],
+)
+def test_an_object_that_is_no_class_is_never_lost(tree, xml, came):
+    name = Voc(tree, "train").ids[0]
+    (tree / "Annotations" / f"{name}.xml").write_text(f"<annotation>{xml}</annotation>")
+    with pytest.raises(BrokenFile, match=rf"{name}.xml: expected objects of the 6 classes, got {came}"):
+        Voc(tree, "train")
+
+
+def test_the_list_of_seam_and_eps_is_trainaug(tree):
+    lists = tree / "ImageSets" / "Segmentation"
+    ids = Voc(tree, "trainaug").ids
+    (lists / "trainaug.txt").unlink()
+    (lists / "train_aug.txt").write_text(
+        "".join(f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png \r\n" for name in ids[::-1])
+    )
+    assert Voc(tree, "trainaug").ids == ids[::-1]
+    (lists / "trainaug.txt").write_text("\n".join(ids))
+    assert Voc(tree, "trainaug").ids == ids, "the name of the layout goes first"
+    (lists / "trainaug.txt").unlink()
+    (lists / "train_aug.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"trainaug.txt is missing.*also as train_aug.txt"):
+        Voc(tree, "trainaug")
+
+
+@pytest.mark.parametrize("classes", ['"cat"', "[1, 2]", "[]", '{"a": 1}', "null"])
+def test_a_note_whose_classes_are_none_is_refused(tree, classes):
+    (tree / "miniature.json").write_text(f'{{"world": "x", "classes": {classes}}}')
+    with pytest.raises(BrokenFile, match=r"miniature.json: expected names of classes; write the miniature again"):
+        Voc(tree, "train")

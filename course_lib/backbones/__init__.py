@@ -184,7 +184,7 @@ def split_classifier(
             )
         expected, logits = network(images), linear(features.mean((-2, -1))).float()
     if not isinstance(expected, Tensor) or expected.flatten(1).shape != logits.shape:
-        came = f"shape {tuple(expected.shape)}" if isinstance(expected, Tensor) else type(expected).__name__
+        came = getattr(expected, "shape", type(expected).__name__)
         raise ValueError(f"{_name(model)}: expected logits of shape {tuple(logits.shape)}, got {came}. {_ADVICE}")
     expected = expected.flatten(1).float()
     tolerance = 1e-4 if linear.weight.dtype in (torch.float32, torch.float64) else 3e-2

@@ -59,7 +59,7 @@ def read_params(path: str | Path) -> State:
             raise ValueError(f"{len(arrays)} arrays have {len(set(names))} different names")
         if reader.left:
             raise ValueError(f"{len(reader.left):,} bytes follow after its end")
-    except (ValueError, RuntimeError) as error:  # torch: shapes that overflow
+    except ValueError as error:
         raise RuntimeError(
             f"{path} cannot be read as weights of MXNet: {error}. Fetch it again, or check its name."
         ) from error

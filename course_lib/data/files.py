@@ -18,21 +18,18 @@ class BrokenFile(ValueError):
 
 
 def existing(path: str | Path, otherwise: str = "is missing; unpack or write it again.") -> Path:
-    """The path, if a file is there that may be read.
+    """The path, if a file is there.
 
     Args:
         otherwise: the sentence of the FileNotFoundError, without the path that it begins with: "is missing: ...".
     Raises:
         FileNotFoundError: nothing is there.
         BrokenFile: a folder, a pipe or a device, which would never end.
-        PermissionError: a file that this user may not read.
     """
     if not os.path.isfile(path):
         if os.path.exists(path):
             raise BrokenFile(f"{path}: expected a file, got a folder, pipe or device; put the file in its place.")
         raise FileNotFoundError(f"{path} {otherwise}")
-    if not os.access(path, os.R_OK):
-        raise PermissionError(f"{path}: expected a file that you may read; ask its owner for the right to read it.")
     return Path(path)
 
 
