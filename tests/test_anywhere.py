@@ -92,7 +92,7 @@ def test_a_lesson_starts_computes_and_writes_its_results(bare, prefix):
         pytest.skip("user namespaces are not permitted here (unshare --user --net)")
     ran = bare.python("-c", FRAME, prefix=prefix)
     assert ran.returncode == 0, ran.stderr
-    path = bare.course / "build" / "results" / "00.json"
+    path = bare.course / "work" / "results" / "00.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     assert result["commit"] is None and result["figures"][0]["value"] == 1280
     assert f"data {bare.course / 'data'} ·" in ran.stdout and f"written to {path}" in ran.stdout
@@ -156,8 +156,9 @@ from pathlib import Path
 from course_lib.course import build, run
 here = Path.cwd()
 [notebook, _] = build.build_solved(here / "lessons", here / "solved")
-run.execute(notebook, here / "run" / "lesson.ipynb", "smoke", {"COURSE_STRICT": "1"})
+run.execute(notebook, here / "run" / "lesson.ipynb", "smoke",
+            {"COURSE_STRICT": "1", "COURSE_RESULTS": str(here / "Ergebnisse")})
 """
     ran = bare.python("-c", code, prefix=STRANGER if permitted(STRANGER) else [])  # kernels need the loopback
     assert ran.returncode == 0, ran.stderr
-    assert json.loads((bare.course / "build" / "results" / "00.json").read_text())["exercises"] == {"00.1": "PASS"}
+    assert json.loads((bare.course / "Ergebnisse" / "00.json").read_text())["exercises"] == {"00.1": "PASS"}

@@ -226,7 +226,7 @@ class TestRehearsal:
             assert stop is None, stop
             said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
             assert f"Lesson {path.stem[:2]} · profile smoke" in said and "ERROR" not in said
-            result = json.loads((colab / "content" / "build" / "results" / f"{path.stem[:2]}.json").read_text())
+            result = json.loads((colab / "content" / "work" / "results" / f"{path.stem[:2]}.json").read_text())
             assert result["figures"] and set(result["exercises"].values()) <= {"TODO"}
         after = seen(colab)
         assert {name: after[name] for name in before} == before  # torch and numpy among them
