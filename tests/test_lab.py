@@ -106,11 +106,10 @@ def test_root_is_allowed_on_loopback_only(tmp_path, monkeypatch):
     assert not any("token" in option.lower() for option in lab.arguments(tmp_path, []))
 
 
-def test_a_students_results_are_his_own(tmp_path, monkeypatch):
-    monkeypatch.delenv("COURSE_RESULTS", raising=False)
-    assert lab.surroundings(tmp_path)["COURSE_RESULTS"] == str(tmp_path / "results")
-    monkeypatch.setenv("COURSE_RESULTS", "/elsewhere")
-    assert lab.surroundings(tmp_path)["COURSE_RESULTS"] == "/elsewhere"
+def test_lessons_know_the_folder_and_commands_of_a_terminal_keep_their_own(tmp_path):
+    """COURSE_RESULTS would send what `run` measures in a terminal of the page among a student's results."""
+    said = lab.surroundings(tmp_path)
+    assert said["COURSE_WORK"] == str(tmp_path) and "COURSE_RESULTS" not in said
 
 
 def test_settings_of_the_course_go_before_those_of_the_environment(tmp_path, monkeypatch):

@@ -94,8 +94,10 @@ def test_a_corrected_release_keeps_answers_and_cells_of_ones_own(course, capsys)
 
     edit(mine, work)
     before = mine.read_bytes()
+    assert update.behind(handed_out.parent, mine.parent) == []
     release(handed_out, correct)
-    assert update.main() == 0
+    assert update.behind(handed_out.parent, mine.parent) == [mine.stem]
+    assert update.main() == 0 and update.behind(handed_out.parent, mine.parent) == []
     said = capsys.readouterr().out
     assert "1 answers kept" in said and "3 cells of your own kept" in said and "1 changes of yours kept" in said
     cells, now = load(mine).cells, load(handed_out).cells

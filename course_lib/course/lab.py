@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from course_lib import paths
-from course_lib.course.update import copy_lessons, working_folder
+from course_lib.course.update import behind, copy_lessons, working_folder
 
 # Server extensions that make a start slow and are of no use to a student; jupytext opens a .py file as a notebook.
 OFF = [f"nbgrader.server_extensions.{name}" for name in ("formgrader", "validate_assignment", "assignment_list")]
@@ -41,8 +41,7 @@ def surroundings(folder: Path) -> dict[str, str]:
     return {
         **{name: str(own / place) for name, place in PLACES.items()},
         "JUPYTER_CONFIG_PATH": os.pathsep.join(first),
-        "COURSE_WORK": str(folder),
-        "COURSE_RESULTS": os.environ.get("COURSE_RESULTS") or str(folder / "results"),
+        "COURSE_WORK": str(folder),  # where a lesson puts its results, too
     }
 
 
@@ -65,6 +64,8 @@ def main(argv: list[str]) -> int:
     folder = working_folder()
     if new := copy_lessons(root / "notebooks", folder):
         print(f"Copied to {folder}: {', '.join(new)}.")
+    if old := behind(root / "notebooks", folder):
+        print(f"There is a newer release of {', '.join(old)}: `make update` brings it, and keeps your answers.")
     os.environ.update(surroundings(folder))
     from jupyterlab.labapp import LabApp  # late: it looks at the environment
 

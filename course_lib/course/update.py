@@ -120,6 +120,12 @@ def copy_lessons(handed_out: Path, folder: Path) -> list[str]:
     return [lesson.stem for lesson in new]
 
 
+def behind(handed_out: Path, folder: Path) -> list[str]:
+    """Names of the lessons whose working copies were made from an earlier release."""
+    pairs = [(lesson, _base(folder / lesson.name)) for lesson in lessons(handed_out)]
+    return [lesson.stem for lesson, base in pairs if base.exists() and base.read_bytes() != lesson.read_bytes()]
+
+
 def update(handed_out: Path, folder: Path) -> Iterator[tuple[str, str, bool]]:
     """Bring working copies to what is handed out now.
 
