@@ -161,6 +161,12 @@ def test_what_means_nothing_is_refused_before_any_work(name, values, nothing_is_
         ("--momentum", "2"),
         ("--contrast-from", "2"),
         ("--background", "nan"),
+        ("--queries", "0"),
+        ("--queries", "0 0 0 0 0"),
+        ("--queries", "1 2 3"),
+        ("--long-side", "512 256"),
+        ("--shots", "1 1"),
+        ("--loss", "NoSuchLoss"),
         ("--colour", "red"),
     ],
     ids="=".join,
@@ -168,7 +174,8 @@ def test_what_means_nothing_is_refused_before_any_work(name, values, nothing_is_
 def test_a_wrong_value_or_path_is_a_sentence_before_any_work(name, wrong, nothing_is_done, capsys, tmp_path):
     (tmp_path / "a file").touch()
     (tmp_path / "a folder").mkdir()
-    code = code_of(asked(name, *wrong))
+    option, values = wrong
+    code = code_of(asked(name, option, *(values.split(" ") if values[0].isdigit() else [values])))
     said = capsys.readouterr()
     assert code in (1, 2) and said.err.strip() and "Traceback" not in said.err and not nothing_is_done
     assert not list(tmp_path.rglob("*.json"))

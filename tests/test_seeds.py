@@ -1,6 +1,7 @@
 """Seeds: scores pass by pass as published, thresholds, files, and the command that scores a network."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -209,7 +210,7 @@ def test_batches_hold_images_of_one_size(tree):
     sizes = {path: (96, 96) for path in data.images} | {data.images[1]: (96, 80)}
 
     class Header:
-        def __init__(self, path):
+        def __init__(self, path, formats):
             self.size = sizes[path]
 
         def __enter__(self):
@@ -231,6 +232,27 @@ def test_command(tree, checkpoint, tmp_path, capsys):
     assert not (tmp_path / "maps").exists(), "maps are written only when asked for"
     assert __main__.main([*options[:-2], "--checkpoint", str(tmp_path / "no.safetensors")]) == 1
     assert "A checkpoint was expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_broken_images_are_named_and_no_figure_is_made_of_the_others(
+    tree, checkpoint, tmp_path, capsys, monkeypatch, workers
+):
+    data = shutil.copytree(tree, tmp_path / "data")
+    images = Voc(data, "val").images
+    options = ["--checkpoint", checkpoint, "--data", data, "--folder", tmp_path / "out", "--splits", "val"]
+    options = ["evaluate", "seeds", *map(str, options), "--workers", workers]
+    whole = images[2].read_bytes()
+    images[2].write_bytes(whole[: len(whole) // 2])
+    assert __main__.main(options) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"{images[2]} cannot be decoded") and "Traceback" not in said
+    for path in images[1:3]:
+        path.write_bytes(b"no image")
+    assert __main__.main(options) == 1
+    said = capsys.readouterr().err
+    assert f"2 of 12 images of val cannot be read, so there are no figures of it: {images[1]}, {images[2]}." in said
+    assert not list((tmp_path / "out").glob("seeds*"))
 
 
 def test_a_network_for_other_classes_is_refused(tree, tmp_path):

@@ -117,6 +117,9 @@ class FewShotEvaluation:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        each = self.queries if isinstance(self.queries, tuple) else (self.queries,) * self.ways
+        if len(each) != self.ways or not sum(each):
+            raise ValueError(f"queries must be some, of all classes or of each of the {self.ways}, got {self.queries}.")
 
 
 def few_shot_network(

@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 from course_lib import engine
 from course_lib.backbones.weights import LITE0
-from course_lib.data.files import read_json
+from course_lib.data.files import BrokenFile, existing, read_json
+from course_lib.data.images import FORMATS
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import VOC_COUNTS, Voc, write_mask
 from course_lib.evaluate.segmentation import SEED_THRESHOLDS
@@ -116,11 +117,25 @@ def evaluate(config: SeedEvaluation, net: CamNet, folder: Path, progress: bool =
 
 
 def same_size(data: Voc, batch_size: int, limit: int | None = None) -> list[list[int]]:
-    """Batches of indices, of images of one size each; the first `limit` images of the split."""
+    """Batches of indices, of images of one size each; the first `limit` images of the split.
+
+    Raises:
+        BrokenFile: images that cannot be read; without them the figures were those of another split.
+    """
     members: dict[tuple[int, int], list[int]] = {}
-    for index, path in enumerate(data.images[:limit]):
-        with Image.open(path) as image:  # the header only
-            members.setdefault(image.size, []).append(index)
+    broken, paths = [], data.images[:limit]
+    for index, path in enumerate(paths):
+        try:
+            with Image.open(existing(path), formats=FORMATS) as image:  # the header only
+                members.setdefault(image.size, []).append(index)
+        except Exception:  # broken bytes raise nearly anything
+            broken.append(str(path))
+    if broken:
+        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise BrokenFile(
+            f"{len(broken)} of {len(paths)} images of {data.split} cannot be read, so there are no figures of it: "
+            f"{', '.join(broken[:5])}{more}. Unpack them again."
+        )
     return [
         group[start : start + batch_size] for group in members.values() for start in range(0, len(group), batch_size)
     ]

@@ -75,6 +75,8 @@ class TagTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.long_side and self.long_side[0] > self.long_side[1]:
+            raise ValueError(f"long_side must be a shorter and a longer length, got {self.long_side}.")
         if self.kept and (self.long_side or self.jitter or self.transformation != Transformation()):
             raise ValueError(
                 "What is kept are features of whole images and of their smaller copies as they are: leave out `kept`, "
