@@ -182,6 +182,7 @@ with check("03.1",
 ### BEGIN HIDDEN TESTS
 assert abs(prototype_loss(torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.ones(3, 4),
                           "l1", 5.0).item() - 1.0986) < 1e-3
+assert torch.allclose(prototype_loss(q, y, p), prototype_loss(q, y, p, "l1", 1.0))
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -274,6 +275,7 @@ with check("03.2",
 ### BEGIN HIDDEN TESTS
 assert abs(triplet_loss(torch.tensor([[0.0], [1.0], [3.0], [4.0]]),
                         torch.tensor([0, 0, 1, 1]), 1.5).item() - 0.25) < 1e-6
+assert torch.allclose(triplet_loss(q, y), triplet_loss(q, y, 0.3))
 ### END HIDDEN TESTS
 
 # %% [markdown]

@@ -367,6 +367,8 @@ with check("07.2", hint="bucketize, bincount, sums over the later bins, and the 
 one = confusions(torch.tensor([1, 1]), torch.tensor([0.3, 0.9]), torch.tensor([1, 0]),
                  torch.tensor([0.1, 0.5]), 2)
 assert one.tolist() == [[[0, 1], [0, 1]], [[0, 1], [1, 0]]]
+# classes that no pixel has
+assert confusions(*map(torch.tensor, ([1], [0.3], [0], [0.1])), 3).shape == (1, 3, 3)
 ### END HIDDEN TESTS
 
 # %% [markdown]

@@ -181,6 +181,7 @@ with check("08.1",
 ### BEGIN HIDDEN TESTS
 assert (prototypes_of(torch.ones(1, 2, 1, 3), torch.eye(3)[None, :, None], 3).shape
         == (2, 3))
+assert not prototypes_of(m.clone().requires_grad_(), v, 5).requires_grad
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -396,6 +397,10 @@ with check("08.4", hint="ranks of prototypes in a row, ranks of pixels in a clas
 few = mine(torch.eye(21)[:5], torch.arange(5), torch.rand(5, generator=g))
 # classes of one pixel cannot be halved
 assert few[0].sum(1).eq(10).all() and not torch.as_tensor(few[1]).any()
+for n, first, last in ((8, 1, 5), (20, 2, 12)):          # negatives from near to far
+    near = torch.arange(n + 1.0).flip(0).repeat(2, 1)
+    which = mine(near, torch.full((2,), n), torch.rand(2, generator=g))[0].nonzero()
+    assert which[:, 1].tolist() == 2 * [*range(first, last)]
 ### END HIDDEN TESTS
 
 # %% [markdown]

@@ -1,0 +1,112 @@
+"""The checks of an exercise notice small faults: mutants of its solution fail its visible check or its hidden tests."""
+
+import io
+import re
+from contextlib import redirect_stdout
+
+import torch
+
+from .mutants import mutants
+from .test_near_misses import execute, prepared, surroundings  # noqa: F401  (fixtures)
+
+WANTED = 12  # of each exercise at least
+# What differs from the solution in nothing that a check could or should see.
+EQUIVALENT: dict[str, dict[str, str]] = {
+    "01.2": {
+        "line 6: 1 -> 2": "whatever divides the zeros of a constant map",
+        "line 4: -2 -> 2": "the same axis of four",
+    },
+    "02.2": {
+        "line 7: 1 -> 2": "a factor, which the sum to 1 takes out",
+        "line 5: query[:, None] - reference[None] -> reference[None] - query[:, None]": "its absolute value is taken",
+    },
+    "03.1": {
+        "line 5: features[:, None] - prototypes[None] -> prototypes[None] - features[:, None]": "its sign is lost",
+        "line 11: 1 -> 2": "what is added to all distances, softmax takes out",
+        "line 11: 1 -> 0": "what is added to all distances, softmax takes out",
+        "line 11: normalize without dim": "1 is its default",
+    },
+    "03.2": {
+        "line 9: 1 -> 0": "the matrix is symmetric",
+        "line 10: 1 -> 0": "the matrix is symmetric",
+        "line 11: 1 -> 0": "the matrix is symmetric",
+        "line 7: eye without device": "checks run on the CPU",
+    },
+    "04.1": {
+        "line 7: support.mean(2)[:, :, None] - query[:, None] -> query[:, None] - support.mean(2)[:, :, None]": (
+            "its sign is lost"
+        ),
+        "line 5: mean -> sum": "a factor, which the length of 1 takes out",
+    },
+    "05.1": {"line 9: 1 -> 0": "the matrix is symmetric"},
+    "05.2": {
+        "line 7: argsort without dim": "the last axis is its default",
+        "line 7: argsort without stable": "which of two that are equally near comes first is not asked",
+        "line 7: True -> False": "which of two that are equally near comes first is not asked",
+    },
+    "06.1": {"line 11: without item": "a tensor of one number is taken, too"},
+    "07.2": {
+        "line 11: above[..., :1] + rest[..., None] -> rest[..., None]": "the best class is never the background",
+    },
+    "07.3": {
+        "line 6: f.norm(dim=1, keepdim=True) + 1e-05 -> f.norm(dim=1, keepdim=True) - 1e-05": "below what is compared",
+        "line 8: affinity.sum(1, keepdim=True) + 1e-05 -> affinity.sum(1, keepdim=True) - 1e-05": (
+            "below what is compared"
+        ),
+        "line 6: 1e-05 -> 2e-05": "below what is compared",
+        "line 8: 1e-05 -> 2e-05": "below what is compared",
+    },
+    "08.1": {"line 8: sum -> mean": "a factor, which the length of 1 takes out"},
+    "08.2": {"line 5: normalize without dim": "1 is its default"},
+    "08.3": {
+        "line 6: 1 - i -> i - 1": "entry -1 of two is entry 1",
+        "line 8: 1 - i -> i - 1": "entry -1 of two is entry 1",
+    },
+    "08.4": {
+        "line 12: 1 -> 0": "the matrix is symmetric",
+        "line 13: 0 -> -1": "there is one column",
+    },
+}
+
+
+def written(source):
+    """What a student writes in each exercise: number -> lines between the marks of the source."""
+    cells = re.findall(r'^# %% exercise="([\d.]+)"$(.*?)(?=^# %%)', source.read_text("utf-8"), re.M | re.S)
+    return {
+        number: "\n".join(re.findall(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", cell, re.S))
+        for number, cell in cells
+    }
+
+
+def caught(answer, exercise, names):
+    """Where a wrong answer is noticed: "visible", "hidden" or "" (nowhere)."""
+    _, visible, marker, hidden = exercise
+    torch.manual_seed(0)
+    with redirect_stdout(io.StringIO()):
+        for where, text in ("visible", answer), ("visible", visible), ("hidden", marker + hidden):
+            try:
+                execute(text, f"/notebook/{where}", names)
+            except Exception:
+                return where
+    return ""
+
+
+def survivors(source, prepare):
+    """Of each exercise: how many mutants were tried, and those that nothing noticed."""
+    for number, solution in written(source).items():
+        names, exercises = prepare(source)
+        known = EQUIVALENT.get(number, {})
+        every = list(mutants(exercises[number][0], solution))
+        assert not known.keys() - dict(every).keys(), f"{number}: EQUIVALENT is stale"
+        made = [(what, code) for what, code in every if what not in known]
+        if source.parent.name != "miniature":
+            assert len(made) >= WANTED, f"{number}: {len(made)} mutants"
+        yield number, len(made), [what for what, code in made if not caught(code, exercises[number], dict(names))]
+
+
+def test_mutants_are_caught(source, prepared, capsys):  # noqa: F811
+    rows = list(survivors(source, prepared))
+    with capsys.disabled():
+        for number, tried, alive in rows:
+            print(f"\n{number}: {tried - len(alive)} of {tried} mutants caught {alive or ''}", end="")
+    assert not any(alive for *_, alive in rows)
