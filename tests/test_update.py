@@ -205,6 +205,18 @@ def test_notebooks_that_were_rewritten_elsewhere_are_healed(course, spoil, copie
     assert update.main() == 0 and len(backups(mine)) == count
 
 
+def test_long_cells_of_ones_own_take_no_time(course):
+    handed_out, mine = course
+    long = "\n".join(f"x{number} = {number}" for number in range(100_000))
+    edit(mine, lambda cells: cells.insert(4, code(long)))
+    notebook = load(mine)
+    without_metadata(notebook)
+    shutil.rmtree(mine.parent / ".jupyter")
+    mine.write_text(json.dumps(notebook), "utf-8")
+    release(handed_out, lambda cells: [cell.update(source=cell.source + "\nnew") for cell in cells])
+    assert update.main() == 0 and long in sources(mine)  # comparing it with every cell would take an hour
+
+
 def test_halves_and_copies_of_an_exercise_become_one_cell(course):
     _, mine = course
 

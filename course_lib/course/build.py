@@ -29,8 +29,8 @@ from nbformat import NotebookNode
 from nbgrader import preprocessors
 from traitlets.config import Config
 
-from course_lib.course.update import changed, keep, mark, read
-from course_lib.paths import checkout, write_text
+from course_lib.course.update import changed, course_root, keep, mark, read
+from course_lib.paths import write_text
 
 STUB = '# YOUR CODE HERE\nraise NotImplementedError("this exercise is not written yet")'
 MARKERS = re.compile(r"(BEGIN|END) +(SOLUTION|HIDDEN TESTS)|\{\{\w+\}\}", re.IGNORECASE)
@@ -204,14 +204,6 @@ def build_student(folder: Path, target: Path, check: bool = False, force: bool =
             "opens them; or build with --force, which first keeps each as NAME.mine.ipynb."
         )
     return different
-
-
-def course_root() -> Path:
-    """The checkout of the course, which all commands of `course_lib.course` but the benchmark work in."""
-    root = checkout()
-    if root is None:
-        raise RuntimeError("expected a checkout of the course, got course_lib without one; run this in a checkout.")
-    return root
 
 
 def choose(notebooks: list[Path], numbers: Sequence[str]) -> list[Path]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from course_lib import paths
-from course_lib.course.update import behind, copy_lessons, working_folder
+from course_lib.course.update import behind, copy_lessons, course_root, working_folder
 
 # Server extensions that make a start slow and are of no use to a student; jupytext opens a .py file as a notebook.
 OFF = [f"nbgrader.server_extensions.{name}" for name in ("formgrader", "validate_assignment", "assignment_list")]
@@ -58,9 +58,7 @@ def arguments(folder: Path, asked: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Open the working copies in JupyterLab; lessons that are new are copied. Options are those of JupyterLab."""
-    root = paths.checkout()
-    if root is None:
-        raise RuntimeError("expected a checkout of the course, got course_lib without one; run this in a checkout.")
+    root = course_root()
     folder = working_folder()
     if new := copy_lessons(root / "notebooks", folder):
         print(f"Copied to {folder}: {', '.join(new)}.")

@@ -22,6 +22,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, count
 from pathlib import Path
 
 import nbformat
@@ -88,6 +89,14 @@ def read(path: Path) -> NotebookNode:
             "Move it away to get the lesson anew."
         ) from error
     return notebook
+
+
+def course_root() -> Path:
+    """The checkout of the course, which all commands of `course_lib.course` but the benchmark work in."""
+    root = paths.checkout()
+    if root is None:
+        raise RuntimeError("expected a checkout of the course, got course_lib without one; run this in a checkout.")
+    return root
 
 
 def working_folder() -> Path:
@@ -189,9 +198,7 @@ def merged(mine: NotebookNode, release: NotebookNode, handed: list[str] | None =
 
 def main() -> int:
     """Bring the working copies in work/ to the lessons as handed out now, and keep every answer."""
-    root = paths.checkout()
-    if root is None:
-        raise RuntimeError("expected a checkout of the course, got course_lib without one; run this in a checkout.")
+    root = course_root()
     folder, well = working_folder(), True
     for name, done, fine in update(root / "notebooks", folder):
         print(f"{name}: {done}")
@@ -242,7 +249,7 @@ def _match(mine: list[NotebookNode], release: list[NotebookNode], handed: set[st
         if mine[i].cell_type == release[j].cell_type
         and len(mine[i].source) > 40  # few characters are alike by chance
         and not (handed and handed.isdisjoint((digest(mine[i]), digest(release[j]))))  # else two new ones
-        and (ratio := difflib.SequenceMatcher(None, mine[i].source, release[j].source, False).ratio()) >= ALIKE
+        and (ratio := _likeness(mine[i].source, release[j].source)) >= ALIKE
     )
     for _, i, j in likeness:
         if i not in found and j not in found.values():
@@ -324,14 +331,15 @@ def _subjects(cell: NotebookNode) -> list[str]:
 
 def _identify(cell: NotebookNode, taken: set[str]) -> None:
     """Give a cell an id that is valid and its own."""
-    name, count = str(cell.get("id", "")), 0
-    if not re.fullmatch(r"[\w-]{1,64}", name, re.A) or name in taken:
-        name = digest(cell)
-    while name in taken:
-        count += 1
-        name = f"{digest(cell)}-{count}"
-    taken.add(name)
-    cell["id"] = name
+    names = chain([str(cell.get("id", "")), digest(cell)], (f"{digest(cell)}-{number}" for number in count(2)))
+    cell["id"] = next(name for name in names if name not in taken and re.fullmatch(r"[\w-]{1,64}", name, re.A))
+    taken.add(cell["id"])
+
+
+def _likeness(a: str, b: str) -> float:
+    """How alike two texts are, 0..1; texts of very unlike lengths are not compared, for that takes long."""
+    both = difflib.SequenceMatcher(None, a, b, False)
+    return both.ratio() if both.real_quick_ratio() >= ALIKE and both.quick_ratio() >= ALIKE else 0.0
 
 
 def _name(cell: NotebookNode) -> str:
@@ -345,8 +353,8 @@ def _base(copy: Path) -> Path:
 
 def _free(path: Path) -> Path:
     """The path, with a number if something lies there."""
-    taken = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in range(2, 10**6))
-    return path if not os.path.lexists(path) else next(other for other in taken if not os.path.lexists(other))
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return next(one for one in chain([path], others) if not os.path.lexists(one))
 
 
 def keep(path: Path) -> Path:
