@@ -36,7 +36,8 @@ def installable(tmp_path_factory):
     """A copy of all that an installation is built from: a build leaves its own files behind."""
     copy = tmp_path_factory.mktemp("installable")
     shutil.copytree(ROOT / "course_lib", copy / "course_lib", ignore=shutil.ignore_patterns("__pycache__"))
-    tables = [file.relative_to(ROOT) for file in (ROOT / "data" / "evidence").glob("*.json")]
+    shelf = [*(ROOT / "data" / "evidence").glob("*.json"), *(ROOT / "data" / "licences").glob("*.txt")]
+    tables = [file.relative_to(ROOT) for file in shelf]
     for name in ("pyproject.toml", "README.md", "LICENSE", "LICENSE-text", "data/photographs.json", *tables):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)

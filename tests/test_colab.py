@@ -174,9 +174,10 @@ def seen(colab):
     """Name, version and place of all packages that this Python sees."""
     code = """
 import importlib.metadata as m, json
-print(json.dumps({d.name.lower(): [d.version, str(d.locate_file(""))] for d in m.distributions()}))
+print(json.dumps({d.name: [d.version, str(d.locate_file(""))] for d in m.distributions()}))
 """
-    return json.loads(python(colab, "-c", code).stdout)
+    found = json.loads(python(colab, "-c", code).stdout)
+    return {canonicalize_name(name): what for name, what in found.items()}
 
 
 def execute(colab, path, repository, monkeypatch):
@@ -220,7 +221,7 @@ class TestRehearsal:
         if tried.returncode:
             unreachable("The package registry cannot be reached")
         before = seen(colab)
-        assert "torch" in before and not {"course_lib", *WHERE.colab} & set(before)
+        assert "torch" in before and not {"course-lib", *WHERE.colab} & set(before)
         for path in NOTEBOOKS[:2]:
             notebook, stop = execute(colab, path, repository, monkeypatch)
             assert stop is None, stop
@@ -230,4 +231,4 @@ class TestRehearsal:
             assert result["figures"] and set(result["exercises"].values()) <= {"TODO"}
         after = seen(colab)
         assert {name: after[name] for name in before} == before  # torch and numpy among them
-        assert set(after) - set(before) == {"course_lib", *WHERE.colab}
+        assert set(after) - set(before) == {"course-lib", *WHERE.colab}

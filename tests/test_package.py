@@ -90,7 +90,7 @@ def test_the_command_takes_the_arguments_of_the_process(monkeypatch, capsys):
 
 def test_every_package_is_installed():
     found = {".".join(init.parent.relative_to(ROOT).parts) for init in (ROOT / "course_lib").rglob("__init__.py")}
-    shelf = {"course_lib.shelf", "course_lib.shelf.evidence"}
+    shelf = {"course_lib.shelf", "course_lib.shelf.evidence", "course_lib.shelf.licences"}
     assert found | shelf == set(SETTINGS["tool"]["setuptools"]["packages"])
 
 
