@@ -337,9 +337,10 @@ def _identify(cell: NotebookNode, taken: set[str]) -> None:
 
 
 def _likeness(a: str, b: str) -> float:
-    """How alike two texts are, 0..1; texts of very unlike lengths are not compared, for that takes long."""
-    both = difflib.SequenceMatcher(None, a, b, False)
-    return both.ratio() if both.real_quick_ratio() >= ALIKE and both.quick_ratio() >= ALIKE else 0.0
+    """How alike two texts are by their words, 0..1; 0 for texts of very unlike lengths, which would take long."""
+    if 2 * min(len(a), len(b)) < ALIKE * (len(a) + len(b)):
+        return 0.0
+    return difflib.SequenceMatcher(None, *(re.findall(r"\w+|\S", text) for text in (a, b)), False).ratio()
 
 
 def _name(cell: NotebookNode) -> str:

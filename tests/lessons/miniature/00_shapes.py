@@ -48,7 +48,8 @@ with check("00.1", hint="mean over the last two axes"):
     same(pooled(features), features.mean((-2, -1)), "pooled(features)", axes="b k",
          suspects={"You summed over the positions: divide by their number.":
                        lambda: features.sum((2, 3)),
-                   "You averaged over the channels: the positions are the last axes.":
+                   "You averaged over the channels: "
+                   "the positions are the last two axes.":
                        lambda: features.mean(1)})
 ### BEGIN HIDDEN TESTS
 assert pooled(torch.ones(1, 1, 3, 1)).shape == (1, 1)
