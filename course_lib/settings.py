@@ -8,7 +8,6 @@ A frozen dataclass calls `check_settings` in its `__post_init__`.
 """
 
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 DISTINCT = object()  # of a tuple: it has entries, and no entry twice
@@ -36,9 +35,10 @@ def check_settings(settings: Any) -> None:
 
 def check_values(owner: Any, values: Mapping[str, Any]) -> None:
     """The same for values by name that a class or function will get."""
+    kinds = get_type_hints(owner, include_extras=True)
     for name, value in values.items():
         entries = value if isinstance(value, tuple) else () if value is None else (value,)
-        for rule in _rules(owner).get(name, ()):
+        for rule in _rules(kinds.get(name)):
             if rule is DISTINCT and len({*entries}) != max(1, len(entries)):
                 raise ValueError(f"{name} must have one entry at least, and none twice, got {entries}.")
             for entry in entries:
@@ -49,12 +49,7 @@ def check_values(owner: Any, values: Mapping[str, Any]) -> None:
                     raise ValueError(f"There is no {kind} {entry!r}; there are: {', '.join(map(str, rule))}.")
 
 
-@cache
-def _rules(owner: Any) -> dict[str, list]:
-    return {name: [*_found(kind)] for name, kind in get_type_hints(owner, include_extras=True).items()}
-
-
-def _found(kind: Any) -> Iterable:
+def _rules(kind: Any) -> Iterable:
     """Pairs, choices (as a list) and DISTINCT that stand anywhere in a type."""
     if get_origin(kind) is Literal:
         yield [*get_args(kind)]
@@ -62,4 +57,4 @@ def _found(kind: Any) -> Iterable:
         yield [*kind] if kind is not DISTINCT and isinstance(kind[0], str) else kind
     else:
         for part in get_args(kind):
-            yield from _found(part)
+            yield from _rules(part)

@@ -76,12 +76,12 @@ def wrong(value, table, **changes):
     """What is said of a result with one figure."""
     figure = next(iter(table["figures"].items()))
     figures = [{"name": figure[0], "value": value, "unit": figure[1]["unit"]}]
-    return evidence.compare(result(0, value) | {"figures": figures} | changes, table).wrong
+    return evidence.beside_evidence(result(0, value) | {"figures": figures} | changes, table).wrong
 
 
 def test_a_run_outside_the_seeds_is_named():
     table = table_of([20.0, 21.0, 22.0])
-    assert wrong(20.5, table) == () and evidence.compare(result(0, 20.5), table).compared == 1
+    assert wrong(20.5, table) == () and evidence.beside_evidence(result(0, 20.5), table).compared == 1
     assert wrong(24.9, table) == ()  # three standard deviations beyond the range
     assert "error: 30" in wrong(30.0, table)[0]
 
@@ -107,7 +107,7 @@ def test_what_rounding_on_another_processor_changes_is_no_contradiction():
     ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
 )
 def test_what_cannot_be_compared_or_vanished_is_wrong(changes, sentence):
-    found = evidence.compare(result(0, 21.0) | changes, table_of([20.0, 21.0, 22.0]))
+    found = evidence.beside_evidence(result(0, 21.0) | changes, table_of([20.0, 21.0, 22.0]))
     assert found.compared == 0 and sentence in found.wrong[0]
 
 

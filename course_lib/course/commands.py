@@ -71,9 +71,8 @@ COMMANDS = {
 RESUMED = {*(name for name in COMMANDS if "train" in name), "evaluate localise", "ablate", "evidence", "data"}
 FAULTS = (TypeError, AttributeError, NameError, LookupError, AssertionError, ZeroDivisionError, NotImplementedError)
 REMEDIES = {
-    errno.ENOSPC: "free some space, and run the same command again",
-    errno.EDQUOT: "free some of your space, and run the same command again",
     errno.ENOENT: "name one that is there",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, and run the same command again"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "ask for the right to it, or name another place"),
     **dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "a file stands where a folder should, or the reverse"),
 }

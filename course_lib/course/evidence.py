@@ -59,7 +59,7 @@ def collect(notebook: Path, folder: Path, seeds: tuple[int, ...]) -> dict:
     }
 
 
-class Comparison(NamedTuple):
+class Beside(NamedTuple):
     """A lesson's result beside its evidence."""
 
     compared: int = 0  # figures
@@ -67,7 +67,7 @@ class Comparison(NamedTuple):
     new: int = 0  # figures that the evidence does not have
 
 
-def compare(result: dict, table: dict) -> Comparison:
+def beside_evidence(result: dict, table: dict) -> Beside:
     """Figures of a lesson's result against the range of the random seeds, 3 standard deviations beyond it allowed.
 
     In percent and points they may lie one outside in any case: on another processor an image in a hundred falls on the
@@ -82,7 +82,7 @@ def compare(result: dict, table: dict) -> Comparison:
         ("data", result.get("fingerprint"), measured.get(seed)),
     ):
         if ours != theirs:
-            return Comparison(wrong=(f"not comparable: expected the {known} {theirs}, got {ours}",))
+            return Beside(wrong=(f"not comparable: expected the {known} {theirs}, got {ours}",))
     found = {figure["name"]: figure["value"] for figure in result["figures"]}
     numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
     wrong = []
@@ -94,18 +94,18 @@ def compare(result: dict, table: dict) -> Comparison:
             wrong.append(f"{name}: missing, but {evidence.over_seeds(values)} in the evidence")
         elif not min(values) - slack <= value <= max(values) + slack:
             wrong.append(f"{name}: {value:.4g}, but {evidence.over_seeds(values)} in the evidence")
-    return Comparison(len({*table["figures"]} & {*numbers}), tuple(wrong), len({*numbers} - {*table["figures"]}))
+    return Beside(len({*table["figures"]} & {*numbers}), tuple(wrong), len({*numbers} - {*table["figures"]}))
 
 
-def check(lessons: Sequence[str], results: Path) -> bool:
+def check_run(lessons: Sequence[str], results: Path) -> bool:
     """Print what was compared, and whether it agrees: a table first, then a sentence for each that is wrong."""
     print(f"{'lesson':8}{'figures compared':>18}{'wrong':>8}{'new':>6}")
     wrong, compared = [], 0
     for number in lessons:
         try:
-            found = compare(report.read_result(results / f"{number}.json"), evidence.table(number))
+            found = beside_evidence(report.read_result(results / f"{number}.json"), evidence.table(number))
         except (FileNotFoundError, BrokenFile) as error:
-            found = Comparison(wrong=(str(error).removesuffix("."),))
+            found = Beside(wrong=(str(error).removesuffix("."),))
         print(f"{number:8}{found.compared:>18}{len(found.wrong):>8}{found.new:>6}")
         wrong += [f"{number}, {sentence}." for sentence in found.wrong]
         compared += found.compared
@@ -137,7 +137,7 @@ def main(
         if strange := {*tables} - {*there} | {*tables} & {*studies.STUDIES}:
             known = ", ".join(name for name in there if name not in studies.STUDIES)
             raise ValueError(f"Expected lessons that have evidence, {known}, got {', '.join(sorted(strange))}.")
-        return int(not check(lessons, paths.results()))
+        return int(not check_run(lessons, paths.results()))
     solved = build.build_solved(root / "notebooks" / "src", root / "build" / "solved")
     notebooks = build.choose(solved, lessons)
     for name in tables or there:

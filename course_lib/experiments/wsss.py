@@ -71,7 +71,7 @@ class SeedEvaluation:
         check_settings(self)
 
 
-@shared.owner("evaluate seeds")
+@shared.owner("evaluate seeds", free=["save"])
 def evaluate(config: SeedEvaluation, net: CamNet, folder: Path, progress: bool = True) -> dict[str, Any]:
     """mIoU of the seeds of each split and reading; writes `seeds.json` and `seeds.md`, returns the former.
 
