@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "course_lib"
 WINGS = ("worlds", "experiments", "course")
 # Python tokens without comments and docstrings: neither documentation nor a shorter line is punished.
-LIBRARY, ALL = 48_000, 92_000
+# The library had 48,000 of them and all 92,000 when the wings were told apart; since then came readers that take any
+# input (library), photographs of any distribution, packs, working copies and their update, checks of options (wings).
+LIBRARY, ALL = 50_200, 104_000
 LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
     tokenize.ENCODING,
@@ -89,9 +91,20 @@ def test_form_is_ruffs(command):
 
 
 # Names that commands and modules have by agreement, each in its own file; CHUNK is numbers in work at a time.
-AGREED = {"main", "CHUNK", "train", "evaluate", "table", "create", "read", "write", "load", "show", "build"} | {
-    f"{verb}_command" for verb in ("train", "evaluate", "ablate")
-}
+AGREED = {
+    "main",
+    "CHUNK",
+    "Array",
+    "train",
+    "evaluate",
+    "table",
+    "create",
+    "read",
+    "write",
+    "load",
+    "show",
+    "build",
+} | {f"{verb}_command" for verb in ("train", "evaluate", "ablate")}
 
 
 def test_one_name_has_one_meaning():
