@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -43,6 +44,7 @@ from torch import nn
 import course_lib
 from course_lib import checkpoints
 from course_lib.backbones import mxnet, released
+from course_lib.course import commands, update
 from course_lib.data import miniature
 from course_lib.data.cub import Cub
 from course_lib.data.ilsvrc import Ilsvrc
@@ -849,6 +851,28 @@ def package(kind: str) -> Target:
     return Target(name + kind, name, make, lambda tree: [*archives.members(tree / name, lambda path: True)], PACKAGES)
 
 
+# notebooks ------------------------------------------------------------------------------------------------------------
+
+
+def lesson(tree: Path) -> None:
+    cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("x = 1\n")]
+    cells[1].metadata["nbgrader"] = {"grade_id": "exercise-01-1", "solution": True, "schema_version": 3}
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    update.mark(notebook)
+    nbformat.write(notebook, tree / "00_tour.ipynb")
+
+
+NOTEBOOKS = {
+    "a number": b"7",
+    "no cells": b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}',
+    "cells of numbers": b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [1, null]}',
+    "cells without a source": b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code"}]}',
+    "version 3": b'{"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": []}',
+    "version 99": b'{"nbformat": 99, "nbformat_minor": 0, "metadata": {}, "cells": []}',
+    "deep": b'{"cells": ' + b"[" * 100_000,
+}
+COPIES = [Target("copy", "00_tour.ipynb", lesson, lambda tree: update.read(tree / "00_tour.ipynb"), NOTEBOOKS)]
+
 FAMILIES = {
     "images": IMAGES,
     "annotations": ANNOTATIONS,
@@ -857,6 +881,7 @@ FAMILIES = {
     "JSON": JSON,
     "weights": WEIGHTS,
     "archives": [package("xz"), package("gz"), package("")],
+    "notebooks": COPIES,
 }
 
 
@@ -894,3 +919,55 @@ def test_every_input_ends_in_a_result_or_a_sentence(name, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_five_times_as_many(name, tmp_path):
     family(name, tmp_path, RANDOM * OFTEN * 2)
+
+
+# options of commands --------------------------------------------------------------------------------------------------
+
+COMMANDS = [name for name in commands.COMMANDS if name.split()[0] in ("train", "evaluate")] + ["ablate"]
+NEEDED = {"evaluate seeds": ["--checkpoint", "none.pth"], "ablate": ["--table", "5"]}
+VALUES = ("-1", "0", "nan", "inf", "1e30", "-0.5", "x", "", "9" * 400)
+
+
+def said(argv: list[str], capsys: pytest.CaptureFixture) -> tuple[int | None, str]:
+    """Exit code, and what a command printed."""
+    try:
+        code = commands.main(argv)
+    except SystemExit as end:
+        code = end.code
+    return code, "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_are_refused_by_name_or_taken(command, tmp_path, capsys, monkeypatch):
+    """Every number of every command becomes negative, zero, none, huge or a word. No data: nothing is worked on."""
+    monkeypatch.setenv("COLUMNS", "400")
+    _, text = said([*command.split(), "--help"], capsys)
+    numeric = sorted({*re.findall(r"--([a-z0-9-]+) (?:\{None\}\|)?(?:INT|FLOAT)\b", text)})
+    assert len(numeric) >= 4, text
+    needed = [*command.split(), *NEEDED.get(command, []), "--data", str(tmp_path / "missing"), "--folder"]
+    row, failures = outcomes.setdefault("options", Counter()), []
+    for option in numeric:
+        rng = random.Random(f"{command} {option}")
+        for value in rng.sample(VALUES, 2):
+            try:
+                with limits(tmp_path / "runs"):
+                    code, text = said([*needed, str(tmp_path / "runs"), f"--{option}={value}"], capsys)
+            except Exception as error:
+                row["foreign traceback"] += 1
+                failures.append(f"--{option}={value}: {type(error).__name__}: {error}")
+                continue
+            words = re.sub(r"[\W_]+", " ", text).lower()
+            if "Traceback" in text or "fault of the course" in text:
+                outcome = "foreign traceback"
+            elif code and option.replace("-", " ") in words:
+                outcome = "sentence"
+            elif code and ("missing" in text or "none.pth" in text):  # taken: the data comes next
+                outcome = "another result"
+            else:
+                outcome = "words without the file"
+            if guard().found:
+                outcome, text = "outside its folder", str(guard().found)
+            row[outcome] += 1
+            if outcome not in FINE:
+                failures.append(f"--{option}={value}: {outcome}, exit {code}: {text:.300}")
+    assert not failures, "\n".join(failures)

@@ -29,6 +29,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from course_lib import paths
+from course_lib.data.files import existing
 
 ALIKE = 0.6  # ratio of difflib from which two texts are versions of one cell
 GONE = "# This exercise is no longer part of the lesson. Your answer to it:\n"
@@ -77,7 +78,8 @@ def read(path: Path) -> NotebookNode:
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # ids that are missing or double are healed by `merged`
-            notebook = nbformat.reads(path.read_text("utf-8"), 4)
+            found = existing(path, "is missing: expected a notebook there. Run `make lab` for a new one.")
+            notebook = nbformat.reads(found.read_text("utf-8"), 4)
         for cell in notebook.cells:
             digest(cell), _grade(cell), _ids(cell)  # what cannot be looked at is damaged
         marks(notebook)
