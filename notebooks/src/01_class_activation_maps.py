@@ -192,21 +192,27 @@ photos = fetch.photographs(lesson.data)
 world = scenes.photo_world(photos, "wnid", SEED)
 by_file = {photo.file.split("/")[-1]: (index, photo)
            for index, photo in world.items["val"]}
-picks = [by_file["tiger.png"], by_file["violin.png"]]
+pairs = [pair.split() for pair in (                     # the first that is there
+    "tiger violin", "elephant garbagetruck", "lion corn", "duck wombat",
+    "lobster orange", "badger basketball", "mantis camera_35mm", "pelican lemon",
+    "firetruck sliced_orange", "bison guitar2")]
+picks = next([by_file[f"{name}.png"] for name in pair] for pair in pairs
+             if by_file.keys() >= {f"{name}.png" for name in pair})
 scene = scenes.compose(world, "val", picks, (224, 224), np.random.default_rng(8))
 picture = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)
 scene_features, scene_logits = look(picture[None])
 print("top 5:", ", ".join(names[i] for i in scene_logits[0].topk(5).indices))
-shown = ["tiger", "violin", "teapot"]
+first, second = [dict(backbones.imagenet_classes())[photo.wnid] for _, photo in picks]
+shown = [first, second, "teapot"]
 rows = [names.index(name) for name in shown]
 heat = maps.heatmap(maps.cam(scene_features, weight[rows]), 224)[0].cpu()
 plots.show(plots.grid([picture, *[plots.overlay(picture, h) for h in heat]],
                       ["the scene", *shown],
                       title="Same features, other weights: each class finds its own "
                             "object; an absent class finds something, too"),
-           alt="A scene with a tiger and a violin, and three heatmaps: that of tiger "
-               "is bright on the tiger, that of violin on the violin, and that of "
-               "teapot, which is not there, is bright somewhere as well.")
+           alt=f"A scene with two objects, {first} and {second}, and three heatmaps: "
+               "each class is bright on its own object, and that of teapot, which is "
+               "not there, is bright somewhere as well.")
 
 # %% [markdown]
 # The third map deserves a second look. There is no teapot, yet its heatmap has a bright spot, since every heatmap is stretched
@@ -217,10 +223,10 @@ raw = maps.cam(scene_features, weight[rows])[0]                           # 3 7 
 for name, m, row in zip(shown, raw, rows):
     print(f"{name:8} logit {scene_logits[0, row]:6.2f}   raw map {m.min():6.2f} to "
           f"{m.max():6.2f}")
-# tiger, violin
+# first, second
 on = torch.from_numpy(np.stack([scene.instances == 1, scene.instances == 2]))
 for name, h in zip(shown, heat):
-    print(f"{name:8} mean heat on the tiger {h[on[0]].mean():.2f}, on the violin "
+    print(f"{name:8} mean heat on the {first} {h[on[0]].mean():.2f}, on the {second} "
           f"{h[on[1]].mean():.2f}")
 assert (heat[0][on[0]].mean() > heat[0][on[1]].mean()
         and heat[1][on[1]].mean() > heat[1][on[0]].mean())
@@ -304,7 +310,7 @@ def at(threshold):
 
 def describe(threshold):
     box = tuple(maps.box(heat, threshold).tolist())
-    return (f"Heatmap of the tiger; its box at threshold {threshold} is {box}, the "
+    return (f"Heatmap of the {first}; its box at threshold {threshold} is {box}, the "
             f"true one {truth.tolist()}.")
 
 widgets.flipbook(at, [round(0.1 * i, 1) for i in range(10)],
@@ -384,9 +390,9 @@ def steer(label, threshold):
                       predicted=[maps.box(heat, threshold)], columns=1, side=3.6)
 
 steering = widgets.live(steer,
-                        alt=lambda label, threshold: f"Heatmap of {names[label]} on a "
-                                                     "tiger and a violin, with the box "
-                                                     f"at threshold {threshold:.2f}.",
+                        alt=lambda label, threshold: f"Heatmap of {names[label]} on "
+                                                     f"{first} and {second}, with its "
+                                                     f"box, threshold {threshold:.2f}.",
                         label=ipywidgets.Dropdown(options=choices, description="class"),
                         threshold=ipywidgets.FloatSlider(
                             0.2, min=0.0, max=0.95, step=0.05, continuous_update=False))
@@ -422,9 +428,9 @@ plots.show(plots.grid(
     [picture] * 2, [f"{name}\noff by {d:.1e}" for name, d in zip(taps, off)],
     heatmaps=[maps.heatmap(m, 224)[0, 0] for m in tapped], columns=2, side=2.8,
     title="Both look like maps; only the identity tells them apart"),
-           alt="Two heatmaps of an untrained DenseNet on the scene with tiger and "
-               "violin, made before and after its hidden ReLU. They differ, but "
-               "nothing in the pictures says which one is right.")
+           alt="Two heatmaps of an untrained DenseNet on the scene with two objects, "
+               "made before and after its hidden ReLU. They differ, but nothing in the "
+               "pictures says which one is right.")
 assert off[0] > 1e-2 > 1e-4 > off[1]
 lesson.record("identity of a DenseNet without its ReLU: off by", off[0],
               note="with it: rounding")
