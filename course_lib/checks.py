@@ -7,36 +7,65 @@ In a notebook a check prints [PASS], [FAIL] or [TODO] and never stops *Run all*.
 import math
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 status: dict[str, str] = {}  # "01.1" -> PASS, FAIL or TODO, in order
 
 
+class Undiagnosed(AssertionError):
+    """An answer is wrong, and nothing tells why."""
+
+
 @contextmanager
-def check(exercise: str, hint: str = "") -> Iterator[None]:
+def check(exercise: str, hint: str = "") -> Iterator[Callable]:
     """Judge one exercise: prints [PASS], [FAIL] with the likely reason, or [TODO] while its stub is untouched.
+
+    Gives a function to call the student's with: see `ask`.
 
     Args:
         exercise: its number, such as "01.1".
-        hint: a sentence added to [FAIL] and [TODO].
+        hint: a sentence that is added to [TODO], and to [FAIL] where no reason was found.
     """
     try:
-        yield
+        yield ask
     except Exception as error:
-        todo = isinstance(error, NotImplementedError)
+        # torch raises this error, too; a stub raises it in the notebook
+        todo = isinstance(error, NotImplementedError) and _is_cell(
+            traceback.extract_tb(error.__traceback__)[-1].filename
+        )
         status[exercise] = "TODO" if todo else "FAIL"
         reason = "not written yet." if todo else _reason(error)
-        print(f"[{status[exercise]}] {exercise}: {reason}" + (f"  Hint: {hint}" if hint else ""))
+        found = isinstance(error, AssertionError) and not isinstance(error, Undiagnosed)
+        print(f"[{status[exercise]}] {exercise}: {reason}" + (f"  Hint: {hint}" if hint and not found else ""))
         if os.environ.get("NBGRADER_EXECUTION") or os.environ.get("COURSE_STRICT") == "1":
             raise
     else:
         status[exercise] = "PASS"
         print(f"[PASS] {exercise}")
+
+
+def ask(function: Callable, *inputs: Any, **named: Any) -> Any:
+    """What a student's function answers to copies of the inputs, so that no answer can change what it is held against.
+
+    Raises:
+        AssertionError: it changed tensors or arrays that it was given.
+    """
+    copies = tree_map(_copied, (inputs, named))
+    answer = function(*copies[0], **copies[1])
+    pairs = zip(tree_leaves((inputs, named)), tree_leaves(copies))
+    if any(isinstance(old, Tensor | np.ndarray) and not _equal(_tensor(old), _tensor(new), 0) for old, new in pairs):
+        raise AssertionError(
+            f"{function.__name__} changes what it is given: whoever calls it would go on with other values. Make new "
+            "ones (`x = x - 1` in place of `x -= 1`, `masked_fill` in place of `x[mask] = ...`), or clone them first."
+        )
+    return answer
 
 
 @contextmanager
@@ -77,7 +106,7 @@ def same(
     wanted = _tensor(want)
     if got is None:
         raise AssertionError(f"{name} is None: does your function end with `return`?")
-    if isinstance(want, Tensor) and not isinstance(got, Tensor):
+    if isinstance(want, Tensor) and want.ndim and not isinstance(got, Tensor):
         raise AssertionError(f"{name} should be a torch.Tensor, but a {_kind(got)} came.")
     try:
         came = _tensor(got)
@@ -88,7 +117,14 @@ def same(
     for sentence, value in (suspects or {}).items():
         if _equal(came, _tensor(value() if callable(value) else value), atol):
             raise AssertionError(sentence)
-    raise AssertionError(_difference(came, wanted, name, axes.split(), atol))
+    reason = _likely(came, wanted, name, axes.split(), atol)
+    raise AssertionError(reason) if reason else Undiagnosed(_difference(came, wanted, name, axes.split(), atol))
+
+
+def _copied(value):
+    if isinstance(value, Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def _tensor(value):
@@ -110,7 +146,7 @@ def _other_shape(came, want, name, axes):
     if came.squeeze().shape == want.squeeze().shape:
         return f"{text} Only axes of length 1 differ: look at keepdim, squeeze and indexing with None."
     if came.ndim != want.ndim:
-        return f"{text} It has {came.ndim} axes in place of {want.ndim}."
+        return f"{text} It has {came.ndim} {'axis' if came.ndim == 1 else 'axes'} in place of {want.ndim}."
     if sorted(came.shape) == sorted(want.shape):
         return f"{text} The axes came in another order."
     names = axes if len(axes) == want.ndim else [f"number {i}" for i in range(want.ndim)]
@@ -118,14 +154,14 @@ def _other_shape(came, want, name, axes):
     return f"{text} Look at {'; '.join(wrong)}."
 
 
-def _difference(came, want, name, axes, atol):
-    """The most likely reason why two tensors differ."""
+def _likely(came, want, name, axes, atol):
+    """The most likely reason why two tensors differ, if there is one."""
     if came.shape != want.shape:
         return _other_shape(came, want, name, axes)
     if came.isnan().any() and not want.isnan().any():
         return f"{name} holds NaN ({int(came.isnan().sum())} of {came.numel()} values): is something divided by 0?"
     if came.numel() < 4:  # of few values any wrong answer has some pattern
-        return f"{name} is {_few(came)}, but {_few(want)} is expected."
+        return None
     ratio = ((came * want).sum() / want.square().sum()).item()  # least squares: came = ratio * want
     if 1e-6 < abs(ratio) < math.inf and _equal(came, ratio * want, atol * abs(ratio)):
         if abs(ratio + 1) < 1e-4:
@@ -134,6 +170,13 @@ def _difference(came, want, name, axes, atol):
     offset = (came - want).mean().item()
     if math.isfinite(offset) and _equal(came, want + offset, atol):
         return f"{name} has the right pattern, but every value is off by the same {offset:+.4g}."
+    return None
+
+
+def _difference(came, want, name, axes, atol):
+    """Where two tensors of one shape differ most."""
+    if came.numel() < 4:
+        return f"{name} is {_few(came)}, but {_few(want)} is expected."
     wrong = ~torch.isclose(came, want, rtol=1e-4, atol=atol)
     worst = torch.unravel_index((came - want).abs().nan_to_num(math.inf, math.inf).argmax(), want.shape)
     names = [f"{axis}=" for axis in axes] if len(axes) == want.ndim else [""] * want.ndim

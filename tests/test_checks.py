@@ -303,3 +303,40 @@ def test_results_of_a_run_and_of_a_student_are_kept_apart(place, monkeypatch):
         assert (result["run"], result["profile"], result["commit"]) == (run, "smoke", lesson.commit())
         assert datetime.fromisoformat(result["time"]).tzinfo
     assert json.loads((place / "results" / "07.json").read_text())["run"] == "20261125-120000-7"
+
+
+ASKED = "with check('01.1', hint='Look again.') as ask:\n    x = torch.ones(2, 3)\n    same(ask(f, x), x.mean(1) + 1)"
+
+
+def test_an_answer_gets_copies_and_may_not_change_them(capsys):
+    assert judged(capsys, "def f(x): return x.mean(1) + 1", ASKED) == "[PASS] 01.1"
+    for changing in (
+        "x += 1\n    return x.mean(1)",
+        "x[0] = x[0]\n    x.relu_()\n    x[1, 1] = 2\n    return x.mean(1)",
+    ):
+        out = judged(capsys, f"def f(x):\n    {changing}", ASKED)
+        assert out.startswith("[FAIL] 01.1: f changes what it is given") and "Hint" not in out
+    answer = checks.ask(lambda array, by, net: array * by, np.ones(3), by=2, net=torch.nn.ReLU())
+    assert answer.tolist() == [2, 2, 2]
+    with pytest.raises(AssertionError, match="changes what it is given"):
+        checks.ask(lambda pair: pair["a"].sort(), {"a": np.array([2, 1])})
+    leaf = torch.ones(2, requires_grad=True)
+    checks.ask(lambda x: x * 3, leaf).sum().backward()
+    assert leaf.grad.tolist() == [3, 3]
+
+
+def test_only_the_stub_is_to_do(capsys):
+    out = judged(capsys, "def f(x): return torch.nn.Module()(x)")
+    assert out.startswith("[FAIL] 01.1: your code stopped with NotImplementedError")
+
+
+def test_the_hint_comes_where_no_reason_was_found(capsys):
+    out = judged(capsys, "def f(x): return torch.tensor([3.0, 5.0])")
+    assert out.endswith("is expected.  Hint: Look again.")
+    assert "Hint" not in judged(capsys, "def f(x): return x.mean()")  # its axes are named already
+
+
+def test_numbers_are_taken_where_numbers_are_natural():
+    same(2.5, torch.tensor(2.5))
+    same(np.float32(2.5), torch.tensor(2.5))
+    assert "should be a torch.Tensor" in said([2.5, 1.0], torch.tensor([2.5, 1.0]))

@@ -131,12 +131,12 @@ def class_map(features, weight):
     ### END SOLUTION
 
 # %% check="01.1" points=2
-with check("01.1", hint="einsum over the shared axis k"):
+with check("01.1", hint="einsum over the shared axis k") as ask:
     generator = torch.Generator().manual_seed(0)
     some = torch.randn(2, 5, 3, 4, generator=generator)                   # b k h w
     w = torch.randn(7, 5, generator=generator)                            # c k
     right = maps.cam(some, w)                                     # the library's answer
-    same(class_map(some, w), right, "class_map(features, weight)", axes="b c h w",
+    same(ask(class_map, some, w), right, "class_map(features, weight)", axes="b c h w",
          suspects={"You averaged over the channels: Eq. 2 sums them. The average "
                    "belongs to the positions, and comes later.": lambda: right / 5,
                    "You cut off the negative values (ReLU). Negative evidence is part "
@@ -263,12 +263,12 @@ def scaled(raw):
     ### END SOLUTION
 
 # %% check="01.2" points=2
-with check("01.2", hint="amin and amax over the last two axes"):
+with check("01.2", hint="amin and amax over the last two axes") as ask:
     m = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
     m = m * torch.tensor([1.0, 4.0, 9.0])[:, None, None]
     scale = lambda m: maps.heatmap(m, m.shape[-2:])               # the library's answer
     right, high = scale(m), m.flatten(2).max(2).values[..., None, None]
-    same(scaled(m), right, "scaled(raw)", axes="b c h w", suspects={
+    same(ask(scaled, m), right, "scaled(raw)", axes="b c h w", suspects={
         "You took the minimum and maximum of the whole batch: then one image changes "
         "what another one shows.": lambda: scale(m.view(1, 24, 5)).view_as(m),
         "You took them over the channels too: each map of an image has its own minimum "
@@ -279,7 +279,7 @@ with check("01.2", hint="amin and amax over the last two axes"):
         "value becomes 0, whatever its sign.": lambda: scale(m.relu()),
         "You subtracted the minimum, but divided by the maximum as it was before.":
             lambda: m / high + (right - m / high).amax((2, 3), keepdim=True)})
-    flat = scaled(torch.full((1, 1, 2, 2), 3.0))
+    flat = ask(scaled, torch.full((1, 1, 2, 2), 3.0))
     assert not flat.isnan().any(), ("A constant map gave NaN: 0 / 0. It should give "
                                     "zeros.")
     assert (flat == 0).all(), ("A constant map should give zeros, but "
@@ -346,12 +346,12 @@ def region_box(heatmap, threshold):
     ### END SOLUTION
 
 # %% check="01.3" points=3
-with check("01.3", hint="threshold, label, largest, box"):
+with check("01.3", hint="threshold, label, largest, box") as ask:
     toy = np.zeros((12, 16))
     toy[2:5, 1:4] = 0.5                                             # a small hot region
     toy[4:9, 7:13], toy[9, 6] = 0.4, 0.4             # a large one, touching at a corner
     toy[0, 15] = 0.2
-    same(region_box(toy, 0.5), (6, 4, 13, 10), "region_box(toy, 0.5)",
+    same(ask(region_box, toy, 0.5), (6, 4, 13, 10), "region_box(toy, 0.5)",
          suspects={"That is the box around everything above the threshold: only the "
                    "largest connected region counts.": (1, 2, 13, 10),
                    "Rows and columns are exchanged: x runs along columns, and "

@@ -119,12 +119,12 @@ def mean_features(features, labels, num_classes):
     ### END SOLUTION
 
 # %% check="02.1" points=2
-with check("02.1", hint="the mean of features[labels == c], for every c"):
+with check("02.1", hint="the mean of features[labels == c], for every c") as ask:
     f = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 2, 1, 0, 2, 2, 1, 0, 0])         # 4 of class 0, 2 of 1, 3 of 2
     right = prototypes.class_prototypes(f, y, 3)                  # the library's answer
     sums = right * torch.tensor([4.0, 2.0, 3.0])[:, None]
-    same(mean_features(f, y, 3), right, "mean_features(...)", axes="c k",
+    same(ask(mean_features, f, y, 3), right, "mean_features(...)", axes="c k",
          suspects={"You summed: divide by the number of samples of the class.":
                        lambda: sums,
                    "You divided by the number of all samples: divide by that of the "
@@ -174,13 +174,14 @@ def distance_weights(query, reference, eps=1e-6):
     ### END SOLUTION
 
 # %% check="02.2" points=3
-with check("02.2", hint="broadcast, floor, reciprocal, sum to 1"):
+with check("02.2", hint="broadcast, floor, reciprocal, sum to 1") as ask:
     g = torch.Generator().manual_seed(1)
     q, p = torch.rand(2, 6, generator=g) + 0.1, torch.rand(3, 6, generator=g) + 0.1
     right = maps.channel_weights(q, p, 1e-6)                      # the library's answer
     match = torch.stack([                            # b c k: -log D, channel by channel
         -torch.cdist(a[:, None], b[:, None]).log() for a, b in zip(q.T, p.T)], -1)
-    same(distance_weights(q, p, 1e-6), right, "distance_weights(...)", axes="b c k",
+    same(ask(distance_weights, q, p, 1e-6), right, "distance_weights(...)",
+         axes="b c k",
          suspects={"These are the distances: Eq. 5 takes the reciprocal, a small "
                    "distance is a large weight.": lambda: (-match).softmax(-1),
                    "The weights are not normalised: divide by their sum over the "
@@ -193,7 +194,8 @@ with check("02.2", hint="broadcast, floor, reciprocal, sum to 1"):
                        lambda: maps.channel_weights(q, p, 1e-6, "softmax"),
                    "The axes are in the order c b k: images come first.":
                        lambda: right.transpose(0, 1)})
-    dead = distance_weights(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 5.0]]), 0.5)
+    dead = ask(distance_weights, torch.tensor([[0.0, 1.0]]),
+               torch.tensor([[0.0, 5.0]]), 0.5)
     assert dead.isfinite().all(), ("A distance of 0 gave 1/0: raise it to eps times "
                                    "the mean distance.")
     same(dead, torch.tensor([[[0.8, 0.2]]]),
@@ -224,11 +226,11 @@ def distance_map(features, weights):
     ### END SOLUTION
 
 # %% check="02.3" points=2
-with check("02.3", hint="einsum, matching b and summing k"):
+with check("02.3", hint="einsum, matching b and summing k") as ask:
     g = torch.Generator().manual_seed(2)
     f, w = torch.randn(2, 5, 3, 4, generator=g), torch.rand(2, 6, 5, generator=g)
     right = maps.weighted_map(f, w)                               # the library's answer
-    same(distance_map(f, w), right, "distance_map(...)", axes="b c h w",
+    same(ask(distance_map, f, w), right, "distance_map(...)", axes="b c h w",
          suspects={"Every image got the weights of the first one: each has its own.":
                        lambda: maps.cam(f, w[0]),
                    "The weights were summed over the images: match b instead.":

@@ -154,7 +154,7 @@ def prototype_loss(features, labels, prototypes, metric="l1", scale=1.0):
 
 # %% check="03.1" points=3
 with check("03.1",
-           hint="distances b c, then cross-entropy of minus scale times distance"):
+           hint="distances b c, then cross-entropy of -scale times distance") as ask:
     g = torch.Generator().manual_seed(0)
     q, p = torch.rand(6, 5, generator=g), torch.rand(4, 5, generator=g)
     y = torch.tensor([0, 3, 1, 2, 2, 0])
@@ -163,7 +163,7 @@ with check("03.1",
     for metric in ("l1", "l2", "cosine"):
         d, right = (losses.distances(q, p, metric),
                     losses.prototype_softmax(q, y, p, metric, 2.0))
-        same(prototype_loss(q, y, p, metric, 2.0), right,
+        same(ask(prototype_loss, q, y, p, metric, 2.0), right,
              f'prototype_loss(..., "{metric}", 2.0)', suspects={
                  "A sign is missing: a small distance is a large score.":
                      lambda: loss(2 * d),
@@ -253,11 +253,11 @@ def triplet_loss(features, labels, margin=0.3):
 
 # %% check="03.2" points=3
 with check("03.2",
-           hint="rows of the distance matrix: largest positive, smallest negative"):
+           hint="rows of the distances: largest positive, smallest negative") as ask:
     y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])       # the last image has no positive
     q = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) + 0.7 * y[:, None]
     right = losses.batch_hard_triplet(q, y, 0.5)     # the library's answer; wrong ones:
-    same(triplet_loss(q, y, 0.5), right, "triplet_loss(...)", suspects={
+    same(ask(triplet_loss, q, y, 0.5), right, "triplet_loss(...)", suspects={
         "You averaged over all images: one without a positive does not count.":
             8 / 9 * right,
         "You summed: the loss is the mean over the anchors.": 8 * right,
@@ -269,7 +269,7 @@ with check("03.2",
         "The difference is the wrong way round: the positive is to be nearer.":
             0.83869})
     flat = torch.ones(4, 3, requires_grad=True)
-    triplet_loss(flat, torch.tensor([0, 0, 1, 1]), 0.5).backward()
+    ask(triplet_loss, flat, torch.tensor([0, 0, 1, 1]), 0.5).backward()
     assert flat.grad.isfinite().all(), ("At distance 0 the gradient is NaN: clamp "
                                         "before the root, or use torch.cdist.")
 ### BEGIN HIDDEN TESTS

@@ -156,7 +156,7 @@ def episode_scores(support, query, metric="cosine"):
 
 # %% check="04.1" points=3
 with check("04.1", hint="mean over the shots, then minus the distance or the cosine to "
-                        "every query"):
+                        "every query") as ask:
     g = Generator().manual_seed(0)
     s, q = torch.rand(2, 3, 4, 6,
                       generator=g) + 0.1, torch.rand(2, 5, 6, generator=g) + 0.1
@@ -168,7 +168,8 @@ with check("04.1", hint="mean over the shots, then minus the distance or the cos
                                                    bearing) ** 2 / 2
         # the cosine, by the law of cosines
         right = cosine(unit) if metric == "cosine" else score(p)
-        same(episode_scores(s, q, metric), right, f'episode_scores(..., "{metric}")',
+        same(ask(episode_scores, s, q, metric), right,
+             f'episode_scores(..., "{metric}")',
              axes="e n q", suspects={
                  "A sign is missing: a small distance is a large score.": -right,
                  "L2 is squared here: leave the square root out.": -torch.cdist(p, q),
@@ -221,13 +222,13 @@ def accuracy_interval(correct):
 
 # %% check="04.2" points=2
 with check("04.2", hint="one accuracy per episode; 1.96 standard deviations over the "
-                        "root of their number"):
+                        "root of their number") as ask:
     g = Generator().manual_seed(0)
     # easy and hard episodes
     correct = torch.rand(40, 30, generator=g) < torch.rand(40, 1, generator=g)
     percent = torch.tensor([100 * sum(row) / 30 for row in correct.tolist()])
     right_mean, right_half = episodes.interval(percent)           # the library's answer
-    answer = accuracy_interval(correct)
+    answer = ask(accuracy_interval, correct)
     assert isinstance(answer, tuple) and len(answer) == 2, (
         "Two numbers are expected: return mean, half.")
     mean, half = answer
@@ -395,13 +396,13 @@ def shifted(support, query):
 
 # %% check="04.3" points=2
 with check("04.3", hint="add the mean of the support samples, subtract the mean of the "
-                        "queries"):
+                        "queries") as ask:
     g = Generator().manual_seed(0)
     s, q = (F.normalize(torch.rand(*shape, generator=g), dim=-1)
             for shape in ((2, 3, 2, 4), (2, 5, 4)))
     right = prototypes.shift(s.flatten(1, 2), q)                  # the library's answer
     xi = right - q
-    same(shifted(s, q), right, "shifted(...)", axes="e q d",
+    same(ask(shifted, s, q), right, "shifted(...)", axes="e q d",
          suspects={"The sign is wrong: afterwards the queries have the mean of the "
                    "support samples.": q - xi,
                    "All episodes moved by the same vector: each has its own means.":
@@ -447,7 +448,7 @@ def joining(cosines, surest):
 
 # %% check="04.4" points=3
 with check("04.4", hint="only queries with the pseudo-label of the class, of these the "
-                        "Z of largest cosine"):
+                        "Z of largest cosine") as ask:
     c = torch.tensor([
         [[.9, .8, .7, .6, .1, .2], [.2, .3, .1, .4, .5, .3], [.1, .1, .2, .3, .2, .1]],
         [[.3, .1, .2, .5, .1, .2], [.6, .7, .8, .4, .2, .1], [.2, .3, .1, .1, .9, .8]]])
@@ -455,8 +456,8 @@ with check("04.4", hint="only queries with the pseudo-label of the class, of the
         [[float(x) for x in row] for row in episode.split()]
         for episode in text.split("|")])
     right = joined("110000 000011 000000 | 000100 011000 000011")
-    same(torch.as_tensor(joining(c, 2)).float(), right, "joining(..., 2)", axes="e n q",
-         suspects={
+    same(torch.as_tensor(ask(joining, c, 2)).float(), right, "joining(..., 2)",
+         axes="e n q", suspects={
              "Too many join: of the queries with the pseudo-label only the Z surest.":
                  joined("111100 000011 000000 | 000100 111000 000011"),
              "You took the Z queries nearest to each class, whatever their "
@@ -511,7 +512,7 @@ def rectified(support, query, joins, epsilon):
 
 # %% check="04.5" points=3
 with check("04.5", hint="one softmax over the support samples and joined queries of a "
-                        "class, then the weighted sum"):
+                        "class, then the weighted sum") as ask:
     g = Generator().manual_seed(0)
     s = F.normalize(torch.rand(2, 3, 3, 4, generator=g) ** 2, dim=-1)
     q, joins = (1.5 * torch.rand(2, 6, 4, generator=g),
@@ -527,7 +528,7 @@ with check("04.5", hint="one softmax over the support samples and joined queries
             found[e, n] = (p if lonely and not joins[e, n].any()
                            else power.exp() @ x / power.exp().sum())
         return found
-    same(rectified(s, q, joins, 5.0), answer(), "rectified(...)", axes="e n d",
+    same(ask(rectified, s, q, joins, 5.0), answer(), "rectified(...)", axes="e n d",
          suspects={"epsilon is missing: it multiplies the cosine.": answer(1.0),
                    "All samples weigh the same: weigh them by softmax(epsilon cos).":
                        answer(0.0),

@@ -125,11 +125,11 @@ def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
     ### END SOLUTION
 
 # %% check="06.1" points=3
-with check("06.1", hint="mask, sort, ranks of the matches, mean of i / r_i"):
+with check("06.1", hint="mask, sort, ranks of the matches, mean of i / r_i") as ask:
     d = torch.tensor([0.6, 0.45, 0.1, 0.3, 0.4, 0.7, 0.65, 0.8])
     ids, cams = (torch.tensor([5, -1, 5, 3, 5, 0, 9, 5]),
                  torch.tensor([2, 3, 1, 1, 4, 2, 3, 6]))
-    answer, pair = (torch.tensor([float(x) for x in judge(d, 5, 1, ids, cams)]),
+    answer, pair = (torch.tensor([float(x) for x in ask(judge, d, 5, 1, ids, cams)]),
                     lambda *x: torch.tensor(x))
     same(answer, pair(2, (1/2 + 2/3 + 3/6) / 3),
          "judge(...): first rank, average precision",
@@ -426,13 +426,13 @@ def reciprocal(distances, k):
     ### END SOLUTION
 
 # %% check="06.2" points=2
-with check("06.2", hint="mask of the k + 1 smallest in each row, and its transpose"):
+with check("06.2", hint="the k + 1 smallest of a row, and the transpose") as ask:
     points = torch.tensor([0.0, 1.0, 2.5, 2.6, 7.0, 9.5])
     d = (points[:, None] - points).abs()
     table = lambda text: torch.tensor([[float(x) for x in row] for row in text.split()])
     # one digit for each pair
     right = table("110000 111000 011100 001100 000011 000011")
-    same(reciprocal(d, 2).float(), right, "reciprocal(distances, 2), as 0 and 1",
+    same(ask(reciprocal, d, 2).float(), right, "reciprocal(distances, 2), as 0 and 1",
          axes="n n",
          suspects={"These are the neighbours N(i, k). Reciprocal ones have i among "
                    "theirs, too.": table("111000 111000 011100 011100 000111 000111"),
@@ -472,12 +472,12 @@ def jaccard(V):
     ### END SOLUTION
 
 # %% check="06.3" points=2
-with check("06.3", hint="1 - sum of minima / sum of maxima"):
+with check("06.3", hint="1 - sum of minima / sum of maxima") as ask:
     V = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2], [0.0, 0.0, 1.0],
                       [0.6, 0.4, 0.0]])
     apart = torch.cdist(V, V, 1) / 2                            # rows sum to 1, so that
     low, high = 1 - apart, 1 + apart                            # these are the two sums
-    same(jaccard(V), 1 - low / high, "jaccard(V)", axes="n n", suspects={
+    same(ask(jaccard, V), 1 - low / high, "jaccard(V)", axes="n n", suspects={
         "This is the likeness: the distance is 1 minus it.": lambda: low / high,
         "The quotient is upside down: minima over maxima.": lambda: 1 - high / low,
         "You did not divide by the sum of the maxima.": lambda: apart,

@@ -145,12 +145,12 @@ def tag_loss(logits, tags):
 
 # %% check="07.1" points=2
 with check("07.1", hint="softplus(-x) where the tag is 1, softplus(x) where it is 0, "
-                        "and the mean of all"):
+                        "and the mean of all") as ask:
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)) * 2
     y = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1],
                       [0, 1, 0, 0]]).float()
     each = F.binary_cross_entropy_with_logits(x, y, reduction="none")
-    same(tag_loss(x, y), each.mean(), "tag_loss(...)",
+    same(ask(tag_loss, x, y), each.mean(), "tag_loss(...)",
          suspects={"A softmax over the classes: then two tags of one image compete, "
                    "though both are true.":
                        lambda: -(x.log_softmax(1) * y).sum(1).mean(),
@@ -166,7 +166,7 @@ with check("07.1", hint="softplus(-x) where the tag is 1, softplus(x) where it i
                        lambda: (x.sigmoid() - y).square().mean(),
                    "The logits went through the sigmoid twice.":
                        lambda: F.binary_cross_entropy_with_logits(x.sigmoid(), y)})
-    far = tag_loss(torch.tensor([[-200.0, 200.0]]), torch.tensor([[1.0, 0.0]]))
+    far = ask(tag_loss, torch.tensor([[-200.0, 200.0]]), torch.tensor([[1.0, 0.0]]))
     assert far.isfinite(), ("At logits of -200 and 200 the loss is not finite: the "
                             "logarithm of a sigmoid that is 0.")
     same(far, torch.tensor(200.0), "the loss at logits of -200 and 200", atol=1e-2,
@@ -336,7 +336,7 @@ def confusions(best, score, truth, thresholds, classes):
 
 # %% check="07.2" points=3
 with check("07.2", hint="bucketize, bincount, sums over the later bins, and the rest "
-                        "is background"):
+                        "is background") as ask:
     g, t = torch.Generator().manual_seed(0), torch.tensor([0.0, 0.25, 0.5, 0.75])
     s, b = (torch.randint(0, 9, (400,), generator=g) / 8,         # often on a threshold
             torch.randint(1, 4, (400,), generator=g))
@@ -350,7 +350,8 @@ with check("07.2", hint="bucketize, bincount, sums over the later bins, and the 
     right = loop()
     void = loop(y=y.where(y != IGNORE, 0), counted=y > -1)
     only = right * torch.tensor([0, 1, 1, 1])
-    same(confusions(b, s, y, t, 4), right, "confusions(...)", axes="s c c", suspects={
+    same(ask(confusions, b, s, y, t, 4), right, "confusions(...)", axes="s c c",
+         suspects={
         "A score equal to the threshold counted as above it: strictly above (bucketize "
         "without right=True).": lambda: loop(torch.ge),
         "Column 0 is empty: pixels that are not above the threshold are background in "
@@ -518,7 +519,7 @@ def correlated(maps, features):
 
 # %% check="07.3" points=3
 with check("07.3",
-           hint="length 1, all cosines by one product, relu, a weighted mean over i"):
+           hint="length 1, all cosines at once, relu, a weighted mean over i") as ask:
     g = torch.Generator().manual_seed(0)
     q, f = torch.rand(2, 3, 3, 4,
                       generator=g), torch.randn(2, 5, 3, 4, generator=g) + 0.3
@@ -528,7 +529,7 @@ with check("07.3",
                  f / f.square().sum((2, 3), keepdim=True))
     spread = lambda weight: torch.einsum("nchw,nhwxy->ncxy", q, weight)
     share = lambda x, over: x / (x.sum(over, keepdim=True) + 1e-5)
-    same(correlated(q, f), seam.pixel_correlation(q, f), "correlated(...)",
+    same(ask(correlated, q, f), seam.pixel_correlation(q, f), "correlated(...)",
          axes="n c h w", atol=1e-4, suspects={
              "The sum is not divided: y is a weighted mean, and the weights of a pixel "
              "sum to 1.": lambda: spread(cos.relu()),
@@ -546,7 +547,7 @@ with check("07.3",
                      share((wide[..., None, None] * there).sum(1).relu(), (1, 2))),
              "The images were mixed: pixels are compared within their own image.":
                  lambda: seam.pixel_correlation(q.flip(0), f).flip(0)})
-    blank = correlated(q, torch.zeros_like(f))
+    blank = ask(correlated, q, torch.zeros_like(f))
     assert not blank.isnan().any(), ("Features of zero gave NaN (0 / 0): add 1e-5 to "
                                      "the lengths and to the sum.")
     assert (blank.abs() < 1e-3).all(), ("A pixel whose feature is zero resembles no "

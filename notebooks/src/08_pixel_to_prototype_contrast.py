@@ -145,13 +145,13 @@ def prototypes_of(confidence, embeddings, top_k):
 
 # %% check="08.1" points=3
 with check("08.1",
-           hint="one list of pixels, topk of each class, a weighted sum, length 1"):
+           hint="one list of pixels, topk of a class, weighted sum, length 1") as ask:
     g = Generator().manual_seed(0)
     m, v = (torch.rand(3, 4, 4, 4, generator=g),
             F.normalize(torch.randn(3, 6, 4, 4, generator=g), dim=1))
     v.requires_grad_()
     # the library's answer
-    got, right = prototypes_of(m, v, 5), pixel_prototypes(m, v, 5)
+    got, right = ask(prototypes_of, m, v, 5), pixel_prototypes(m, v, 5)
     only = lambda kept, weight=m: pixel_prototypes(
         torch.where(kept, weight, -torch.inf), v, 48)
     nth = lambda place: torch.stack([x.flatten().sort().values[place]
@@ -174,7 +174,7 @@ with check("08.1",
             lambda: right.T})
     assert not got.requires_grad, ("A gradient passes through the prototypes: detach "
                                    "the embeddings.")
-    none = prototypes_of(m * torch.tensor([1.0, 1, 1, 0])[:, None, None], v, 5)[3]
+    none = ask(prototypes_of, m * torch.tensor([1.0, 1, 1, 0])[:, None, None], v, 5)[3]
     assert none.isfinite().all(), ("A class without candidates is NaN: something was "
                                    "divided by the sum of its weights, 0.")
     same(none, torch.zeros(6), "the prototype of a class without candidates")
@@ -210,7 +210,7 @@ def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
 
 # %% check="08.2" points=2
 with check("08.2",
-           hint="a cross-entropy whose logits are cosines over the temperature"):
+           hint="a cross-entropy whose logits are cosines over the temperature") as ask:
     g = Generator().manual_seed(1)
     v, P = (torch.randn(7, 5, generator=g),
             F.normalize(torch.randn(4, 5, generator=g), dim=1))
@@ -221,7 +221,7 @@ with check("08.2",
     right = library(v, 0.5)
     dot = (v.double() @ P.double().T / 0.5).exp()
     # -log p becomes -log p / (1 - p)
-    same(pixel_contrast(v, y, P, 0.5), right, "pixel_contrast(...)", axes="m",
+    same(ask(pixel_contrast, v, y, P, 0.5), right, "pixel_contrast(...)", axes="m",
          suspects={"You returned the mean: keep one number for each pixel.":
                        lambda: right.mean(),
                    "You forgot the minus sign of Eq. 4.": lambda: -right,
@@ -235,7 +235,7 @@ with check("08.2",
                        lambda: -(dot[range(7), y] / dot.sum(1)).log(),
                    "The pixel's own prototype is missing in the denominator: the sum "
                    "is over all classes.": lambda: right.expm1().log()})
-    sharp = pixel_contrast(v, y, P, 0.005)
+    sharp = ask(pixel_contrast, v, y, P, 0.005)
     assert sharp.isfinite().all(), ("exp overflows at a small temperature: use "
                                     "F.cross_entropy or logsumexp.")
 ### BEGIN HIDDEN TESTS
@@ -283,14 +283,14 @@ def cross_terms(v, y, P, loss):
 
 # %% check="08.3" points=2
 with check("08.3",
-           hint="exactly one of labels and prototypes comes from the other view"):
+           hint="one of labels and prototypes comes from the other view") as ask:
     g = Generator().manual_seed(2)
     v, P = (torch.randn(2, 9, 5, generator=g),
             F.normalize(torch.randn(2, 4, 5, generator=g), dim=2))
     y = torch.randint(4, (2, 9), generator=g)
     loss = lambda v, y, P: F.cross_entropy(F.normalize(v, dim=1) @ P.T / 0.1, y,
                                            reduction="none")
-    got = cross_terms(tuple(v), tuple(y), tuple(P), loss)
+    got = ask(cross_terms, tuple(v), tuple(y), tuple(P), loss)
     assert isinstance(got, dict) and set(got) == {"cross-prototype", "cross-CAM"}, \
         "Return a dict with the two keys cross-prototype and cross-CAM."
     values = torch.tensor([
@@ -361,7 +361,7 @@ def mine(cosine, labels, noise):
     ### END SOLUTION
 
 # %% check="08.4" points=4
-with check("08.4", hint="ranks of prototypes in a row, ranks of pixels in a class"):
+with check("08.4", hint="ranks of prototypes in a row, of pixels in a class") as ask:
     g = Generator().manual_seed(3)
     cosine, noise = torch.rand(40, 11, generator=g), torch.rand(40, generator=g)
     y, own = torch.arange(40) % 3, cosine[range(40), torch.arange(40) % 3]
@@ -371,7 +371,7 @@ with check("08.4", hint="ranks of prototypes in a row, ranks of pixels in a clas
                 for k, c in zip(keys, own)]
         return torch.stack([torch.zeros(11).index_fill(0, torch.tensor(row[first:last]),
                                                        1) for row in rows])
-    negatives, times = mine(cosine, y, noise)
+    negatives, times = ask(mine, cosine, y, noise)
     same(negatives.float(), kept(1, 6), "negatives", axes="m c", suspects={
         "The pixel's own prototype is among the candidates: take it out first.":
             lambda: kept(1, 6, own=40 * [-1]),

@@ -1,10 +1,16 @@
 """The checks of an exercise notice small faults: mutants of its solution fail its visible check or its hidden tests."""
 
+import functools
 import io
+import itertools
 import re
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 
+import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
+
+from course_lib import checks
 
 from .mutants import mutants
 from .test_near_misses import execute, prepared, surroundings  # noqa: F401  (fixtures)
@@ -110,3 +116,61 @@ def test_mutants_are_caught(source, prepared, capsys):  # noqa: F811
         for number, tried, alive in rows:
             print(f"\n{number}: {tried - len(alive)} of {tried} mutants caught {alive or ''}", end="")
     assert not any(alive for *_, alive in rows)
+
+
+def test_no_two_suspects_give_the_same(source, prepared):  # noqa: F811
+    """A wrong answer is named by the sentence meant for it only if no other mistake, nor the solution, gives it."""
+    for number in written(source):
+        names, exercises = prepare_with(prepared, source, "same", listening := Listener())
+        execute(exercises[number][1], "/notebook/check", names)
+        first = {
+            tuple(sentence for sentence, _ in suspects): (asked, suspects) for asked, suspects in listening.heard[::-1]
+        }
+        for asked, suspects in first.values():  # of the calls in a loop the first one that fails speaks
+            values = {sentence: checks._tensor(value() if callable(value) else value) for sentence, value in suspects}
+            for one, other in itertools.combinations(values, 2):
+                assert not checks._equal(values[one], values[other], 1e-5), f"{number}, {asked}: {one!r} and {other!r}"
+
+
+def test_an_answer_in_place_is_named(source, prepared, capsys):  # noqa: F811
+    """Whatever an answer does to its inputs, no mistake is named that it has not made."""
+    for number in written(source):
+        names, exercises = prepared(source)
+        _, visible, *_ = exercises[number]
+        asked = set(re.findall(r"\bask\((\w+)", visible))
+        for name in asked:
+            names[name] = ruthless(names[name])
+        with suppress(AssertionError):
+            execute(visible, "/notebook/check", names)
+        said = capsys.readouterr().out
+        assert number == "03.3" or "changes what it is given" in said, said
+
+
+class Listener:
+    """In the place of `same`: keeps what every call held an answer against."""
+
+    def __init__(self):
+        self.heard = []
+
+    def __call__(self, got, want, name="result", suspects=None, **options):
+        self.heard.append((name, [("the solution", want), *(suspects or {}).items()]))
+        checks.same(got, want, name, suspects, **options)
+
+
+def prepare_with(prepare, source, name, value):
+    names, exercises = prepare(source)
+    return {**names, name: value}, exercises
+
+
+def ruthless(function):
+    @functools.wraps(function)
+    def answer(*inputs, **named):
+        found = function(*inputs, **named)
+        for value in tree_leaves(inputs):
+            if isinstance(value, torch.Tensor):
+                value.detach().copy_(torch.logical_not(value) if value.dtype == torch.bool else value.detach() + 1)
+            elif isinstance(value, np.ndarray):
+                value += 1
+        return found
+
+    return answer

@@ -66,7 +66,7 @@ def recall_at_k(distance, labels, k):
     nearest = distance.fill_diagonal_(torch.inf).topk(k, largest=False).indices
     return (labels[nearest] == labels[:, None]).any(1)[(labels[:, None] == labels).sum(1) > 1].float().mean()
 """,
-            "changed the distances",
+            "changes what it is given",
         ),
     ],
     "05.2": [
