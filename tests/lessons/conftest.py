@@ -1,5 +1,6 @@
 """What tests of lessons share: where the sources are, and how a notebook is executed for a test."""
 
+import os
 from pathlib import Path
 
 import nbformat
@@ -25,6 +26,10 @@ def notebook(source):
     return build.solved(source, build.address(ROOT))
 
 
+# Instructions of another processor, such as "ATEN_CPU_CAPABILITY=default", for the kernels of solved lessons.
+OTHER_PROCESSOR = dict(pair.split("=", 1) for pair in os.environ.get("COURSE_OTHER_PROCESSOR", "").split())
+
+
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
     """A function that executes a notebook in the smoke profile and returns it with its outputs."""
@@ -37,7 +42,8 @@ def execute(tmp_path, monkeypatch):
             path,
             output,
             "smoke",
-            {"COURSE_STRICT": str(int(strict)), "COURSE_DEVICE": "cpu", "COURSE_RESULTS": str(tmp_path / "results")},
+            {"COURSE_STRICT": str(int(strict)), "COURSE_DEVICE": "cpu", "COURSE_RESULTS": str(tmp_path / "results")}
+            | (OTHER_PROCESSOR if strict else {}),
         )
         return nbformat.read(output, 4)
 
