@@ -164,12 +164,14 @@ plots.show(plots.rank_list(**page, title=f"{int(page['correct'].sum())} of the f
 #
 # Write `recall_at_k(distance, labels, k)` with `distance` `n n`; the result is a share in 0..1.
 #
-# <details><summary>Hint 1</summary>Make the image itself unreachable *by its index*: a copy of `distance` with infinity on the
-# diagonal. To drop the first one of a sorted list is not the same: a copy of the image may stand there.</details>
-# <details><summary>Hint 2</summary>`.topk(k, largest=False).indices` are the nearest ones, `n k`; `labels[...]` of these
-# indices are their classes.</details>
-# <details><summary>Hint 3</summary>`hit = labels[nearest] == labels[:, None]`, then `hit.any(1)`; average over the images
-# whose label occurs more than once: `(labels[:, None] == labels).sum(1) > 1`.</details>
+# <details><summary>Hint 1</summary>No image may find itself. A copy of an image is at distance 0, too: is the first of a sorted
+# list always the image itself? How else do you know its place in a row of `distance`?</details>
+# <details><summary>Hint 2</summary>In a copy of `distance`, put infinity on the diagonal. `.topk(k, largest=False).indices` are
+# then the nearest others, `n k`, and `labels[...]` of these indices are their classes. Which images have another one of their
+# class? Average over these.</details>
+# <details><summary>Hint 3</summary>One row by hand, for image 1 of four: `row = torch.tensor([3.0, torch.inf, 1.0, 2.0])`, and
+# its two nearest are `near = row.topk(2, largest=False).indices`, which is `[2, 3]`. Were these of the classes
+# `found = torch.tensor([7, 4])`, and image 1 of class 4, then `(found == 4).any()` is True: a hit.</details>
 
 # %% exercise="05.1"
 def recall_at_k(distance, labels, k):
@@ -184,33 +186,36 @@ def recall_at_k(distance, labels, k):
     ### END SOLUTION
 
 # %% check="05.1" points=2
-with check("05.1", hint="infinity on the diagonal, topk, any") as ask:
-    y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])       # the last image has no match
-    f = torch.randn(10, 3,
-                    generator=torch.Generator().manual_seed(8)) + 0.5 * y[:, None]
-    f[4] = f[5]                      # two images that are the same, but for their class
-    d = torch.cdist(f, f, compute_mode="donot_use_mm_for_euclid_dist")
-    for k in (2, 3):
-        # the library's answer; wrong ones, for k = 2, 3:
-        right = ranking.retrieval(f, y, (k,)).recall[k]
-        same(ask(recall_at_k, d, y, k), right, f"recall_at_k(..., {k})",
-             suspects={sentence: value[k - 2] for sentence, value in {
-                 "Every image found itself: put infinity on the diagonal.": (1, 1),
-                 "You dropped the first of the sorted images. It need not be the image "
-                 "itself: a copy of it may stand there. Exclude it by its index.":
-                     (4 / 9, 4 / 9),
-                 "You averaged over all images: one without a match does not count.":
-                     (3 / 10, 4 / 10),
-                 "This is the share of right ones among the first K: is there one at "
-                 "all?": (1 / 6, 4 / 27),
-                 "This is the share of the matches that were found: was one found at "
-                 "all?": (7 / 54, 1 / 6),
-                 "These are the farthest images: topk takes the largest unless told "
-                 "otherwise.": (2 / 9, 5 / 9),
-                 "Only the K-th neighbour was looked at: any of the first K counts.":
-                     (1 / 9, 1 / 9),
-                 "This is in percent: a share lies in 0..1.":
-                     (100 / 3, 400 / 9)}.items()})
+with check("05.1", hint="Infinity on the diagonal, topk, any.") as ask:
+    kinds = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4])   # 4: no match
+    spots = torch.randn(14, 3, generator=torch.Generator().manual_seed(332))
+    spots += 0.5 * kinds[:, None]
+    spots[4] = spots[5] + 0.001           # nearly a copy, of another class; and the
+    gaps = torch.cdist(spots, spots, compute_mode="donot_use_mm_for_euclid_dist")
+    gaps += 0.01 * torch.eye(14)            # diagonal is not quite 0, by rounding
+    for depth in (2, 1, 3):
+        # the library's answer; wrong ones, for 2:
+        same(ask(recall_at_k, gaps, kinds, depth),
+             ranking.retrieval(spots, kinds, (depth,)).recall[depth],
+             f"recall_at_k(..., {depth})", {} if depth != 2 else {
+            "Every image found itself: put infinity on the diagonal.": 1,
+            "You dropped the first of the sorted images. It need not be the image "
+            "itself: a copy of it may stand there. Exclude it by its index.": 10 / 13,
+            "You looked at K + 1 images: without the image itself, K are left to take.":
+                9 / 13,
+            "You excluded twice: the image itself, and then the nearest one of the "
+            "others.": 6 / 13,
+            "You averaged over all images: one without a match does not count.": 8 / 14,
+            "This is the share of right ones among the first K: is there one at all?":
+                4 / 13,
+            "This is the share of the matches that were found: was one found at all?":
+                19 / 78,
+            "These are the farthest images: topk takes the largest unless told "
+            "otherwise.": 2 / 13,
+            "Only the K-th neighbour was looked at: any of the first K counts.": 5 / 13,
+            "All of the first K must be right in yours: one is enough.": 0,
+            "You counted the hits: divide by the number of images.": 8,
+            "This is in percent: a share lies in 0..1.": 800 / 13})
 ### BEGIN HIDDEN TESTS
 assert [float(recall_at_k(torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]]),
                           torch.tensor([0, 1, 0]), k)) for k in (1, 2)] == [0.5, 1]
@@ -225,7 +230,7 @@ for k, share in ranking.retrieval(raw["rows"], labels, ranking.KS).recall.items(
 # ### Exercise 05.2 · MAP@R (3 points, 15 minutes)
 #
 # Recall@K stops at the first right answer. A probe whose seven matches stand at ranks 1 to 7 and one whose second match stands
-# at rank 300 are the same to it. Let $R$ be the number of a probe's matches, and look at the first $R$ places: a perfect list
+# at rank 300 are the same to it. Let $R$ be the number of a probe's matches, and look at the first $R$ spots: a perfect list
 # has nothing but right answers there. **R-precision** is the share of right ones among them. **MAP@R** also asks where they
 # stand:
 #
@@ -235,12 +240,14 @@ for k, share in ranking.retrieval(raw["rows"], labels, ranking.KS).recall.items(
 # Write `map_at_r(distance, labels)`. As before no image finds itself, and images without a match do not count. $R_i$ differs
 # from image to image.
 #
-# <details><summary>Hint 1</summary>A loop over the images is a fine first answer: sort the others, take the first R, mark the
-# right ones.</details>
-# <details><summary>Hint 2</summary>With `hit` a vector of zeros and ones in the order of the ranks, `hit.cumsum(0)` counts the
-# right ones among the first r, and `torch.arange(1, R + 1)` are the ranks.</details>
-# <details><summary>Hint 3</summary>For one image: `(hit * hit.cumsum(0) / torch.arange(1, R + 1)).sum() / R`. For all of them
-# at once: sort whole rows, and multiply by `rank <= R[:, None]`.</details>
+# <details><summary>Hint 1</summary>Take one image, with R matches. How many spots of its list count? What is the precision at
+# each of them, and at which of them is it added?</details>
+# <details><summary>Hint 2</summary>A loop over the images is a fine first answer: sort the others, take the first R, mark the
+# right ones with 1. `cumsum` of the marks counts the right ones so far; divided by the ranks it is the precision. For all images
+# at once, sort whole rows and mark what is right *and* has a rank of at most R.</details>
+# <details><summary>Hint 3</summary>A ball game: `won = torch.tensor([1, 0, 1, 1])`. The share of games won so far, after each
+# game, is `won.cumsum(0) / torch.arange(1, 5)`: 1, 0.5, 0.67, 0.75. Averaged over the games that were won, it is
+# `(won * won.cumsum(0) / torch.arange(1, 5)).sum() / won.sum()`: 0.81. (By which number is MAP@R divided?)</details>
 
 # %% exercise="05.2"
 def map_at_r(distance, labels):
@@ -259,26 +266,38 @@ def map_at_r(distance, labels):
 
 # %% check="05.2" points=3
 with check("05.2",
-           hint="the first R places; precision where it is right; divide by R") as ask:
-    # R = 2, 1, 3; the last image has no match
-    y = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3])
-    f = torch.randn(10, 3,
-                    generator=torch.Generator().manual_seed(1)) + 0.6 * y[:, None]
-    right = ranking.retrieval(f, y).map_at_r         # the library's answer; wrong ones:
-    same(ask(map_at_r, torch.cdist(f, f), y), right, "map_at_r(...)", suspects={
-        "This is R-precision: weigh each right answer by the precision at its place.":
-            0.555556,
-        "You divided by the number of right ones among the first R: divide by R.":
-            0.685185,
-        "You went through the whole list: only the first R places count.": 0.701852,
-        "You averaged the precision over all R places: it counts only at right "
-        "answers.": 0.592593,
-        "Every image found itself: put infinity on the diagonal.": 0.851852,
-        "You took the same R for all images: it is the number of matches of each.":
-            0.419753,
-        "R counts the image itself: it is the number of its *other* images.": 0.409722,
-        "You averaged over all images: one without a match does not count.":
-            9 / 10 * right})
+           hint="The first R spots; precision where it is right; divided by R.") as ask:
+    kinds = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4])   # 4: no match
+    for draw in (332, 1, 2, 3):
+        spots = torch.randn(14, 3, generator=torch.Generator().manual_seed(draw))
+        spots += 0.5 * kinds[:, None]
+        spots[4] = spots[5] + 0.001        # nearly a copy, of another class
+        gaps = torch.cdist(spots, spots, compute_mode="donot_use_mm_for_euclid_dist")
+        # the library's answer; wrong ones, for the first draw:
+        same(ask(map_at_r, gaps + 0.01 * torch.eye(14), kinds),
+             ranking.retrieval(spots, kinds).map_at_r, "map_at_r(...)",
+             {} if draw != 332 else {
+            "This is R-precision: weigh each right answer by the precision at its "
+            "place.": 0.294872,
+            "You divided by the number of right ones among the first R: divide by R.":
+                0.455128,
+            "You went through the whole list: only the first R spots count.": 0.391370,
+            "You averaged the precision over all R spots: it counts only at right "
+            "answers.": 0.258547,
+            "Every image found itself: put infinity on the diagonal.": 0.495727,
+            "You dropped the first of the sorted images: exclude the image itself by "
+            "its index.": 0.288462,
+            "You took the same R for all images: it is the number of matches of each.":
+                0.166667,
+            "R counts the image itself: it is the number of its *other* images.":
+                0.158654,
+            "You averaged over all images: one without a match does not count.":
+                0.172619,
+            "You divided all sums by the sum of all R: average over the images last.":
+                0.203125,
+            "This looks at the first right answer only: all right ones count.":
+                0.448718,
+            "Your ranks are one too large: they start from 1.": 0.113248})
 ### BEGIN HIDDEN TESTS
 line = torch.tensor([0.0, 1, 3, 7, 15])
 assert abs(float(map_at_r((line[:, None] - line).abs(), torch.tensor([0, 1, 0, 1, 0])))

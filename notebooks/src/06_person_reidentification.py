@@ -103,12 +103,14 @@ plots.show(plots.grid(panels, names, columns=6, side=1.5,
 #
 # Rank-$k$ (CMC) is the share of probes with $r_1 \le k$; mAP is the mean of AP.
 #
-# <details><summary>Hint 1</summary>First a mask of what is kept: `gallery_ids != -1`, and not (same identity and same camera).
-# Index everything with it before you sort.</details>
-# <details><summary>Hint 2</summary>`order = distances[kept].argsort()`, then `hit = gallery_ids[kept][order] == query_id` is
-# the list of right and wrong answers.</details>
-# <details><summary>Hint 3</summary>`ranks = hit.nonzero().flatten() + 1` are the $r_i$; the precision at each of them is
-# `torch.arange(1, R + 1) / ranks`.</details>
+# <details><summary>Hint 1</summary>Which images of the gallery count neither as right nor as wrong? Which rank has an image with
+# three of these before it, and nothing else?</details>
+# <details><summary>Hint 2</summary>Make a mask of what is kept: no junk, and not *both* the probe's identity and the probe's
+# camera. Index distances and identities with it, then sort with `argsort`. The places of the right answers in this list
+# (`nonzero`), from 1, are the $r_i$; the precision at the $i$-th of them is $i / r_i$.</details>
+# <details><summary>Hint 3</summary>Buses: `late = torch.tensor([False, True, False, True, True])`. The late ones are the
+# `places = torch.arange(1, 6)[late]`, which is `[2, 4, 5]`. How many of the first 2, 4 and 5 buses were late, as shares:
+# `torch.arange(1, 4) / places` is `[0.5, 0.5, 0.6]`, and the mean of the three is 0.53.</details>
 
 # %% exercise="06.1"
 def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
@@ -125,30 +127,37 @@ def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
     ### END SOLUTION
 
 # %% check="06.1" points=3
-with check("06.1", hint="mask, sort, ranks of the matches, mean of i / r_i") as ask:
-    d = torch.tensor([0.6, 0.45, 0.1, 0.3, 0.4, 0.7, 0.65, 0.8])
-    ids, cams = (torch.tensor([5, -1, 5, 3, 5, 0, 9, 5]),
-                 torch.tensor([2, 3, 1, 1, 4, 2, 3, 6]))
-    answer, pair = (torch.tensor([float(x) for x in ask(judge, d, 5, 1, ids, cams)]),
-                    lambda *x: torch.tensor(x))
-    same(answer, pair(2, (1/2 + 2/3 + 3/6) / 3),
-         "judge(...): first rank, average precision",
-         suspects={"The image of the same person from the same camera was still there: "
-                   "it is taken out first.": pair(1, (1/1 + 2/3 + 3/4 + 4/7) / 4),
-                   "Junk (identity -1) was still there. It is neither right nor wrong: "
-                   "take it out.": pair(2, (1/2 + 2/4 + 3/7) / 3),
-                   "Nothing was taken out: neither junk nor the same person from the "
-                   "same camera.": pair(1, (1/1 + 2/3 + 3/5 + 4/8) / 4),
-                   "You took out everything from the probe's camera: only the *same "
-                   "person* from it goes.": pair(1, (1/1 + 2/2 + 3/5) / 3),
-                   "You took out the distractors (identity 0), too. They are wrong "
-                   "answers and stay.": pair(2, (1/2 + 2/3 + 3/5) / 3),
-                   "You kept the same-camera image as a wrong answer: it leaves the "
-                   "ranking.": pair(3, (1/3 + 2/4 + 3/7) / 3),
-                   "You sorted from far to near: a small distance is a good answer.":
-                       pair(1, (1/1 + 2/4 + 3/5) / 3),
-                   "The sum of the precisions is divided by the number of matches R, "
-                   "not by that of the gallery.": pair(2, (1/2 + 2/3 + 3/6) / 6)})
+with check("06.1", hint="Mask, sort, ranks of the matches, mean of i / r_i.") as ask:
+    gaps = torch.tensor([0.8, 0.62, 0.1, 0.7, 0.6, 0.05, 0.3, 0.65, 0.35, 0.45])
+    who, seen_by = (torch.tensor([5, -1, 5, 3, 5, 0, 9, 5, 0, -1]),
+                    torch.tensor([2, 3, 1, 1, 4, 2, 3, 6, 1, 1]))
+    two = ask(judge, gaps, 5, 1, who, seen_by)
+    assert isinstance(two, tuple | list) and len(two) == 2, \
+        "Return two numbers: the rank of the first match, and the average precision."
+    same([float(one) for one in two], [4, (1/4 + 2/5 + 3/7) / 3],
+         "judge(...): first rank, average precision", {
+        "The image of the same person from the same camera was still there: take it "
+        "out first.": [2, (1/2 + 2/5 + 3/6 + 4/8) / 4],
+        "Junk (identity -1) was still there. It is neither right nor wrong: take it "
+        "out.": [5, (1/5 + 2/7 + 3/9) / 3],
+        "Nothing was taken out: neither junk nor the same person from the same camera.":
+            [2, (1/2 + 2/6 + 3/8 + 4/10) / 4],
+        "You took out everything from the probe's camera: only the *same person* from "
+        "it goes.": [3, (1/3 + 2/4 + 3/5) / 3],
+        "You took out the distractors (identity 0), too. They are wrong answers and "
+        "stay.": [2, (1/2 + 2/3 + 3/5) / 3],
+        "You kept the same-camera image as a wrong answer: it leaves the ranking.":
+            [5, (1/5 + 2/6 + 3/8) / 3],
+        "You sorted from far to near: a small distance is a good answer.":
+            [1, (1/1 + 2/3 + 3/4) / 3],
+        "The sum of the precisions is divided by the number of matches R, not by that "
+        "of the gallery.": [4, (1/4 + 2/5 + 3/7) / 7],
+        "R counts only the matches that are left: yours counts the one from the own "
+        "camera, too.": [4, (1/4 + 2/5 + 3/7) / 4],
+        "Ranks start from 1, yours from 0.": [3, (1/3 + 2/4 + 3/6) / 3],
+        "The first rank is counted from 1, yours from 0.": [3, (1/4 + 2/5 + 3/7) / 3],
+        "The rank comes first, then the average precision.": [(1/4 + 2/5 + 3/7) / 3, 4],
+        "Average precision is over all matches, not the first one alone.": [4, 1/4]})
 ### BEGIN HIDDEN TESTS
 first, ap = judge(torch.tensor([0.1, 0.2]), 1, 1, torch.tensor([2, 1]),
                   torch.tensor([2, 2]))
@@ -411,10 +420,14 @@ display(Markdown("\n".join(lines)))
 # Write `reciprocal(distances, k)` for a square matrix of distances between all images. $N(i, k)$ are the image $i$ itself and
 # its $k$ nearest others; return the mask (`n n`, bool) of $R(i, k) = \{ j \in N(i, k) : i \in N(j, k) \}$.
 #
-# <details><summary>Hint 1</summary>A row of `distances.argsort(1)` starts with the image itself, at distance 0.</details>
-# <details><summary>Hint 2</summary>Make the mask of N first: `torch.zeros_like(distances, dtype=torch.bool)`, and
-# `.scatter(1, index, True)` sets the places that `index` names in each row.</details>
-# <details><summary>Hint 3</summary>"j is a neighbour of i and i is one of j": `near & near.T`.</details>
+# <details><summary>Hint 1</summary>Each image is at distance 0 from itself. How many images are in $N(i, k)$, then? And if $j$
+# is in $N(i, k)$, must $i$ be in $N(j, k)$?</details>
+# <details><summary>Hint 2</summary>Sort each row with `argsort(1)`: the image itself comes first, then its neighbours. Make a
+# mask of N: a matrix of False, in which `.scatter(1, index, True)` sets the places that `index` names in each row. The
+# transpose of this mask says who has whom as a neighbour.</details>
+# <details><summary>Hint 3</summary>Letters: `wrote = torch.zeros(3, 3, dtype=torch.bool)`, and
+# `wrote = wrote.scatter(1, torch.tensor([[1, 2], [0, 1], [2, 1]]), True)`. Row by row: 0 wrote to 1 and 2, and so on. Did 0
+# and 1 write to each other? `wrote[0, 1] & wrote[1, 0]` is True; `wrote[0, 2] & wrote[2, 0]` is False.</details>
 
 # %% exercise="06.2"
 def reciprocal(distances, k):
@@ -426,24 +439,27 @@ def reciprocal(distances, k):
     ### END SOLUTION
 
 # %% check="06.2" points=2
-with check("06.2", hint="the k + 1 smallest of a row, and the transpose") as ask:
-    points = torch.tensor([0.0, 1.0, 2.5, 2.6, 7.0, 9.5])
-    d = (points[:, None] - points).abs()
-    table = lambda text: torch.tensor([[float(x) for x in row] for row in text.split()])
+with check("06.2", hint="The k + 1 smallest of a row, and the transpose.") as ask:
+    spots = torch.tensor([0.0, 1.0, 2.5, 2.6, 7.0, 9.5])
     # one digit for each pair
-    right = table("110000 111000 011100 001100 000011 000011")
-    same(ask(reciprocal, d, 2).float(), right, "reciprocal(distances, 2), as 0 and 1",
-         axes="n n",
-         suspects={"These are the neighbours N(i, k). Reciprocal ones have i among "
-                   "theirs, too.": table("111000 111000 011100 011100 000111 000111"),
-                   "One direction was enough for you: both must hold, so `&` and not "
-                   "`|`.": table("111000 111100 111100 011111 000111 000111"),
-                   "One neighbour is missing: the image itself comes on top of the k "
-                   "others.": table("110000 110000 001100 001100 000011 000011"),
-                   "The image itself is missing: it belongs to N(i, k).":
-                       right - torch.eye(6),
-                   "You took the farthest ones: sort from near to far.":
-                       table("000111 000011 000011 100000 111000 111000")})
+    table = lambda text: torch.tensor([[float(x) for x in row] for row in text.split()])
+    mutual = table("110000 111000 011100 001100 000011 000011")
+    same(ask(reciprocal, (spots[:, None] - spots).abs(), 2), mutual,
+         "reciprocal(distances, 2), as 0 and 1", axes="n n", suspects={
+        "These are the neighbours N(i, k). Reciprocal ones have i among theirs, too.":
+            table("111000 111000 011100 011100 000111 000111"),
+        "These are the images that have i among their neighbours. Reciprocal ones are "
+        "among those of i, too.":
+            table("110000 111100 111100 001111 000011 000011"),
+        "One direction was enough for you: both must hold, so `&` and not `|`.":
+            table("111000 111100 111100 011111 000111 000111"),
+        "These pairs have a neighbour in common: each must be one of the other.":
+            table("111100 111100 111111 111111 001111 001111"),
+        "One neighbour is missing: the image itself comes on top of the k others.":
+            table("110000 110000 001100 001100 000011 000011"),
+        "The image itself is missing: it belongs to N(i, k).": mutual - torch.eye(6),
+        "You took the farthest ones: sort from near to far.":
+            table("000111 000011 000011 100000 111000 111000")})
 ### BEGIN HIDDEN TESTS
 line = (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs()
 assert reciprocal(line, 4).all() and reciprocal(line, 1).diagonal().all()
@@ -457,10 +473,13 @@ assert reciprocal(line, 4).all() and reciprocal(line, 1).diagonal().all()
 #
 # $$d_J(i, l) = 1 - \frac{\sum_j \min(V_{ij}, V_{lj})}{\sum_j \max(V_{ij}, V_{lj})} .$$
 #
-# <details><summary>Hint 1</summary>For sets it is 1 − |intersection| / |union|; min and max do that for degrees of
-# membership.</details>
-# <details><summary>Hint 2</summary>`torch.minimum(V[:, None], V[None])` is `n n j`.</details>
-# <details><summary>Hint 3</summary>Sum both over the last axis, divide, subtract from 1.</details>
+# <details><summary>Hint 1</summary>Of two sets, the Jaccard distance is 1 − |intersection| / |union|. To which degree is
+# something in both, if it belongs to one by 0.6 and to the other by 0.2? To which degree is it in one of them?</details>
+# <details><summary>Hint 2</summary>`V[:, None]` is `n 1 m` and `V[None]` is `1 n m`: together they meet as all pairs of rows,
+# `n n m`. Take minima and maxima of the pairs, sum each over the last axis, and divide only then.</details>
+# <details><summary>Hint 3</summary>All pairs of rows, for another distance: with `W = torch.tensor([[1.0, 2.0], [4.0, 6.0]])`
+# the largest difference between two rows is `(W[:, None] - W[None]).abs().amax(-1)`, which is `[[0, 4], [4, 0]]`. And of two
+# numbers, `torch.minimum(torch.tensor(0.6), torch.tensor(0.2))` is 0.2.</details>
 
 # %% exercise="06.3"
 def jaccard(V):
@@ -472,20 +491,28 @@ def jaccard(V):
     ### END SOLUTION
 
 # %% check="06.3" points=2
-with check("06.3", hint="1 - sum of minima / sum of maxima") as ask:
-    V = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2], [0.0, 0.0, 1.0],
-                      [0.6, 0.4, 0.0]])
-    apart = torch.cdist(V, V, 1) / 2                            # rows sum to 1, so that
-    low, high = 1 - apart, 1 + apart                            # these are the two sums
-    same(ask(jaccard, V), 1 - low / high, "jaccard(V)", axes="n n", suspects={
-        "This is the likeness: the distance is 1 minus it.": lambda: low / high,
-        "The quotient is upside down: minima over maxima.": lambda: 1 - high / low,
-        "You did not divide by the sum of the maxima.": lambda: apart,
+with check("06.3", hint="1 - sum of minima / sum of maxima.") as ask:
+    degrees = torch.tensor([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2], [0.0, 0.0, 1.0],
+                            [0.3, 0.2, 0.1]])
+    total = degrees.sum(1, keepdim=True)
+    total, apart = total + total.T, torch.cdist(degrees, degrees, 1)
+    low, high = (total - apart) / 2, (total + apart) / 2            # of minima, maxima
+    same(ask(jaccard, degrees), 1 - low / high, "jaccard(V)", axes="n n", suspects={
+        "This is the likeness: the distance is 1 minus it.": low / high,
+        "The quotient is upside down: minima over maxima.": 1 - high / low,
+        "You did not divide by the sum of the maxima.": 1 - low,
         "You multiplied where the smaller of the two was asked for.":
-            lambda: 1 - V @ V.T / high,
+            1 - degrees @ degrees.T / high,
+        "You divided by the sum of both rows: what is common counts twice there. "
+        "Divide by the maxima.": 1 - low / total,
+        "You divided by the sum of one row: the union belongs to both.":
+            1 - low / degrees.sum(1, keepdim=True),
+        "You counted who belongs at all: here each belongs to some degree.":
+            torch.tensor([[0, 1/3, 1, 1/3], [1/3, 0, 2/3, 0],
+                          [1, 2/3, 0, 2/3], [1/3, 0, 2/3, 0]]),
         "You divided element by element and averaged: sum first, then divide once.":
-            torch.tensor([[1/3, 17/36, 1, 1/3], [17/36, 0, 14/15, 17/36],
-                          [1, 14/15, 2/3, 1], [1/3, 17/36, 1, 1/3]])})
+            torch.tensor([[1/3, 17/36, 1, 2/3], [17/36, 0, 14/15, 37/90],
+                          [1, 14/15, 2/3, 29/30], [2/3, 37/90, 29/30, 0]])})
 ### BEGIN HIDDEN TESTS
 assert torch.allclose(jaccard(torch.eye(3)), 1 - torch.eye(3))
 ### END HIDDEN TESTS

@@ -60,6 +60,38 @@ def recall_at_k(distance, labels, k):
         ("the K-th only", RECALL.format("hit[valid, -1].float().mean()"), "Only the K-th neighbour"),
         ("percent", RECALL.format("100 * hit.any(1)[valid].float().mean()"), "in percent"),
         (
+            "one more",
+            """
+def recall_at_k(distance, labels, k):
+    copy = distance.clone()
+    copy.fill_diagonal_(float("inf"))
+    hits = []
+    for i in range(len(labels)):
+        if (labels == labels[i]).sum() > 1:
+            nearest = copy[i].argsort()[: k + 1]
+            hits.append(float((labels[nearest] == labels[i]).any()))
+    return sum(hits) / len(hits)
+""",
+            "You looked at K + 1 images",
+        ),
+        (
+            "excluded twice",
+            """
+def recall_at_k(distance, labels, k):
+    found = total = 0
+    for i, row in enumerate(distance):
+        others = row.clone()
+        others[i] = torch.inf
+        if (labels == labels[i]).sum() > 1:
+            total += 1
+            found += (labels[others.argsort()[1 : k + 1]] == labels[i]).any().item()
+    return found / total
+""",
+            "You excluded twice",
+        ),
+        ("all right", RECALL.format("hit.all(1)[valid].float().mean()"), "one is enough"),
+        ("a count", RECALL.format("hit.any(1)[valid].sum()"), "You counted the hits"),
+        (
             "in place",
             """
 def recall_at_k(distance, labels, k):
@@ -113,6 +145,44 @@ def map_at_r(distance, labels):
             "all images",
             PRECISION.format("((among * precision).sum(1) / R[:, 0].clamp_min(1)).mean()"),
             "You averaged over all images",
+        ),
+        (
+            "the first one dropped",
+            """
+def map_at_r(distance, labels):
+    scores = []
+    for i in range(len(labels)):
+        R = int((labels == labels[i]).sum()) - 1
+        if R == 0:
+            continue
+        hit = (labels[distance[i].argsort()[1 : R + 1]] == labels[i]).float()
+        scores.append(float((hit * hit.cumsum(0) / torch.arange(1, R + 1)).sum() / R))
+    return sum(scores) / len(scores)
+""",
+            "You dropped the first",
+        ),
+        ("all pairs alike", PRECISION.format("(among * precision).sum() / R.sum()"), "by the sum of all R"),
+        (
+            "reciprocal rank",
+            """
+def map_at_r(distance, labels):
+    scores = []
+    for i in range(len(labels)):
+        others = [j for j in distance[i].argsort().tolist() if j != i]
+        R = sum(labels[j] == labels[i] for j in others)
+        if R > 0:
+            first = next((rank for rank, j in enumerate(others[:R], 1) if labels[j] == labels[i]), None)
+            scores.append(1 / first if first else 0.0)
+    return sum(scores) / len(scores)
+""",
+            "looks at the first right answer only",
+        ),
+        (
+            "ranks one too large",
+            PRECISION.replace("right.cumsum(1) / rank", "right.cumsum(1) / (rank + 1)").format(
+                "((among * precision).sum(1) / R[:, 0])[R[:, 0] > 0].mean()"
+            ),
+            "one too large",
         ),
         ("a NaN", PRECISION.format("((among * precision).sum(1) / R[:, 0]).mean()"), "something divided by 0"),
     ],

@@ -43,6 +43,45 @@ NEAR_MISSES = {
             judge(average="(precision.sum() / kept.sum()).item()"),
             "by the number of matches R",
         ),
+        (
+            "divided by all images of the person",
+            judge(average="(precision.sum() / (gallery_ids == query_id).sum()).item()"),
+            "only the matches that are left: yours",
+        ),
+        (
+            "ranks from 0",
+            """
+def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
+    order = distances.argsort().tolist()
+    ranking = [j for j in order if gallery_ids[j] != -1
+               and not (gallery_ids[j] == query_id and gallery_cameras[j] == query_camera)]
+    ranks = [rank for rank, j in enumerate(ranking) if gallery_ids[j] == query_id]
+    return ranks[0], sum(i / rank for i, rank in enumerate(ranks, 1)) / len(ranks)
+""",
+            "Ranks start from 1, yours from 0",
+        ),
+        (
+            "the first rank from 0",
+            """
+def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
+    kept = (gallery_ids != -1) & ((gallery_ids != query_id) | (gallery_cameras != query_camera))
+    hit = (gallery_ids == query_id)[kept][distances[kept].argsort()]
+    precision = hit.cumsum(0) / torch.arange(1, len(hit) + 1)
+    return int(hit.int().argmax()), float(precision[hit].mean())
+""",
+            "The first rank is counted from 1",
+        ),
+        (
+            "exchanged",
+            judge().replace("ranks[0].item(), precision.mean().item()", "precision.mean().item(), ranks[0].item()"),
+            "The rank comes first",
+        ),
+        ("reciprocal rank", judge(average="1 / ranks[0].item()"), "not the first one alone"),
+        (
+            "one number",
+            judge().replace("ranks[0].item(), precision", "precision"),
+            "Return two numbers",
+        ),
     ],
     "06.2": [
         (
@@ -94,6 +133,26 @@ def reciprocal(distances, k):
 """,
             "You took the farthest ones",
         ),
+        (
+            "the other direction",
+            """
+def reciprocal(distances, k):
+    near = torch.zeros_like(distances, dtype=torch.bool)
+    for i, row in enumerate(distances):
+        near[row.argsort()[: k + 1], i] = True
+    return near
+""",
+            "among those of i, too",
+        ),
+        (
+            "neighbours in common",
+            """
+def reciprocal(distances, k):
+    groups = [set(row.argsort()[: k + 1].tolist()) for row in distances]
+    return torch.tensor([[bool(a & b) for b in groups] for a in groups])
+""",
+            "have a neighbour in common",
+        ),
     ],
     "06.3": [
         (
@@ -136,6 +195,37 @@ def jaccard(V):
     return 1 - (low / high.clamp_min(1e-12)).mean(-1)
 """,
             "sum first, then divide once",
+        ),
+        (
+            "sum of both rows",
+            """
+def jaccard(V):
+    n = len(V)
+    d = torch.zeros(n, n)
+    for i in range(n):
+        for j in range(n):
+            d[i, j] = 1 - torch.minimum(V[i], V[j]).sum() / (V[i].sum() + V[j].sum())
+    return d
+""",
+            "what is common counts twice",
+        ),
+        (
+            "sum of one row",
+            """
+def jaccard(V):
+    return torch.stack([1 - torch.minimum(row, V).sum(1) / row.sum() for row in V])
+""",
+            "the union belongs to both",
+        ),
+        (
+            "members counted",
+            """
+def jaccard(V):
+    inside = V > 0
+    both = (inside[:, None] & inside[None]).sum(-1)
+    return 1 - both / (inside[:, None] | inside[None]).sum(-1)
+""",
+            "who belongs at all",
         ),
     ],
 }
