@@ -118,9 +118,16 @@ plots.show(plots.grid([cat, plots.overlay(cat, heat)], titles, columns=2, side=3
 #
 # <details><summary>Hint 1</summary>Which axis do the two arguments share? It is summed over, and disappears.</details>
 # <details><summary>Hint 2</summary>`torch.einsum` takes the names of the axes: those of each input, an arrow, those of the
-# result.</details>
-# <details><summary>Hint 3</summary>`torch.einsum("bkhw,ck->...", features, weight)`: only the axes of the result are left to
-# you.</details>
+# result. A name that stands only before the arrow is summed over.</details>
+# <details><summary>Hint 3</summary>Another sum over a shared axis: three shops have prices of two goods, and four
+# customers have lists. What does each list cost in each shop?
+#
+# ```python
+# prices = torch.tensor([[1., 2.], [2., 1.], [3., 3.]])             # shop, good
+# lists = torch.tensor([[1., 0.], [0., 1.], [1., 1.], [2., 0.]])    # customer, good
+# torch.einsum("sg,lg->ls", prices, lists)[2]                       # tensor([3., 3., 6.])
+# ```
+# </details>
 
 # %% exercise="01.1"
 def class_map(features, weight):
@@ -247,11 +254,19 @@ assert scene_logits[0, rows[2]] < scene_logits[0, rows[:2]].min()
 # Write `scaled(raw)`: for each map of `b c h w` by itself $(M - \min M) / (\max M - \min M)$, and zeros where a map is
 # constant.
 #
-# <details><summary>Hint 1</summary>`amin` and `amax` take several axes at once, and `keepdim=True` keeps the result
-# broadcastable.</details>
-# <details><summary>Hint 2</summary>The spread max − min is 0 for a constant map. What could you divide by instead, so that the
-# result is 0?</details>
-# <details><summary>Hint 3</summary>`spread = high - low`, then `(m - low) / torch.where(spread == 0, 1, spread)`.</details>
+# <details><summary>Hint 1</summary>Over which of the four axes do you look for the minimum, if each map counts by itself? What
+# is 0 / 0, and what could you divide 0 by instead?</details>
+# <details><summary>Hint 2</summary>`amin` and `amax` take several axes at once, and `keepdim=True` keeps the result
+# broadcastable. `torch.where(condition, a, b)` chooses value by value, so it can put 1 in the place of a spread of
+# 0.</details>
+# <details><summary>Hint 3</summary>Another quotient, row by row: the share of each number in its row. The second row is empty.
+#
+# ```python
+# counts = torch.tensor([[1., 3.], [0., 0.]])
+# total = counts.sum(1, keepdim=True)                               # 2 1
+# counts / total.where(total > 0, 1)        # tensor([[0.2500, 0.7500], [0.0000, 0.0000]])
+# ```
+# </details>
 
 # %% exercise="01.2"
 def scaled(raw):
@@ -264,26 +279,33 @@ def scaled(raw):
 
 # %% check="01.2" points=2
 with check("01.2", hint="amin and amax over the last two axes") as ask:
-    m = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
-    m = m * torch.tensor([1.0, 4.0, 9.0])[:, None, None]
-    scale = lambda m: maps.heatmap(m, m.shape[-2:])               # the library's answer
-    right, high = scale(m), m.flatten(2).max(2).values[..., None, None]
-    same(ask(scaled, m), right, "scaled(raw)", axes="b c h w", suspects={
+    given = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(1))
+    given *= torch.tensor([1.0, 4.0, 9.0])[:, None, None]
+    scale = lambda x: maps.heatmap(x, x.shape[-2:])               # the library's answer
+    right, peak = scale(given), given.flatten(2).max(2).values[..., None, None]
+    same(ask(scaled, given), right, "scaled(raw)", axes="b c h w", suspects={
         "You took the minimum and maximum of the whole batch: then one image changes "
-        "what another one shows.": lambda: scale(m.view(1, 24, 5)).view_as(m),
+        "what another one shows.": lambda: scale(given.view(1, 24, 5)).view_as(given),
         "You took them over the channels too: each map of an image has its own minimum "
-        "and maximum.": lambda: scale(m.view(2, 12, 5)).view_as(m),
+        "and maximum.": lambda: scale(given.view(2, 12, 5)).view_as(given),
         "You divided by the maximum only: subtract the minimum first, and divide by "
-        "the difference of the two.": lambda: m / high,
+        "the difference of the two.": lambda: given / peak,
         "You cut off the negative values first (as Grad-CAM does). Here the lowest "
-        "value becomes 0, whatever its sign.": lambda: scale(m.relu()),
+        "value becomes 0, whatever its sign.": lambda: scale(given.relu()),
         "You subtracted the minimum, but divided by the maximum as it was before.":
-            lambda: m / high + (right - m / high).amax((2, 3), keepdim=True)})
-    flat = ask(scaled, torch.full((1, 1, 2, 2), 3.0))
-    assert not flat.isnan().any(), ("A constant map gave NaN: 0 / 0. It should give "
+            lambda: given / peak + (right - given / peak).amax((2, 3), keepdim=True)})
+    mixed, want = given.clone(), right.clone()
+    mixed[0, 1], want[0, 1] = 3.0, 0.0                          # one map is constant
+    came = ask(scaled, mixed)
+    assert not came.isnan().any(), ("A constant map gave NaN: 0 / 0. It should give "
                                     "zeros.")
-    assert (flat == 0).all(), ("A constant map should give zeros, but "
-                               f"{flat.flatten()[0]:.3g} came.")
+    assert not came[0, 1].any(), ("A constant map should give zeros, but "
+                                  f"{came[0, 1].max():.3g} came.")
+    same(came, want, "scaled(raw) with one constant map", axes="b c h w", suspects={
+        "One constant map emptied all others: only the constant one becomes zeros.":
+            0 * want,
+        "One constant map emptied those of its image: only itself becomes zeros.":
+            want * torch.tensor([0.0, 1.0])[:, None, None, None]})
 ### BEGIN HIDDEN TESTS
 three = torch.tensor([-2.0, 0.0, 2.0]).view(1, 1, 1, 3)
 assert torch.equal(scaled(three), torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3))
@@ -327,10 +349,19 @@ widgets.flipbook(at, [round(0.1 * i, 1) for i in range(10)],
 #
 # <details><summary>Hint 1</summary>`np.bincount(regions.ravel())` counts the pixels of each number. Which entry must not
 # win?</details>
-# <details><summary>Hint 2</summary>`np.nonzero(regions == largest)` gives the rows first (that is *y*), then the
-# columns.</details>
-# <details><summary>Hint 3</summary>`largest = np.bincount(regions.ravel())[1:].argmax() + 1`; then
-# `columns.min(), rows.min(), columns.max() + 1, rows.max() + 1`, each as an int.</details>
+# <details><summary>Hint 2</summary>Leave out the entry of 0 before you take `argmax`, and mind that the places then begin one
+# number later. `np.nonzero` of the mask of one region gives the rows first (that is *y*), then the columns.</details>
+# <details><summary>Hint 3</summary>Another search for the most frequent number, without the zeros (no answer) among votes; and
+# where it stands:
+#
+# ```python
+# votes = np.array([[0, 0, 2], [0, 1, 2]])
+# count = np.bincount(votes.ravel())        # 3 without answer, 1 for "1", 2 for "2"
+# count[0] = 0
+# rows, columns = np.nonzero(votes == count.argmax())
+# (rows.tolist(), columns.tolist())                                 # ([0, 1], [2, 2])
+# ```
+# </details>
 
 # %% exercise="01.3"
 def region_box(heatmap, threshold):
@@ -348,24 +379,33 @@ def region_box(heatmap, threshold):
 # %% check="01.3" points=3
 with check("01.3", hint="threshold, label, largest, box") as ask:
     toy = np.zeros((12, 16))
-    toy[2:5, 1:4] = 0.5                                             # a small hot region
-    toy[4:9, 7:13], toy[9, 6] = 0.4, 0.4             # a large one, touching at a corner
-    toy[0, 15] = 0.2
-    same(ask(region_box, toy, 0.5), (6, 4, 13, 10), "region_box(toy, 0.5)",
-         suspects={"That is the box around everything above the threshold: only the "
-                   "largest connected region counts.": (1, 2, 13, 10),
-                   "Rows and columns are exchanged: x runs along columns, and "
-                   "np.nonzero gives the rows first.": (4, 6, 10, 13),
-                   "x1 and y1 are the last pixels themselves: they should lie one past "
-                   "them.": (6, 4, 12, 9),
-                   "Pixels that touch at a corner belong together: label needs "
-                   "np.ones((3, 3)).": (7, 4, 13, 9),
-                   "That is the hottest region. The largest one counts, whoever has "
-                   "the peak.": (1, 2, 4, 5),
-                   "That is the whole image: did the background win? Region 0 is "
-                   "outside.": (0, 0, 16, 12),
-                   "The threshold is a share of the maximum, which is 0.5 here: you "
-                   "used it as an absolute value.": (0, 0, 0, 0)})
+    toy[0, 1:3] = toy[0, 15] = toy[2, 8:15] = 1.2               # three small regions,
+    toy[2:4, 1:4] = 2.0                                         # the hottest one,
+    toy[5:10, 7:13] = toy[4, 6] = 1.5                # the largest, touching at a corner
+    toy[5:8, 13:] = 1.0, 0.7, 0.3                               # and its slope
+    same(ask(region_box, toy, 0.5), (6, 4, 13, 10), "region_box(toy, 0.5)", suspects={
+        "That is the box around everything above the threshold: only the largest "
+        "connected region counts.": (1, 0, 16, 10),
+        "Rows and columns are exchanged: x runs along columns, and np.nonzero gives "
+        "the rows first.": (4, 6, 10, 13),
+        "x1 and y1 are the last pixels themselves: they should lie one past them.":
+            (6, 4, 12, 9),
+        "The last two numbers are width and height: (x0, y0, x1, y1) is asked for.":
+            (6, 4, 7, 6),
+        "Pixels that touch at a corner belong together: label needs np.ones((3, 3)).":
+            (7, 5, 13, 10), "A pixel at the threshold itself was kept: above means >.":
+            (6, 4, 14, 10),
+        "That is the hottest region. The largest one counts, whoever has the peak.":
+            (1, 2, 4, 4),
+        "That is region 1, the first. The largest one counts.": (1, 0, 3, 1),
+        "That is the region before the largest one. Regions are numbered from 1: is "
+        "a + 1 missing?": (8, 2, 15, 3),
+        "That is the whole image: did the background win? Region 0 is outside.":
+            (0, 0, 16, 12),
+        "The threshold is a share of the maximum, which is 2 here: you used it as an "
+        "absolute value.": (6, 4, 15, 10),
+        "The threshold is a share of the maximum: you took that of the mean.":
+            (6, 4, 16, 10)})
 ### BEGIN HIDDEN TESTS
 ring = np.zeros((9, 9)); ring[1:8, 1:8] = 1.0; ring[3:6, 3:6] = 0.0
 assert region_box(ring, 0.5) == (1, 1, 8, 8)

@@ -104,10 +104,18 @@ print(val, tuple(val_maps.shape), sep="\n")
 # `features` is `n k`, `labels` is `n`, the result is `c k`. (The paper averages feature maps and pools them afterwards. Both
 # are means, so the order does not matter.)
 #
-# <details><summary>Hint 1</summary>A loop over the classes is a fine first answer: which rows belong to class c?</details>
-# <details><summary>Hint 2</summary>`features[labels == c]` are the rows of class c; `torch.stack` turns a list of means into a
-# tensor.</details>
-# <details><summary>Hint 3</summary>Without a loop: `one_hot(labels).T @ features` sums, and the sum of the one-hot rows counts.</details>
+# <details><summary>Hint 1</summary>Which rows of `features` belong to class c? (A loop over the classes is a fine first
+# answer.)</details>
+# <details><summary>Hint 2</summary>`labels == c` is true for the rows of class c, and may stand in brackets behind `features`.
+# `torch.stack` turns a list of rows into a tensor.</details>
+# <details><summary>Hint 3</summary>Another number for each group: the longest jump of each of three teams.
+#
+# ```python
+# jumps = torch.tensor([[5.0], [7.5], [6.0], [4.5], [6.5]])         # athlete, 1
+# team = torch.tensor([0, 1, 0, 2, 2])
+# torch.stack([jumps[team == t].amax(0) for t in range(3)])         # tensor([[6.0000], [7.5000], [6.5000]])
+# ```
+# </details>
 
 # %% exercise="02.1"
 def mean_features(features, labels, num_classes):
@@ -122,21 +130,24 @@ def mean_features(features, labels, num_classes):
 with check("02.1", hint="the mean of features[labels == c], for every c") as ask:
     f = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 2, 1, 0, 2, 2, 1, 0, 0])         # 4 of class 0, 2 of 1, 3 of 2
-    right = prototypes.class_prototypes(f, y, 3)                  # the library's answer
-    sums = right * torch.tensor([4.0, 2.0, 3.0])[:, None]
-    same(ask(mean_features, f, y, 3), right, "mean_features(...)", axes="c k",
-         suspects={"You summed: divide by the number of samples of the class.":
-                       lambda: sums,
+    truth = prototypes.class_prototypes(f, y, 3)                 # the library's answer
+    sums = truth * torch.tensor([4.0, 2.0, 3.0])[:, None]
+    same(ask(mean_features, f, y, 3), truth, "mean_features(...)", axes="c k",
+         suspects={"You summed: divide by the number of samples of the class.": sums,
                    "You divided by the number of all samples: divide by that of the "
-                   "class.": lambda: sums / 9,
+                   "class.": sums / 9,
+                   "You divided by the number of classes: divide by the number of "
+                   "samples of each.": sums / 3,
                    "All rows are the mean of everything: only the samples of the class "
-                   "count.": lambda: f.mean(0).expand(3, -1),
+                   "count.": f.mean(0).expand(3, -1),
                    "You scaled the prototypes to length 1. Eq. 7 is the plain mean.":
-                       lambda: torch.nn.functional.normalize(right, dim=1),
+                       torch.nn.functional.normalize(truth, dim=1),
                    "You took the first sample of each class: a prototype is the mean "
-                   "of all.": lambda: f[[0, 2, 1]],
+                   "of all.": f[[0, 2, 1]],
+                   "You took the last sample of each class: a prototype is the mean "
+                   "of all.": f[[8, 6, 5]],
                    "Classes belong along the first axis, channels along the second.":
-                       lambda: right.T})
+                       truth.T})
 ### BEGIN HIDDEN TESTS
 assert torch.allclose(mean_features(torch.eye(3), torch.tensor([2, 0, 1]), 3),
                       torch.eye(3)[[1, 2, 0]])
@@ -155,12 +166,20 @@ assert mean_features(torch.ones(2, 5), torch.tensor([0, 1]), 2).shape == (2, 5)
 #
 # The floor is ours. Why it is needed you will see below.
 #
-# <details><summary>Hint 1</summary>Give `query` an axis for the classes and `reference` one for the images: then they
-# broadcast.</details>
-# <details><summary>Hint 2</summary>`distance = (query[:, None] - reference[None]).abs()` is `b c k`; the mean distance of a pair
-# is over the last axis, with `keepdim=True`.</details>
-# <details><summary>Hint 3</summary>`floor = eps * distance.mean(-1, keepdim=True)`, `weights = 1 / torch.maximum(distance,
-# floor)`, and divide by the sum over the last axis.</details>
+# <details><summary>Hint 1</summary>Which axis does `query` lack, and which does `reference`, so that the difference of the two is
+# `b c k`? Along which axis do the weights sum to 1?</details>
+# <details><summary>Hint 2</summary>`query[:, None]` is `b 1 k`, and broadcasts. Both the mean distance of a pair and the sum of
+# its weights are taken over the last axis, with `keepdim=True`; `torch.maximum` compares two tensors value by
+# value.</details>
+# <details><summary>Hint 3</summary>Another table of all pairs: how far is it from each of two walkers to each of two towns,
+# counted as half of the farthest way of the row at least?
+#
+# ```python
+# walker, town = torch.tensor([0.0, 6.0]), torch.tensor([6.0, 8.0])
+# way = (walker[:, None] - town).abs()                                        # walker, town
+# torch.maximum(way, 0.5 * way.amax(-1, keepdim=True))      # tensor([[6., 8.], [1., 2.]])
+# ```
+# </details>
 
 # %% exercise="02.2"
 def distance_weights(query, reference, eps=1e-6):
@@ -176,33 +195,37 @@ def distance_weights(query, reference, eps=1e-6):
 # %% check="02.2" points=3
 with check("02.2", hint="broadcast, floor, reciprocal, sum to 1") as ask:
     g = torch.Generator().manual_seed(1)
-    q, p = torch.rand(2, 6, generator=g) + 0.1, torch.rand(3, 6, generator=g) + 0.1
-    right = maps.channel_weights(q, p, 1e-6)                      # the library's answer
-    match = torch.stack([                            # b c k: -log D, channel by channel
-        -torch.cdist(a[:, None], b[:, None]).log() for a, b in zip(q.T, p.T)], -1)
-    same(ask(distance_weights, q, p, 1e-6), right, "distance_weights(...)",
-         axes="b c k",
-         suspects={"These are the distances: Eq. 5 takes the reciprocal, a small "
-                   "distance is a large weight.": lambda: (-match).softmax(-1),
-                   "The weights are not normalised: divide by their sum over the "
-                   "channels.": lambda: match.exp(),
-                   "You normalised over the classes: the weights of a pair sum to 1 "
-                   "over the channels.": lambda: match.softmax(1),
-                   "You squared the distance: Eq. 4 is an absolute value.":
-                       lambda: (2 * match).softmax(-1),
-                   "You took a softmax of 1/D: it leaves hardly more than one channel.":
-                       lambda: maps.channel_weights(q, p, 1e-6, "softmax"),
-                   "The axes are in the order c b k: images come first.":
-                       lambda: right.transpose(0, 1)})
-    dead = ask(distance_weights, torch.tensor([[0.0, 1.0]]),
-               torch.tensor([[0.0, 5.0]]), 0.5)
-    assert dead.isfinite().all(), ("A distance of 0 gave 1/0: raise it to eps times "
-                                   "the mean distance.")
-    same(dead, torch.tensor([[[0.8, 0.2]]]),
-         "the weights of a pair with a dead channel",
-         suspects={"The floor is eps times the mean distance of the pair: you used eps "
-                   "itself, so the unit of the features matters.":
-                       torch.tensor([[[8 / 9, 1 / 9]]])})
+    f, ref = torch.rand(2, 6, generator=g) + 0.1, torch.rand(3, 6, generator=g) + 0.1
+    truth = maps.channel_weights(f, ref, 1e-6)                   # the library's answer
+    near = torch.stack([                             # b c k: -log D, channel by channel
+        -torch.cdist(a[:, None], b[:, None]).log() for a, b in zip(f.T, ref.T)], -1)
+    ones = ask(distance_weights, torch.tensor([[1., 3., 1.]]), torch.full((1, 3), 2.))
+    assert not torch.is_tensor(ones) or (ones - ones.mean()).abs().max() < 1e-4, (
+        "Differences of -1 and +1 got other weights: Eq. 4 is an absolute value.")
+    same(ask(distance_weights, f, ref, 1e-6), truth, "distance_weights(...)",
+         axes="b c k", suspects={
+             "These are the distances: Eq. 5 takes 1/D.": (-near).softmax(-1),
+             "The weights are not normalised: their sum is 1.": near.exp(),
+             "You divided by the length (L2): here the weights of a pair sum to 1.":
+                 torch.nn.functional.normalize(near.exp(), dim=-1),
+             "You normalised over the classes, not the channels.": near.softmax(1),
+             "You squared: Eq. 4 is an absolute value.": (2 * near).softmax(-1),
+             "You took a softmax of 1/D: it leaves hardly more than one channel.":
+                 maps.channel_weights(f, ref, 1e-6, "softmax"),
+             "The axes are in the order c b k: images come first.":
+                 truth.transpose(0, 1)})
+    dead = ask(distance_weights, *torch.tensor([[[0., 1], [0, 3]], [[0, 5], [0, 9]]]),
+               eps=0.5)                       # D: 0 in channel 0, `far` in channel 1
+    assert dead.isfinite().all(), "D = 0 gave 1/0: raise it to eps times the mean D."
+    far = torch.tensor([[4.0, 8.0], [2.0, 6.0]])
+    of = lambda low, high: torch.stack((high, low), -1) / (low + high)[..., None]
+    same(dead, of(far / 4, far), "the weights of pairs with a dead channel", {
+        "You used eps itself as the floor: it is eps times the mean D of the pair, or "
+        "the unit of the features matters.": of(0 * far + 0.5, far),
+        "The floor came from the mean over all pairs: each has its own.":
+            of(0 * far + 1.25, far),
+        "You added eps: D changes below the floor alone.": of(far * 0 + .5, far + .5),
+        "You added the floor: D changes below it alone.": of(far / 4, 1.25 * far)})
 ### BEGIN HIDDEN TESTS
 big = distance_weights(torch.rand(4, 7), torch.rand(5, 7), 1e-3)
 assert big.shape == (4, 5, 7) and torch.allclose(big.sum(-1), torch.ones(4, 5))
@@ -214,9 +237,18 @@ assert big.shape == (4, 5, 7) and torch.allclose(big.sum(-1), torch.ones(4, 5))
 # In lesson 01 the weights were `c k`, the same for all images. Now **each image has its own**: `weights` is `b c k`. Write
 # `distance_map(features, weights)` with `features` `b k h w`; the result is `b c h w`.
 #
-# <details><summary>Hint 1</summary>It is the einsum of lesson 01 with one more letter.</details>
-# <details><summary>Hint 2</summary>An axis that both have and the result keeps (b) is matched, not summed.</details>
-# <details><summary>Hint 3</summary>`torch.einsum("bkhw,bck->...", features, weights)`.</details>
+# <details><summary>Hint 1</summary>Which axes do the two arguments share? Which of these does the result keep?</details>
+# <details><summary>Hint 2</summary>It is the einsum of lesson 01 with one more letter: an axis that both have and the result
+# keeps (b) is matched, not summed.</details>
+# <details><summary>Hint 3</summary>Another sum with a matched axis: on each of two days (d) there are prices of two goods, other
+# ones each day, and three customers (l) bring lists. What does each list cost on its day?
+#
+# ```python
+# prices = torch.tensor([[1., 2.], [2., 5.]])                                 # d g
+# lists = torch.tensor([[[1., 0.], [0., 1.], [1., 1.]], [[2., 0.], [0., 0.], [1., 1.]]])
+# torch.einsum("dg,dlg->dl", prices, lists)         # tensor([[1., 2., 3.], [4., 0., 7.]])
+# ```
+# </details>
 
 # %% exercise="02.3"
 def distance_map(features, weights):
@@ -228,17 +260,22 @@ def distance_map(features, weights):
 # %% check="02.3" points=2
 with check("02.3", hint="einsum, matching b and summing k") as ask:
     g = torch.Generator().manual_seed(2)
-    f, w = torch.randn(2, 5, 3, 4, generator=g), torch.rand(2, 6, 5, generator=g)
-    right = maps.weighted_map(f, w)                               # the library's answer
-    same(ask(distance_map, f, w), right, "distance_map(...)", axes="b c h w",
+    f, each = torch.randn(2, 5, 3, 4, generator=g), torch.rand(2, 6, 5, generator=g)
+    truth = maps.weighted_map(f, each)                            # the library's answer
+    same(ask(distance_map, f, each), truth, "distance_map(...)", axes="b c h w",
          suspects={"Every image got the weights of the first one: each has its own.":
-                       lambda: maps.cam(f, w[0]),
+                       maps.cam(f, each[0]),
                    "The weights were summed over the images: match b instead.":
-                       lambda: maps.cam(f, w.sum(0)),
-                   "You averaged over the channels: Eq. 6 sums them.":
-                       lambda: right / 5,
+                       maps.cam(f, each.sum(0)),
+                   "All images got the mean weights: each has its own.":
+                       maps.cam(f, each.mean(0)),
+                   "You averaged over the channels: Eq. 6 sums them.": truth / 5,
                    "You cut off the negative values (ReLU): Eq. 6 has none.":
-                       lambda: right.relu()})
+                       truth.relu(),
+                   "You pooled the features first: weigh each position.":
+                       truth.mean((2, 3), keepdim=True).expand_as(truth),
+                   "The axes are in the order c b h w: images come first.":
+                       truth.transpose(0, 1)})
 ### BEGIN HIDDEN TESTS
 assert (distance_map(torch.ones(1, 2, 1, 1), torch.tensor([[[0.5, 0.25]]])).item()
         == 0.75)

@@ -2,10 +2,12 @@
 
 import ast
 import copy
+import re
+import textwrap
 
 import pytest
 
-from .test_near_misses import parts
+from .test_near_misses import execute, parts, prepared, surroundings  # noqa: F401  (fixtures)
 
 SIZE = 9  # nodes of an expression that is no longer a phrase of the language, such as `x.sum(1, keepdim=True)`
 
@@ -66,3 +68,34 @@ def test_an_answer_in_a_check_is_found(check):
 def test_a_visible_check_does_not_hold_the_answer(source):
     for number, (solution, visible, *_) in parts(source)[1].items():
         assert not given_away(solution, visible), (number, given_away(solution, visible))
+
+
+def worked(notebook):
+    """The worked examples in third hints: number of the exercise -> code, whose last line says what it gives."""
+    found = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and (number := re.search(r"^### Exercise (\d\d\.\d)", cell.source, re.M)):
+            hint = cell.source.partition("<summary>Hint 3</summary>")[2].partition("</details>")[0]
+            if example := re.search(r"^```python\n(.*?)^```$", hint, re.M | re.S):
+                found[number[1]] = example[1]
+    return found
+
+
+def test_worked_examples_of_hints_give_what_they_say_and_not_the_answer(source, notebook, prepared, capsys):  # noqa: F811
+    """Also where a student types one into the stub: it runs there, fails, and no mistake in Python is blamed."""
+    for number, example in worked(notebook).items():
+        names, exercises = prepared(source)
+        solution, visible, *_ = exercises[number]
+        assert not given_away(solution, example), (number, given_away(solution, example))
+        *lines, last = example.strip().splitlines()
+        value, _, says = (part.strip() for part in last.partition("#"))
+        execute("\n".join([*lines, f"found = {value}"]), "/notebook/hint", before := dict(names))
+        assert " ".join(repr(before["found"]).split()) == says, (number, before["found"], says)
+
+        head = solution[: solution.index("### BEGIN SOLUTION")]
+        body = textwrap.indent("\n".join([*lines, f"return {value}"]), "    ")
+        execute(head + body.lstrip(), "/notebook/answer", names)
+        with pytest.raises(Exception):  # noqa: B017  (whatever a wrong answer raises)
+            execute(visible, "/notebook/check", names)
+        said = capsys.readouterr().out
+        assert f"[FAIL] {number}: " in said and "stopped with" not in said, said

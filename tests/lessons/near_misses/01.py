@@ -105,6 +105,53 @@ def scaled(maps):
 """,
             "your code stopped with RuntimeError",
         ),
+        (
+            "an early return for a constant map",
+            """
+def scaled(raw):
+    low, high = raw.amin((-2, -1), keepdim=True), raw.amax((-2, -1), keepdim=True)
+    if (low == high).any():
+        return torch.zeros_like(raw)
+    return (raw - low) / (high - low)
+""",
+            "emptied all others",
+        ),
+        (
+            "images one by one",
+            """
+def scaled(raw):
+    out = torch.zeros_like(raw)
+    for i, image in enumerate(raw):
+        low, high = image.amin((-2, -1), keepdim=True), image.amax((-2, -1), keepdim=True)
+        if (high > low).all():
+            out[i] = (image - low) / (high - low)
+    return out
+""",
+            "emptied those of its image",
+        ),
+        (
+            "maximum of before",
+            """
+def scaled(raw):
+    high = raw.flatten(2).max(-1)[0][..., None, None]
+    return (raw - raw.flatten(2).min(-1)[0][..., None, None]) / high
+""",
+            "divided by the maximum as it was before",
+        ),
+        (
+            "a constant map is all ones",
+            """
+def scaled(raw):
+    out = torch.ones_like(raw)
+    for b in range(raw.shape[0]):
+        for c in range(raw.shape[1]):
+            spread = raw[b, c].max() - raw[b, c].min()
+            if spread > 0:
+                out[b, c] = (raw[b, c] - raw[b, c].min()) / spread
+    return out
+""",
+            "should give zeros, but 1 came",
+        ),
     ],
     "01.3": [
         (
@@ -178,6 +225,72 @@ def region_box(heatmap, threshold):
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 """,
             "as an absolute value",
+        ),
+        (
+            "x, y, width, height",
+            """
+def region_box(heatmap, threshold):
+    regions, count = ndimage.label(heatmap > threshold * heatmap.max(), np.ones((3, 3)))
+    largest = np.bincount(regions.ravel())[1:].argmax() + 1
+    rows, columns = np.nonzero(regions == largest)
+    return columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1
+""",
+            "width and height",
+        ),
+        (
+            "forgotten + 1",
+            """
+def region_box(heatmap, threshold):
+    regions, count = ndimage.label(heatmap > threshold * heatmap.max(), np.ones((3, 3)))
+    largest = np.bincount(regions.ravel())[1:].argmax()
+    rows, columns = np.nonzero(regions == largest)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+""",
+            "is a + 1 missing",
+        ),
+        (
+            "range without the last",
+            """
+def region_box(heatmap, threshold):
+    regions, count = ndimage.label(heatmap > threshold * heatmap.max(), np.ones((3, 3)))
+    largest = max(range(1, count), key=lambda i: (regions == i).sum())
+    rows, columns = np.nonzero(regions == largest)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+""",
+            "is a + 1 missing",
+        ),
+        (
+            "at the threshold",
+            """
+def region_box(heatmap, threshold):
+    regions, count = ndimage.label(heatmap >= threshold * heatmap.max(), np.ones((3, 3)))
+    largest = np.bincount(regions.ravel())[1:].argmax() + 1
+    rows, columns = np.nonzero(regions == largest)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+""",
+            "above means >",
+        ),
+        (
+            "share of the mean",
+            """
+def region_box(heatmap, threshold):
+    regions, count = ndimage.label(heatmap > threshold * heatmap.mean(), np.ones((3, 3)))
+    largest = np.bincount(regions.ravel())[1:].argmax() + 1
+    rows, columns = np.nonzero(regions == largest)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+""",
+            "that of the mean",
+        ),
+        (
+            "first region",
+            """
+def region_box(heatmap, threshold):
+    regions, count = ndimage.label(heatmap > threshold * heatmap.max(), np.ones((3, 3)))
+    largest = 1
+    rows, columns = np.nonzero(regions == largest)
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+""",
+            "region 1, the first",
         ),
     ],
 }

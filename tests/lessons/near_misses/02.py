@@ -8,6 +8,8 @@ def distance_weights(query, reference, eps=1e-6):
     return {}
 """
 
+SHARED = WEIGHTS.format("weights / weights.sum(-1, keepdim=True)")
+
 NEAR_MISSES = {
     "02.1": [
         (
@@ -52,6 +54,33 @@ def mean_features(features, labels, num_classes):
             "first sample of each class",
         ),
         (
+            "the last one stays",
+            """
+def mean_features(features, labels, num_classes):
+    prototypes = torch.zeros(num_classes, features.shape[1])
+    for q, label in zip(features, labels):
+        prototypes[label] = q
+    return prototypes
+""",
+            "last sample of each class",
+        ),
+        (
+            "divided by the classes",
+            """
+def mean_features(features, labels, num_classes):
+    return torch.zeros(num_classes, features.shape[1]).index_add_(0, labels, features) / num_classes
+""",
+            "by the number of classes",
+        ),
+        (
+            "channels first",
+            """
+def mean_features(features, labels, num_classes):
+    return torch.stack([features[labels == c].mean(0) for c in range(num_classes)], 1)
+""",
+            "Classes belong along the first axis",
+        ),
+        (
             "a list",
             """
 def mean_features(features, labels, num_classes):
@@ -68,10 +97,44 @@ def distance_weights(query, reference, eps=1e-6):
     distance = (query[:, None] - reference[None]).abs()
     return distance / distance.sum(-1, keepdim=True)
 """,
-            "takes the reciprocal",
+            "Eq. 5 takes 1/D",
         ),
         ("not normalised", WEIGHTS.format("weights"), "not normalised"),
-        ("normalised over the classes", WEIGHTS.format("weights / weights.sum(1, keepdim=True)"), "over the classes"),
+        (
+            "normalised over the classes",
+            WEIGHTS.format("weights / weights.sum(1, keepdim=True)"),
+            "normalised over the classes",
+        ),
+        (
+            "L2",
+            WEIGHTS.format("F.normalize(weights, dim=-1)").replace("F.", "torch.nn.functional."),
+            "divided by the length",
+        ),
+        ("no abs", SHARED.replace(".abs()", ""), "Differences of -1 and +1"),
+        (
+            "no abs, the other way round",
+            SHARED.replace("query[:, None] - reference[None]).abs()", "reference - query[:, None])"),
+            "Differences of -1 and +1",
+        ),
+        ("floor of all pairs", SHARED.replace("mean(-1, keepdim=True)", "mean()"), "mean over all pairs"),
+        ("plus eps", SHARED.replace("torch.maximum(distance, floor)", "(distance + eps)"), "You added eps"),
+        (
+            "plus the floor",
+            SHARED.replace("torch.maximum(distance, floor)", "(distance + floor)"),
+            "You added the floor",
+        ),
+        (
+            "no abs, no floor",
+            """
+def distance_weights(query, reference, eps=1e-6):
+    rows = []
+    for q in query:
+        weights = 1 / (reference - q + 1e-12)
+        rows.append(weights / weights.sum(1, keepdim=True))
+    return torch.stack(rows)
+""",
+            "Differences of -1 and +1",
+        ),
         (
             "squared",
             """
@@ -79,7 +142,7 @@ def distance_weights(query, reference, eps=1e-6):
     weights = 1 / (query[:, None] - reference[None]).square()
     return weights / weights.sum(-1, keepdim=True)
 """,
-            "Eq. 4 is an absolute value",
+            "You squared",
         ),
         ("softmax", WEIGHTS.format("weights.softmax(-1)"), "softmax of 1/D"),
         (
@@ -89,7 +152,7 @@ def distance_weights(query, reference, eps=1e-6):
     weights = 1 / (query[:, None] - reference[None]).abs()
     return weights / weights.sum(-1, keepdim=True)
 """,
-            "A distance of 0 gave 1/0",
+            "D = 0 gave 1/0",
         ),
         (
             "absolute floor",
@@ -98,7 +161,7 @@ def distance_weights(query, reference, eps=1e-6):
     weights = 1 / (query[:, None] - reference[None]).abs().clamp_min(eps)
     return weights / weights.sum(-1, keepdim=True)
 """,
-            "you used eps itself",
+            "You used eps itself",
         ),
         (
             "classes first",
@@ -138,6 +201,32 @@ def distance_map(features, weights):
     return torch.einsum("bkhw,bck->bchw", features, weights).relu()
 """,
             "Eq. 6 has none",
+        ),
+        (
+            "pooled features",
+            """
+def distance_map(features, weights):
+    pooled = (weights @ features.mean((2, 3))[:, :, None]).squeeze(-1)
+    return pooled[:, :, None, None].repeat(1, 1, *features.shape[-2:])
+""",
+            "You pooled the features first",
+        ),
+        (
+            "mean weights",
+            """
+def distance_map(features, weights):
+    return torch.einsum("bkhw,ck->bchw", features, weights.mean(0))
+""",
+            "the mean weights",
+        ),
+        (
+            "stacked the wrong way",
+            """
+def distance_map(features, weights):
+    maps = [torch.tensordot(w, f, dims=1) for w, f in zip(weights, features)]
+    return torch.stack(maps, 1)
+""",
+            "images come first",
         ),
     ],
 }
