@@ -130,12 +130,20 @@ print(unseen, tuple(unseen_t.shape), sep="\n")
 #
 # *Before you write:* if all prototypes are the same, what is the loss with 40 classes?
 #
-# <details><summary>Hint 1</summary>First make the matrix of all distances, `b c`. Then `F.cross_entropy(logits, labels)` is the
-# mean of $-\log$ softmax, and wants raw scores, not probabilities.</details>
-# <details><summary>Hint 2</summary>`features[:, None] - prototypes[None]` is `b c k`; `F.normalize(x, dim=1)` has rows of
-# length 1, and one matrix product of two such matrices holds all cosines.</details>
-# <details><summary>Hint 3</summary>`.abs().sum(-1)`, `.square().sum(-1)`, `1 - F.normalize(features, dim=1) @
-# F.normalize(prototypes, dim=1).T`; then `F.cross_entropy(-scale * distance, labels)`.</details>
+# <details><summary>Hint 1</summary>Of which pairs do you need a distance, and which shape has the table of all of them? A near
+# prototype is to get a large score: what do you do to the distance?</details>
+# <details><summary>Hint 2</summary>`features[:, None] - prototypes[None]` is `b c k`. `F.normalize(x, dim=1)` has rows of
+# length 1, and one matrix product of two such matrices holds all cosines. `F.cross_entropy(scores, labels)` is the mean of
+# $-\log$ softmax, and wants raw scores, not probabilities.</details>
+# <details><summary>Hint 3</summary>Another softmax of distances: two families choose between two shops on the same street, and
+# the nearer one is the likelier.
+#
+# ```python
+# home, shop = torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [3.0]])
+# way = (home[:, None] - shop).abs().amax(-1)                       # family, shop
+# (-way).softmax(1)                         # tensor([[0.8808, 0.1192], [0.1192, 0.8808]])
+# ```
+# </details>
 
 # %% exercise="03.1"
 def prototype_loss(features, labels, prototypes, metric="l1", scale=1.0):
@@ -156,15 +164,15 @@ def prototype_loss(features, labels, prototypes, metric="l1", scale=1.0):
 with check("03.1",
            hint="distances b c, then cross-entropy of -scale times distance") as ask:
     g = torch.Generator().manual_seed(0)
-    q, p = torch.rand(6, 5, generator=g), torch.rand(4, 5, generator=g)
-    y = torch.tensor([0, 3, 1, 2, 2, 0])
+    f, ref = torch.rand(6, 5, generator=g), torch.rand(4, 5, generator=g)
+    of = torch.tensor([0, 3, 1, 2, 2, 0])
     # -log softmax [label], on average
-    loss = lambda scores: -scores.log_softmax(1)[range(6), y].mean()
-    for metric in ("l1", "l2", "cosine"):
-        d, right = (losses.distances(q, p, metric),
-                    losses.prototype_softmax(q, y, p, metric, 2.0))
-        same(ask(prototype_loss, q, y, p, metric, 2.0), right,
-             f'prototype_loss(..., "{metric}", 2.0)', suspects={
+    loss = lambda scores: -scores.log_softmax(1)[range(6), of].mean()
+    for kind in ("l1", "l2", "cosine"):
+        d, truth = (losses.distances(f, ref, kind),
+                    losses.prototype_softmax(f, of, ref, kind, 2.0))
+        same(ask(prototype_loss, f, of, ref, kind, 2.0), truth,
+             f'prototype_loss(..., "{kind}", 2.0)', suspects={
                  "A sign is missing: a small distance is a large score.":
                      lambda: loss(2 * d),
                  "The scale is missing: it multiplies the distance.": lambda: loss(-d),
@@ -175,14 +183,14 @@ with check("03.1",
                  "This is the Euclidean distance: here it is squared.":
                      lambda: loss(d.sqrt() * -2),
                  "This is the dot product: divide by both lengths to get the cosine.":
-                     lambda: loss(2 * q @ p.T),
+                     lambda: loss(2 * f @ ref.T),
                  "You took a softmax before cross_entropy, which takes one itself: "
                  "give it the scores.": lambda: loss((d * -2).softmax(1)),
-                 "You summed over the batch: the loss is the mean.": lambda: 6 * right})
+                 "You summed over the batch: the loss is the mean.": lambda: 6 * truth})
 ### BEGIN HIDDEN TESTS
 assert abs(prototype_loss(torch.rand(3, 4), torch.tensor([0, 1, 2]), torch.ones(3, 4),
                           "l1", 5.0).item() - 1.0986) < 1e-3
-assert torch.allclose(prototype_loss(q, y, p), prototype_loss(q, y, p, "l1", 1.0))
+assert torch.allclose(prototype_loss(f, of, ref), prototype_loss(f, of, ref, "l1", 1.0))
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -230,12 +238,20 @@ assert flattered < guessing < honest
 # positive does not count; and two images with the *same* features have distance 0, where the slope of a square root is
 # infinite. The gradient must stay finite there.
 #
-# <details><summary>Hint 1</summary>Make the matrix of all distances, `b b`, and a matrix `same[i, j]` that is true where the
-# labels agree. Then it is a maximum and a minimum along the rows.</details>
-# <details><summary>Hint 2</summary>Exclude pairs by writing $-\infty$ or $+\infty$ over them: `torch.where(positive, distance,
-# -torch.inf).amax(1)`. A positive is `same & ~torch.eye(len(labels), dtype=torch.bool)`.</details>
-# <details><summary>Hint 3</summary>`torch.cdist(features, features)` has slope 0 at distance 0; by hand, clamp the squared
-# distance (`.clamp_min(1e-12)`) before the root. Average `F.relu(margin + farthest - nearest)` over `positive.any(1)`.</details>
+# <details><summary>Hint 1</summary>Which table holds all pairs of images? In one row of it, which entries may be the positive,
+# which the negative, and which neither?</details>
+# <details><summary>Hint 2</summary>`torch.cdist` makes the table, with slope 0 at distance 0 (by hand: clamp the squared distance
+# before the root). Write $-\infty$ or $+\infty$ over what may not win, with `torch.where`, before you take a maximum or
+# minimum along the rows. `torch.eye` marks every image with itself.</details>
+# <details><summary>Hint 3</summary>Another extreme of what is allowed: the cheapest flight from each of three towns to another
+# one. A product with the mask would give 0, the ticket home.
+#
+# ```python
+# price = torch.tensor([[0., 9., 4.], [9., 0., 7.], [4., 7., 0.]])            # from, to
+# away = torch.eye(3) == 0
+# torch.where(away, price, torch.inf).amin(1)                                 # tensor([4., 7., 4.])
+# ```
+# </details>
 
 # %% exercise="03.2"
 def triplet_loss(features, labels, margin=0.3):
@@ -254,18 +270,27 @@ def triplet_loss(features, labels, margin=0.3):
 # %% check="03.2" points=3
 with check("03.2",
            hint="rows of the distances: largest positive, smallest negative") as ask:
-    y = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])       # the last image has no positive
-    q = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)) + 0.7 * y[:, None]
-    right = losses.batch_hard_triplet(q, y, 0.5)     # the library's answer; wrong ones:
-    same(ask(triplet_loss, q, y, 0.5), right, "triplet_loss(...)", suspects={
+    of = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])      # the last image has no positive
+    f = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+    f += 0.7 * of[:, None]
+    truth = losses.batch_hard_triplet(f, of, 0.5)    # the library's answer; wrong ones:
+    same(ask(triplet_loss, f, of, 0.5), truth, "triplet_loss(...)", suspects={
         "You averaged over all images: one without a positive does not count.":
-            8 / 9 * right,
-        "You summed: the loss is the mean over the anchors.": 8 * right,
+            8 / 9 * truth,
+        "You averaged over the anchors with a loss above 0: one with 0 counts, too.":
+            0.871090,
+        "You summed: the loss is the mean over the anchors.": 8 * truth,
         "You squared the distances: triplets compare Euclidean ones.": 3.06215,
         "You took the nearest positive: the hardest one is the farthest.": 0.48242,
         "You took the farthest negative: the hardest one is the nearest.": 0.0,
+        "The nearest negative is 0 away: is the image its own, or did a product with "
+        "the mask make zeros? Write inf over what is no negative.": 3.249629,
         "Anchors below zero pull the mean down: a fulfilled triplet has loss 0 (relu).":
             0.40048,
+        "This is softplus, the soft form of the margin: relu is asked for.": 1.04755,
+        "The margin has the wrong sign: add it.": 0.239171,
+        "The margin is missing: add it before the relu.": 0.426671,
+        "You took all triplets: only the hardest of each anchor counts.": 0.139616,
         "The difference is the wrong way round: the positive is to be nearer.":
             0.83869})
     flat = torch.ones(4, 3, requires_grad=True)
@@ -275,7 +300,7 @@ with check("03.2",
 ### BEGIN HIDDEN TESTS
 assert abs(triplet_loss(torch.tensor([[0.0], [1.0], [3.0], [4.0]]),
                         torch.tensor([0, 0, 1, 1]), 1.5).item() - 0.25) < 1e-6
-assert torch.allclose(triplet_loss(q, y), triplet_loss(q, y, 0.3))
+assert torch.allclose(triplet_loss(f, of), triplet_loss(f, of, 0.3))
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -331,12 +356,24 @@ plots.show(plots.curve(factors, by_factor, xlabel="factor on all features",
 # scalar tensor. Return the mean of the batches' losses as a number. Your loop will be held against the engine of this course:
 # the weights after an epoch must be the same.
 #
-# <details><summary>Hint 1</summary>`model.train()` switches the whole model, and afterwards
-# `part.eval()` switches a part of it back. `model.modules()` are all parts.</details>
-# <details><summary>Hint 2</summary>`isinstance(part, nn.BatchNorm2d)` finds the parts; their weights still learn, only the
-# running statistics stay.</details>
-# <details><summary>Hint 3</summary>In the loop: `value = loss(model(inputs), labels)`, `optimizer.zero_grad()`,
-# `value.backward()`, `optimizer.step()`, `total += value.item()`.</details>
+# <details><summary>Hint 1</summary>Which parts of the model are to be in training mode, and which are not? What does a gradient
+# hold, if nobody clears it before the next `backward()`?</details>
+# <details><summary>Hint 2</summary>`model.train()` switches the whole model, and afterwards `part.eval()` switches a part of it
+# back. `model.modules()` are all parts, and `isinstance(part, nn.BatchNorm2d)` finds those: their weights still learn, only
+# the running statistics stay. `.item()` makes a number of a loss.</details>
+# <details><summary>Hint 3</summary>Another descent: one number, three steps down the slope of $(w - 3)^2$.
+#
+# ```python
+# w = torch.tensor(0.0, requires_grad=True)
+# descent = torch.optim.SGD([w], 0.25)
+# for _ in range(3):
+#     height = (w - 3) ** 2
+#     descent.zero_grad()
+#     height.backward()
+#     descent.step()
+# w.item()                                                          # 2.625
+# ```
+# </details>
 
 # %% exercise="03.3"
 def tiny(run):
@@ -380,21 +417,25 @@ with check("03.3", hint="train mode, BatchNorm in eval; then loss, zero_grad, "
     def never_zeroed(net, loader, loss, optimizer):
         optimizer.zero_grad = lambda set_to_none=True: None            # forgets nothing
         return engines(net, loader, loss, optimizer)
-    weights = lambda net: nn.utils.parameters_to_vector(net.parameters())
-    (twin, wanted), (net, value) = tiny(engines), tiny(one_epoch)
-    assert net.training, ("The model is not in training mode: model.train(), then "
-                          "eval() for BatchNorm alone.")
+    def one_batch(net, loader, *others):
+        return engines(net, DataLoader(loader.dataset, 4, sampler=range(4)), *others)
+    moved = lambda net: nn.utils.parameters_to_vector(net.parameters())
+    (twin, truth), (net, came) = tiny(engines), tiny(one_epoch)
+    assert net.training, "Not in training mode: model.train(), then BatchNorm's eval()."
     assert not net[1].running_mean.any(), ("The statistics of BatchNorm have moved: "
                                            "freeze them after model.train().")
-    same(weights(net), weights(twin), "weights after an epoch",
-         suspects={"The weights have not moved: zero_grad() goes before backward(), "
-                   "step() after.": lambda: weights(tiny(lambda *_: 0)[0]),
-                   "Gradients of all batches have added up: zero_grad() for each.":
-                       lambda: weights(tiny(never_zeroed)[0])})
-    assert not isinstance(value, torch.Tensor), ("Return a number: a tensor keeps its "
-                                                 "graph alive (.item()).")
-    same(value, wanted, "the mean loss",
-         {"You returned the sum: divide by the number of batches.": 3 * wanted})
+    same(moved(net), moved(twin), "weights after an epoch", suspects={
+        "The weights have not moved: zero_grad() goes before backward(), step() after.":
+            lambda: moved(tiny(lambda *_: 0)[0]),
+        "Only the first batch was used: does `return` stand inside the loop?":
+            lambda: moved(tiny(one_batch)[0]),
+        "Gradients of all batches have added up: zero_grad() for each.":
+            lambda: moved(tiny(never_zeroed)[0])})
+    assert not torch.is_tensor(came), "Use .item(): a tensor keeps its graph alive."
+    same(came, truth, "the mean loss", {
+        "You returned the sum: divide by the number of batches.": 3 * truth,
+        "You divided by the number of samples: each value is the mean of a batch "
+        "already, so divide by the number of batches.": truth / 4})
 ### BEGIN HIDDEN TESTS
 assert all(weight.requires_grad for weight in tiny(one_epoch)[0].parameters())
 ### END HIDDEN TESTS

@@ -117,6 +117,53 @@ NEAR_MISSES = {
             triplet(distance="(features[:, None] - features).square().sum(-1).sqrt()"),
             "the gradient is NaN",
         ),
+        (
+            "self as negative",
+            triplet(nearest="distance.masked_fill(positive, torch.inf).min(1).values"),
+            "The nearest negative is 0 away",
+        ),
+        (
+            "a product with the mask",
+            triplet(nearest="(distance * ~same_class).amin(1)"),
+            "The nearest negative is 0 away",
+        ),
+        (
+            "mean of those above zero",
+            """
+def triplet_loss(features, labels, margin=0.3):
+    total, count = 0, 0
+    for i in range(len(labels)):
+        d = (features[i] - features).square().sum(1).clamp_min(1e-12).sqrt()
+        own, other = labels == labels[i], labels != labels[i]
+        own[i] = False
+        if own.any() and d[own].max() + margin > d[other].min():
+            total, count = total + d[own].max() + margin - d[other].min(), count + 1
+    return total / count
+""",
+            "with a loss above 0",
+        ),
+        (
+            "softplus",
+            triplet(loss="F.softplus(margin + farthest - nearest)[positive.any(1)].mean()"),
+            "This is softplus",
+        ),
+        (
+            "minus margin",
+            triplet(loss="F.relu(farthest - nearest - margin)[positive.any(1)].mean()"),
+            "has the wrong sign",
+        ),
+        ("no margin", triplet(loss="F.relu(farthest - nearest)[positive.any(1)].mean()"), "The margin is missing"),
+        (
+            "all triplets",
+            triplet(
+                loss="""torch.stack([
+        F.relu(margin + distance[a, p] - distance[a, n])
+        for a in range(len(labels)) for p in range(len(labels)) for n in range(len(labels))
+        if positive[a, p] and not same_class[a, n]
+    ]).mean()"""
+            ),
+            "You took all triplets",
+        ),
     ],
     "03.3": [
         ("gradients add up", epoch(step=f"{FORWARD}; value.backward(); optimizer.step()"), "have added up"),
@@ -131,8 +178,15 @@ NEAR_MISSES = {
             "modified by an inplace operation",
         ),
         ("statistics move", epoch(mode="model.train()"), "statistics of BatchNorm have moved"),
-        ("all in eval", epoch(mode="model.eval()"), "not in training mode"),
+        ("all in eval", epoch(mode="model.eval()"), "Not in training mode"),
         ("sum", epoch(result="total"), "You returned the sum"),
-        ("a tensor", epoch(value="value"), "keeps its graph alive"),
+        ("by samples", epoch(result="total / len(loader.dataset)"), "by the number of samples"),
+        (
+            "return inside the loop",
+            epoch(result="").replace("    return", "        return total / len(loader)"),
+            "inside the loop",
+        ),
+        ("no step", epoch(step=f"{FORWARD}; optimizer.zero_grad(); value.backward()"), "The weights have not moved"),
+        ("a tensor", epoch(value="value"), "keeps its graph"),
     ],
 }
