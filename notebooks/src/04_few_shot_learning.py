@@ -137,11 +137,20 @@ print(f"{len(drawn[1]):,} episodes: support {tuple(drawn[1].support.shape)}, que
 # Write `episode_scores(support, query, metric)` for **all episodes at once**: `support` is `e n k d`, `query` is `e q d`,
 # the result is `e n q`; `metric` is `"l1"`, `"l2"` or `"cosine"`. No loop over episodes.
 #
-# <details><summary>Hint 1</summary>The prototypes are `e n d`: the mean over the axis of the shots.</details>
-# <details><summary>Hint 2</summary>Give the prototypes an axis for the queries and the queries one for the classes:
-# `prototype[:, :, None] - query[:, None]` is `e n q d`.</details>
-# <details><summary>Hint 3</summary>Cosine: `F.normalize(..., dim=-1)` of support and query, mean, `F.normalize` again, then
-# `prototype @ query.mT`: a product of matrices for each episode.</details>
+# <details><summary>Hint 1</summary>Which axis of `support` do the prototypes lose? And which axes do prototypes and queries
+# each need, so that all pairs of an episode meet?</details>
+# <details><summary>Hint 2</summary>`x[:, :, None]` puts an axis behind the second one, `y[:, None]` one before it: their
+# difference has all pairs, episode by episode. For the cosine, `F.normalize(..., dim=-1)` makes directions, and `@` with
+# `.mT` is a product of matrices for each episode.</details>
+# <details><summary>Hint 3</summary>Another table of all pairs, for each of two days: how far is each guest from each of two
+# taxis on the same street?
+#
+# ```python
+# taxi = torch.tensor([[[0.0], [5.0]], [[1.0], [2.0]]])                       # day, taxi, 1
+# guest = torch.tensor([[[1.0]], [[4.0]]])                                    # day, guest, 1
+# (taxi[:, :, None] - guest[:, None]).abs()[:, :, 0, 0]                       # tensor([[1., 4.], [3., 2.]])
+# ```
+# </details>
 
 # %% exercise="04.1"
 def episode_scores(support, query, metric="cosine"):
@@ -160,29 +169,29 @@ with check("04.1", hint="mean over the shots, then minus the distance or the cos
     g = Generator().manual_seed(0)
     s, q = torch.rand(2, 3, 4, 6,
                       generator=g) + 0.1, torch.rand(2, 5, 6, generator=g) + 0.1
-    bearing, (p, unit) = F.normalize(q, dim=-1), (x.mean(2)
-                                                  for x in (s, F.normalize(s, dim=-1)))
+    bearing, (mean, tip) = F.normalize(q, dim=-1), (
+        x.mean(2) for x in (s, F.normalize(s, dim=-1)))
     for metric, norm, power in ("l1", 1, 1), ("l2", 2, 2), ("cosine", 2, 2):
         score = lambda prototype: -torch.cdist(prototype, q, norm) ** power
         cosine = lambda prototype: 1 - torch.cdist(F.normalize(prototype, dim=-1),
                                                    bearing) ** 2 / 2
         # the cosine, by the law of cosines
-        right = cosine(unit) if metric == "cosine" else score(p)
-        same(ask(episode_scores, s, q, metric), right,
+        truth = cosine(tip) if metric == "cosine" else score(mean)
+        same(ask(episode_scores, s, q, metric), truth,
              f'episode_scores(..., "{metric}")',
              axes="e n q", suspects={
-                 "A sign is missing: a small distance is a large score.": -right,
-                 "L2 is squared here: leave the square root out.": -torch.cdist(p, q),
+                 "A sign is missing: a small distance is a large score.": -truth,
+                 "L2 is squared here: leave the root out.": -torch.cdist(mean, q),
                  "You summed the support features: a prototype is their mean.":
-                     score(4 * p),
+                     score(4 * mean),
                  "Only the first support image of each class counted: take the mean of "
                  "all.": score(s[:, :, 0]),
                  "You averaged features of different lengths: for the cosine, scale "
-                 "each to length 1 before the mean.": cosine(p),
+                 "each to length 1 before the mean.": cosine(mean),
                  "The mean of directions is shorter than 1: scale the prototype to "
-                 "length 1, too.": cosine(unit) * unit.norm(dim=-1, keepdim=True),
+                 "length 1, too.": cosine(tip) * tip.norm(dim=-1, keepdim=True),
                  "The axes are in the order e q n: classes come before queries.":
-                     right.mT})
+                     truth.mT})
 ### BEGIN HIDDEN TESTS
 assert (episode_scores(torch.rand(7, 5, 1, 3), torch.rand(7, 75, 3), "l1").shape
         == (7, 5, 75))
@@ -206,10 +215,18 @@ assert torch.allclose(episode_scores(torch.eye(3)[None, :, None],
 #
 # *Before you write:* the 75 queries of an episode share five support images. Are they 75 independent trials?
 #
-# <details><summary>Hint 1</summary>First one accuracy for each episode, `e`; then mean and spread over the
-# episodes.</details>
-# <details><summary>Hint 2</summary>`each = 100 * correct.float().mean(1)` is in percent.</details>
-# <details><summary>Hint 3</summary>`each.mean(), 1.96 * each.std() / len(each) ** 0.5`.</details>
+# <details><summary>Hint 1</summary>What was drawn anew each time: an answer, or an episode? The spread of which numbers says how
+# sure the mean is?</details>
+# <details><summary>Hint 2</summary>First one accuracy for each episode, in percent; then the mean and `std` over the episodes.
+# The error of a mean falls with the root of how many there are.</details>
+# <details><summary>Hint 3</summary>Another mean with a spread: three sacks, each weighed twice.
+#
+# ```python
+# weighings = torch.tensor([[98., 102.], [95., 97.], [101., 107.]])           # sack, weighing
+# sacks = weighings.mean(1)                                                   # 100, 96, 104
+# (sacks.mean().item(), sacks.std().item())                                   # (100.0, 4.0)
+# ```
+# </details>
 
 # %% exercise="04.2"
 def accuracy_interval(correct):
@@ -225,31 +242,33 @@ with check("04.2", hint="one accuracy per episode; 1.96 standard deviations over
                         "root of their number") as ask:
     g = Generator().manual_seed(0)
     # easy and hard episodes
-    correct = torch.rand(40, 30, generator=g) < torch.rand(40, 1, generator=g)
-    percent = torch.tensor([100 * sum(row) / 30 for row in correct.tolist()])
-    right_mean, right_half = episodes.interval(percent)           # the library's answer
-    answer = ask(accuracy_interval, correct)
-    assert isinstance(answer, tuple) and len(answer) == 2, (
-        "Two numbers are expected: return mean, half.")
-    mean, half = answer
-    same(torch.as_tensor(mean), torch.tensor(right_mean), "the mean", suspects={
-        "This is a share: multiply by 100 for percent.": right_mean / 100})
-    same(torch.as_tensor(half), torch.tensor(right_half), "half of the interval",
-         suspects={"This is the standard error: 95 % take 1.96 of it to either side.":
-                       right_half / 1.96,
-                   "This is the whole width: half of it stands behind the ±.":
-                       2 * right_half,
-                   "You took all queries as independent. Those of one episode share "
-                   "their support images: the spread of the episodes counts.":
-                       episodes.interval(100 * correct.flatten().float())[1],
-                   "You divided by E: the error of a mean falls with the root of E.":
-                       right_half / 40**0.5,
-                   "This is the spread of single episodes: their mean is surer, by the "
-                   "root of E.": right_half * 40**0.5,
-                   "You divided by the root of the number of queries: episodes are "
-                   "what was drawn.": right_half * (40 / 30) ** 0.5,
-                   "The spread of a sample divides by E - 1 (`torch.std` does).":
-                       right_half * (39 / 40) ** 0.5})
+    hit = torch.rand(40, 30, generator=g) < torch.rand(40, 1, generator=g)
+    percent = torch.tensor([100 * sum(row) / 30 for row in hit.tolist()])
+    mean, half = episodes.interval(percent)                       # the library's answer
+    came = ask(accuracy_interval, hit)
+    several = isinstance(came, tuple | list) or getattr(came, "ndim", 0)
+    assert several and len(came) == 2, "Two numbers are expected: return mean, half."
+    same(came[0], mean, "the mean", {
+        "This is a share: multiply by 100 for percent.": mean / 100})
+    textbook = lambda n: 1.96 * (mean * (100 - mean) / n) ** 0.5
+    same(came[1], half, "half of the interval", {
+        "This is the standard error: 95 % take 1.96 of it to either side.": half / 1.96,
+        "This is the whole width: half of it stands behind the ±.": 2 * half,
+        "This is the spread of single answers, as if all were independent. Those of an "
+        "episode share their support images: the spread of the episodes counts.":
+            episodes.interval(100 * hit.flatten().float())[1],
+        "The textbook's sqrt(p(1 - p)/N) is for independent answers. Those of an "
+        "episode share their support images: use `std`.": textbook(hit.numel()),
+        "sqrt(p(1 - p)/E) is for answers that are right or wrong. The accuracy of an "
+        "episode lies in between: use `std`.": textbook(40),
+        "You averaged over the episodes first, for each query: one accuracy for each "
+        "episode is needed.": episodes.interval(100 * hit.sum(0) / 40)[1],
+        "You divided by E: the error of a mean falls with its root.": half / 40**0.5,
+        "This is the spread of single episodes: divide by root E.": half * 40**0.5,
+        "You divided by the root of the number of queries, not of that of episodes.":
+            half * (40 / 30) ** 0.5,
+        "The spread of a sample divides by E - 1 (`torch.std` does).":
+            half * (39 / 40) ** 0.5})
 ### BEGIN HIDDEN TESTS
 certain = accuracy_interval(torch.tensor([[True, False]] * 9))
 assert float(certain[0]) == 50 and float(certain[1]) == 0
@@ -381,10 +400,17 @@ print("L2 after scaling to length 1 gives the same answers as the cosine: "
 # Write `shifted(support, query)`: the moved queries, with $\xi$ of each episode. `support` is `e n k d`, `query` is `e q
 # d`, the result is `e q d`. All features have length 1; the moved queries are not scaled again.
 #
-# <details><summary>Hint 1</summary>Afterwards the mean of the queries is the mean of the support samples. Which
-# sign?</details>
-# <details><summary>Hint 2</summary>The mean of the support samples of an episode is over classes *and* shots.</details>
-# <details><summary>Hint 3</summary>`support.mean((1, 2))[:, None] - query.mean(1, keepdim=True)`.</details>
+# <details><summary>Hint 1</summary>Afterwards the mean of the queries is the mean of the support samples. What do you add, and what
+# do you subtract? Over which axes does each mean go?</details>
+# <details><summary>Hint 2</summary>The mean of the support samples of an episode is over classes *and* shots: `mean` takes
+# several axes at once. What is `e d` needs an axis of length 1 (`[:, None]`, `keepdim=True`) before it meets `e q d`.</details>
+# <details><summary>Hint 3</summary>Another shift: the marks of two school classes, moved so that each class has the mean 5.
+#
+# ```python
+# marks = torch.tensor([[1., 2., 3.], [4., 4., 10.]])                         # class, pupil
+# marks - marks.mean(1)[:, None] + 5                                          # tensor([[4., 5., 6.], [3., 3., 9.]])
+# ```
+# </details>
 
 # %% exercise="04.3"
 def shifted(support, query):
@@ -400,20 +426,20 @@ with check("04.3", hint="add the mean of the support samples, subtract the mean 
     g = Generator().manual_seed(0)
     s, q = (F.normalize(torch.rand(*shape, generator=g), dim=-1)
             for shape in ((2, 3, 2, 4), (2, 5, 4)))
-    right = prototypes.shift(s.flatten(1, 2), q)                  # the library's answer
-    xi = right - q
-    same(ask(shifted, s, q), right, "shifted(...)", axes="e q d",
+    truth = prototypes.shift(s.flatten(1, 2), q)                  # the library's answer
+    way = truth - q
+    same(ask(shifted, s, q), truth, "shifted(...)", axes="e q d",
          suspects={"The sign is wrong: afterwards the queries have the mean of the "
-                   "support samples.": q - xi,
+                   "support samples.": q - way,
                    "All episodes moved by the same vector: each has its own means.":
-                       q + xi.mean(0),
+                       q + way.mean(0),
                    "You scaled the moved queries to length 1: they stay as they are.":
-                       F.normalize(right, dim=-1),
+                       F.normalize(truth, dim=-1),
                    "The mean of the queries is missing: you only added that of the "
-                   "support samples.": q + right.mean(1, keepdim=True),
+                   "support samples.": q + truth.mean(1, keepdim=True),
                    "The mean of the support samples is missing: you only centred the "
-                   "queries.": right - right.mean(1, keepdim=True),
-                   "This is the vector alone: add it to the queries.": xi})
+                   "queries.": truth - truth.mean(1, keepdim=True),
+                   "This is the vector alone: add it to the queries.": way})
 ### BEGIN HIDDEN TESTS
 moved = shifted(torch.rand(3, 2, 1, 5), torch.rand(3, 8, 5))
 assert moved.shape == (3, 8, 5)
@@ -428,12 +454,21 @@ assert torch.allclose(shifted(torch.ones(1, 2, 2, 3), torch.zeros(1, 4, 3)),
 # $Z$ with the largest cosine join class $n$; if there are fewer, all of them. Write `joining(cosines, surest)`: `cosines`
 # is `e n q`, `surest` is $Z$, the result is boolean, `e n q`.
 #
-# <details><summary>Hint 1</summary>`F.one_hot(cosines.argmax(1), n).mT.bool()` is `e n q`: whose pseudo-label is
-# it?</details>
-# <details><summary>Hint 2</summary>Put $-\infty$ where the pseudo-label is another (`torch.where`), and take `topk` over
-# the queries. Mind classes with fewer than $Z$: their list is filled up with $-\infty$.</details>
-# <details><summary>Hint 3</summary>`value, place = own.topk(z, 2)`, then
-# `torch.zeros_like(mine).scatter(2, place, value > -torch.inf)`; $z$ is at most the number of queries.</details>
+# <details><summary>Hint 1</summary>Which one class may a query join? What must happen to its cosines with the other classes, before
+# each class looks for its largest ones?</details>
+# <details><summary>Hint 2</summary>`F.one_hot(cosines.argmax(1), n).mT.bool()` is `e n q`: whose pseudo-label is it? Put
+# $-\infty$ where it is another's (`torch.where`), and take `topk` over the queries, of $Z$ or of all there are. Mind classes
+# with fewer than $Z$: their list is filled up with $-\infty$.</details>
+# <details><summary>Hint 3</summary>Another choice of the best two: runners of two clubs, medals for two of each club at most, and
+# $-\infty$ for those who did not start.
+#
+# ```python
+# out = -torch.inf
+# points = torch.tensor([[7., out, 9., 8.], [out, 5., out, out]])             # club, runner
+# best, who = points.topk(2, 1)
+# torch.zeros(2, 4).scatter(1, who, (best > out).float())   # tensor([[0., 0., 1., 1.], [0., 1., 0., 0.]])
+# ```
+# </details>
 
 # %% exercise="04.4"
 def joining(cosines, surest):
@@ -450,27 +485,31 @@ def joining(cosines, surest):
 with check("04.4", hint="only queries with the pseudo-label of the class, of these the "
                         "Z of largest cosine") as ask:
     c = torch.tensor([
-        [[.9, .8, .7, .6, .1, .2], [.2, .3, .1, .4, .5, .3], [.1, .1, .2, .3, .2, .1]],
+        [[.9, .8, .7, .6, .1, .2], [.2, .75, .1, .4, .5, .3], [.1, .1, .2, .3, .2, .1]],
         [[.3, .1, .2, .5, .1, .2], [.6, .7, .8, .4, .2, .1], [.2, .3, .1, .1, .9, .8]]])
     joined = lambda text: torch.tensor([                      # one digit for each query
         [[float(x) for x in row] for row in episode.split()]
         for episode in text.split("|")])
-    right = joined("110000 000011 000000 | 000100 011000 000011")
-    same(torch.as_tensor(ask(joining, c, 2)).float(), right, "joining(..., 2)",
+    truth = joined("110000 000011 000000 | 000100 011000 000011")
+    same(torch.as_tensor(ask(joining, c, 2)).float(), truth, "joining(..., 2)",
          axes="e n q", suspects={
              "Too many join: of the queries with the pseudo-label only the Z surest.":
                  joined("111100 000011 000000 | 000100 111000 000011"),
              "You took the Z queries nearest to each class, whatever their "
              "pseudo-label: a query joins its nearest class only.":
-                 joined("110000 000110 001100 | 100100 011000 000011"),
+                 joined("110000 010010 001100 | 100100 011000 000011"),
              "Classes with fewer than Z queries took strangers: where topk ran into "
              "-inf, nobody joins.":
                  joined("110000 000011 000101 | 000110 011000 000011"),
              "You took the least sure queries: a large cosine is sure.":
                  joined("001100 000011 000000 | 000100 110000 000011"),
+             "You ranked by the lead over other classes: the cosine itself counts.":
+                 joined("101000 000011 000000 | 000100 011000 000011"),
+             "You took the Z surest of all queries: each class has its own Z.":
+                 joined("110000 000000 000000 | 000000 001000 000010"),
              "You took the Z best classes of each query: take the Z best queries of "
              "each class.": joined("111101 110111 001010 | 101101 111110 010011"),
-             "The axes are in the order e q n: classes come before queries.": right.mT})
+             "The axes are in the order e q n: classes come before queries.": truth.mT})
 ### BEGIN HIDDEN TESTS
 g = torch.rand(4, 5, 9, generator=Generator().manual_seed(3))
 for queries in (9, 3):                   # Z above the number of queries: all join
@@ -485,13 +524,20 @@ assert (joining(g, 1).sum(2) <= 1).all()
 # is `e q d` (moved, so **not** of length 1), `joins` is the boolean `e n q` of the last exercise. $P_n$ is the mean of
 # the support samples. A class that no query joins keeps its $P_n$ as it is.
 #
-# <details><summary>Hint 1</summary>The weights of a class are one softmax over K support samples and its joined queries:
-# put both cosines side by side (`torch.cat`), with $-\infty$ for queries that do not join.</details>
-# <details><summary>Hint 2</summary>`F.cosine_similarity(prototype[:, :, None], support, dim=-1)` is `e n k`; with
-# `query[:, None]` in place of `support` it is `e n q`.</details>
-# <details><summary>Hint 3</summary>`w = torch.cat((epsilon * near, torch.where(joins, epsilon * like, -torch.inf)), -1)
-# .softmax(-1)`; sum with `torch.einsum("enk,enkd->end", ...)` and `@ query`; `torch.where(joins.any(-1, keepdim=True),
-# ...)` for the lonely classes.</details>
+# <details><summary>Hint 1</summary>Which samples share one softmax? Which number must a query that does not join have before it, so
+# that its weight is 0?</details>
+# <details><summary>Hint 2</summary>`F.cosine_similarity(prototype[:, :, None], support, dim=-1)` is `e n k`; with `query[:, None]`
+# in place of `support` it is `e n q`. `torch.cat` puts both side by side. Cut the weights at K again to sum support samples
+# and queries, and choose $P_n$ where `joins.any(-1)` is false.</details>
+# <details><summary>Hint 3</summary>Another weighted mean: two prices that somebody saw, and one that nobody did.
+#
+# ```python
+# price = torch.tensor([[4.0, 8.0, 100.0]])
+# trust, seen = torch.tensor([[1.0, 1.0, 5.0]]), torch.tensor([[True, True, False]])
+# share = trust.masked_fill(~seen, -torch.inf).softmax(-1)                    # 0.5 0.5 0
+# share @ price.T                                                             # tensor([[6.]])
+# ```
+# </details>
 
 # %% exercise="04.5"
 def rectified(support, query, joins, epsilon):
@@ -542,13 +588,13 @@ with check("04.5", hint="one softmax over the support samples and joined queries
                    "You scaled the result to length 1: leave that to the cosine.":
                        F.normalize(answer(), dim=-1)})
 ### BEGIN HIDDEN TESTS
-for ways in (3, 2):                      # of three shots each
-    s = s[:, :ways]
+for n in (3, 2):                         # of three shots each
+    s = s[:, :n]
     moved = shifted(s, q)
     chain = rectified(s, moved, joining(episode_scores(s, moved, "cosine"), 2), 10.0)
-    owner = torch.arange(ways).repeat_interleave(3)
-    known = prototypes.rectify(s.flatten(1, 2), owner, moved, ways, 2)
-    assert torch.allclose(chain, known, atol=1e-5)
+    owner = torch.arange(n).repeat_interleave(3)
+    library = prototypes.rectify(s.flatten(1, 2), owner, moved, n, 2)
+    assert torch.allclose(chain, library, atol=1e-5)
 ### END HIDDEN TESTS
 
 # %% [markdown]

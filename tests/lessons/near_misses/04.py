@@ -85,14 +85,41 @@ def accuracy_interval(correct):
         (
             "independent queries",
             INTERVAL.format("196 * correct.float().std() / correct.numel() ** 0.5"),
-            "share their support images",
+            "the spread of single answers",
         ),
-        ("no root", INTERVAL.format("1.96 * each.std() / len(each)"), "falls with the root of E"),
+        (
+            "textbook, plain numbers",
+            """
+def accuracy_interval(correct):
+    p, n = correct.float().mean().item(), correct.numel()
+    return 100 * p, 100 * 1.96 * (p * (1 - p) / n) ** 0.5
+""",
+            "The textbook's sqrt(p(1 - p)/N)",
+        ),
+        (
+            "textbook of episodes",
+            """
+def accuracy_interval(correct):
+    p = correct.float().mean()
+    return [100 * p, 196 * torch.sqrt(p * (1 - p) / len(correct))]
+""",
+            "sqrt(p(1 - p)/E)",
+        ),
+        (
+            "queries in place of episodes",
+            """
+def accuracy_interval(correct):
+    each = 100 * correct.float().mean(0)
+    return torch.stack((each.mean(), 1.96 * each.std() / len(each) ** 0.5))
+""",
+            "averaged over the episodes first",
+        ),
+        ("no root", INTERVAL.format("1.96 * each.std() / len(each)"), "falls with its root"),
         ("spread of episodes", INTERVAL.format("1.96 * each.std()"), "spread of single episodes"),
         (
             "number of queries",
             INTERVAL.format("1.96 * each.std() / correct.shape[1] ** 0.5"),
-            "episodes are what was drawn",
+            "not of that of episodes",
         ),
         ("divided by E", INTERVAL.format("1.96 * each.std(correction=0) / len(each) ** 0.5"), "divides by E - 1"),
         (
@@ -152,6 +179,30 @@ def accuracy_interval(correct):
             JOIN.format("""value, place = torch.where(mine, -cosines, -torch.inf).topk(surest, 2)
     return torch.zeros_like(mine).scatter(2, place, value > -torch.inf)"""),
             "least sure queries",
+        ),
+        (
+            "the margin",
+            JOIN.format("""best = cosines.topk(2, 1).values
+    margin = (best[:, 0] - best[:, 1])[:, None].expand_as(cosines)
+    value, place = torch.where(mine, margin, -torch.inf).topk(surest, 2)
+    return torch.zeros_like(mine).scatter(2, place, value > -torch.inf)"""),
+            "the lead over other classes",
+        ),
+        (
+            "surest by softmax",
+            JOIN.format("""value, place = (cosines.softmax(1) * mine).topk(surest, 2)
+    return torch.zeros_like(mine).scatter(2, place, value > 0)"""),
+            "the lead over other classes",
+        ),
+        (
+            "surest of the episode",
+            JOIN.format("""for episode, cosine in zip(mine, cosines):
+        surest_ones = cosine.max(0).values.argsort(descending=True)[:surest]
+        for q in range(cosine.shape[1]):
+            if q not in surest_ones:
+                episode[:, q] = False
+    return mine"""),
+            "Z surest of all queries",
         ),
         (
             "classes of a query",
