@@ -4,6 +4,7 @@ import functools
 import io
 import itertools
 import re
+import symtable
 from contextlib import redirect_stdout, suppress
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from course_lib import checks
 
 from .mutants import mutants
+from .test_lessons import code
 from .test_near_misses import execute, prepared, surroundings  # noqa: F401  (fixtures)
 
 WANTED = 12  # of each exercise at least
@@ -144,6 +146,26 @@ def test_an_answer_in_place_is_named(source, prepared, capsys):  # noqa: F811
             execute(visible, "/notebook/check", names)
         said = capsys.readouterr().out
         assert number == "03.3" or "changes what it is given" in said, said
+
+
+def test_checks_leak_no_names(notebook):
+    """Whoever runs a check again, at any time, changes no name of the lesson."""
+    judges, lesson = [], set()
+    for cell in code(notebook):
+        table = symtable.symtable(re.sub("(?m)^[%!].*$", "", cell.source), "cell", "exec")
+        if cell.metadata.get("nbgrader", {}).get("grade"):
+            judges.append((cell.metadata.nbgrader.grade_id, table))
+        else:
+            lesson |= used(table)
+    for name, table in judges:
+        bound = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned()}
+        assert not bound & lesson, f"{name} binds names that the lesson uses, too: {sorted(bound & lesson)}"
+
+
+def used(table, inside=False):
+    """Names of the notebook's own scope that a cell reads or binds, its functions included."""
+    own = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() or not inside}
+    return own.union(*(used(child, True) for child in table.get_children()))
 
 
 class Listener:
