@@ -129,11 +129,14 @@ print(f"a tag says yes or no {len(names) - 1} times; the mask has "
 # It has to be **stable**: a logit of −200 for a class that is there costs 200, not infinity. (In float32 $\sigma(-200)$
 # is 0, and so is $1 - \sigma(20)$.)
 #
-# <details><summary>Hint 1</summary>$1 - \sigma(x) = \sigma(-x)$: both logarithms are of the same kind.</details>
-# <details><summary>Hint 2</summary>$-\log \sigma(x) = \log(1 + e^{-x})$, which is called softplus: `F.softplus(-x)` knows
-# what to do with large numbers.</details>
-# <details><summary>Hint 3</summary>`(tags * F.softplus(-logits) + (1 - tags) * ...).mean()`; what belongs to the tags
-# that are 0?</details>
+# <details><summary>Hint 1</summary>How is $1 - \sigma(x)$ written with $\sigma(-x)$? Which of $\log \sigma(x)$ and $e^x$ stops
+# being a number you can use at $x = -200$, and which at $x = 200$?</details>
+# <details><summary>Hint 2</summary>$-\log \sigma(x) = \log(1 + e^{-x})$ is the *softplus* of $-x$. `F.softplus` computes it
+# for numbers of any size. Weigh what a tag of 1 costs by the tag and what a tag of 0 costs by one minus the tag, and take the
+# mean of all.</details>
+# <details><summary>Hint 3</summary>The cost of one coin that shows heads with the probability $\sigma(x)$, at $x = -200$: heads
+# cost `F.softplus(torch.tensor(200.0))`, which is 200, tails cost `F.softplus(torch.tensor(-200.0))`, which is 0. In
+# comparison `-torch.tensor(-200.0).sigmoid().log()` is inf.</details>
 
 # %% exercise="07.1"
 def tag_loss(logits, tags):
@@ -144,39 +147,44 @@ def tag_loss(logits, tags):
     ### END SOLUTION
 
 # %% check="07.1" points=2
-with check("07.1", hint="softplus(-x) where the tag is 1, softplus(x) where it is 0, "
-                        "and the mean of all") as ask:
+with check("07.1", hint="Softplus of -x where the tag is 1, of x where it is 0; "
+                        "the mean of all.") as ask:
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)) * 2
     y = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 1],
                       [0, 1, 0, 0]]).float()
-    each = F.binary_cross_entropy_with_logits(x, y, reduction="none")
-    same(ask(tag_loss, x, y), each.mean(), "tag_loss(...)",
-         suspects={"A softmax over the classes: then two tags of one image compete, "
-                   "though both are true.":
-                       lambda: -(x.log_softmax(1) * y).sum(1).mean(),
-                   "You summed: the mean over images and classes is asked for.":
-                       lambda: each.sum(),
-                   "You summed over the classes and averaged over the images: average "
-                   "over both.": lambda: each.sum(1).mean(),
-                   "Only the tags that are 1 count in your loss: a class that is not "
-                   "there is told so, too.": lambda: (y * each).mean(),
-                   "The sign of the logits is turned round: large for a class that is "
-                   "not there.": lambda: F.binary_cross_entropy_with_logits(-x, y),
-                   "This is the squared error of probabilities, not the cross-entropy.":
-                       lambda: (x.sigmoid() - y).square().mean(),
-                   "The logits went through the sigmoid twice.":
-                       lambda: F.binary_cross_entropy_with_logits(x.sigmoid(), y)})
-    far = ask(tag_loss, torch.tensor([[-200.0, 200.0]]), torch.tensor([[1.0, 0.0]]))
-    assert far.isfinite(), ("At logits of -200 and 200 the loss is not finite: the "
-                            "logarithm of a sigmoid that is 0.")
-    same(far, torch.tensor(200.0), "the loss at logits of -200 and 200", atol=1e-2,
-         suspects={"You clamp the probability: then a logit of -200 costs no more than "
-                   "one of -20, and has no gradient.":
-                       far if 5 < far < 150 else torch.tensor(0.0)})
+    cost = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    same(ask(tag_loss, x, y), cost.mean(), "tag_loss(...)", suspects={
+        "A softmax over the classes: then two tags of one image compete, though both "
+        "are true.": lambda: -(x.log_softmax(1) * y).sum(1).mean(),
+        "You summed: the mean over images and classes is asked for.": cost.sum(),
+        "You summed over the classes and averaged over the images: average over both.":
+            cost.sum(1).mean(),
+        "Only the tags that are 1 count in your loss: those that are 0 count, too.":
+            (y * cost).mean(),
+        "The sign of the logits is turned round: large for a class that is not there.":
+            lambda: F.binary_cross_entropy_with_logits(-x, y),
+        "This is the squared error of probabilities, not the cross-entropy.":
+            lambda: (x.sigmoid() - y).square().mean(),
+        "The logits went through the sigmoid twice.":
+            lambda: F.binary_cross_entropy_with_logits(x.sigmoid(), y)})
+    far, tag = torch.tensor([[-50.0, 50.0]]), torch.tensor([[1.0, 0.0]])
+    assert torch.as_tensor(ask(tag_loss, far, tag)).isfinite(), \
+        "At logits of -50 and 50 the loss is not finite: the logarithm of 0."
+    steep = torch.as_tensor(ask(tag_loss, 4 * far, tag))
+    assert steep.isfinite(), \
+        "At logits of -200 and 200 the loss is not finite, at 50 it was: exp overflows."
+    same(steep, 200, "the loss at logits of -200 and 200", atol=1e-2, suspects={
+        "You clamp the probability, or add to it: then a logit of -200 costs no more "
+        "than one of -20, and has no gradient.": steep if 5 < steep < 150 else 0})
+    loss = ask(tag_loss, x.clone().requires_grad_(), y)
+    assert getattr(loss, "requires_grad", True), \
+        "Your loss carries no gradient, so nothing can learn from it: no detach."
 ### BEGIN HIDDEN TESTS
 edge = torch.tensor([[60.0, -60.0]], requires_grad=True)
-tag_loss(edge, torch.tensor([[0.0, 1.0]])).backward()
-assert torch.allclose(edge.grad, torch.tensor([[0.5, -0.5]]))
+if isinstance(worst := tag_loss(edge, torch.tensor([[0.0, 1.0]])), torch.Tensor):
+    worst.backward()
+    assert torch.allclose(edge.grad, torch.tensor([[0.5, -0.5]]))
+assert abs(worst - 60) < 1e-3
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -311,14 +319,16 @@ print(f"{len(SEED_THRESHOLDS)} thresholds, one after the other, for {len(scores)
 # are vectors over all pixels, `thresholds` is an ascending tensor of length s; the result is `s c c`, the same numbers as
 # above.
 #
-# <details><summary>Hint 1</summary>`torch.bucketize(score, thresholds)` is the number of thresholds strictly below each
-# score: 0 to s. One number for the triple: `(truth * classes + best) * (s + 1) + below`, and `bincount(minlength=...)`
-# counts it.</details>
-# <details><summary>Hint 2</summary>As `counts`, c c (s + 1). A pixel is foreground at threshold number i if its bin is
-# larger than i. So you need sums over all later bins: `counts.flip(-1).cumsum(-1).flip(-1)`, without the first
-# bin.</details>
-# <details><summary>Hint 3</summary>What is not above goes to column 0, the background: the number of all pixels of that
-# truth minus those that are above. At the end the axis of the thresholds comes first: `permute(2, 0, 1)`.</details>
+# <details><summary>Hint 1</summary>A pixel has the score 0.6, and the thresholds are 0, 0.25, 0.5 and 0.75. At which of them is
+# it foreground? Which single number says all of that? And which pixels count at no threshold?</details>
+# <details><summary>Hint 2</summary>Leave void pixels (255) out first. `torch.bucketize(score, thresholds)` is the number of
+# thresholds strictly below each score, the *bin*. Make one number of (truth, winner, bin), count it with `bincount`, and view
+# the counts as `c c (s + 1)`; `minlength` makes room for what no pixel has. Foreground at threshold number i are all bins
+# *after* i: sum up from the far end. All other pixels of a truth go to column 0. At the end the thresholds come first.</details>
+# <details><summary>Hint 3</summary>High jump: athletes `who = torch.tensor([0, 1, 1])` cleared so many bars:
+# `bars = torch.tensor([2, 0, 2])`. `table = (who * 3 + bars).bincount(minlength=6).view(2, 3)` counts jumps by athlete and
+# bars: `[[0, 0, 1], [1, 0, 1]]`. How many jumps of each cleared at least 0, 1, 2 bars, from the far end:
+# `table.flip(1).cumsum(1).flip(1)` is `[[1, 1, 1], [2, 1, 1]]`.</details>
 
 # %% exercise="07.2"
 def confusions(best, score, truth, thresholds, classes):
@@ -335,35 +345,40 @@ def confusions(best, score, truth, thresholds, classes):
     ### END SOLUTION
 
 # %% check="07.2" points=3
-with check("07.2", hint="bucketize, bincount, sums over the later bins, and the rest "
-                        "is background") as ask:
+with check("07.2", hint="Bins, bincount, sums over the later bins; the rest is "
+                        "background.") as ask:
     g, t = torch.Generator().manual_seed(0), torch.tensor([0.0, 0.25, 0.5, 0.75])
-    s, b = (torch.randint(0, 9, (400,), generator=g) / 8,         # often on a threshold
-            torch.randint(1, 4, (400,), generator=g))
-    y = torch.where(torch.rand(400, generator=g) < 0.6, b,
-                    torch.randint(0, 4, (400,), generator=g))
-    y[::7] = IGNORE
-    def loop(above=torch.gt, y=y, counted=y != IGNORE):
-        # threshold, pixel
-        cells = (y * 4 + torch.where(above(s, t[:, None]), b, 0))[:, counted]
+    s = torch.randint(0, 9, (400,), generator=g) / 8              # often on a threshold
+    won, y = torch.randint(0, 4, (2, 400), generator=g)
+    won, y[::7] = won.clamp_min(1), IGNORE
+    def loop(above=torch.gt, y=y, kept=y != IGNORE):                  # threshold, pixel
+        cells = (y * 4 + torch.where(above(s, t[:, None]), won, 0))[:, kept]
         return torch.stack([row.bincount(minlength=16).view(4, 4) for row in cells])
-    right = loop()
-    void = loop(y=y.where(y != IGNORE, 0), counted=y > -1)
-    only = right * torch.tensor([0, 1, 1, 1])
-    same(ask(confusions, b, s, y, t, 4), right, "confusions(...)", axes="s c c",
-         suspects={
-        "A score equal to the threshold counted as above it: strictly above (bucketize "
-        "without right=True).": lambda: loop(torch.ge),
-        "Column 0 is empty: pixels that are not above the threshold are background in "
-        "the seed.": only,
-        "These are the pixels at or below the thresholds: sum over the later bins, not "
-        "the earlier ones.": lambda: loop(torch.le),
-        "These are the pixels of one bin only: a pixel in a later bin is above this "
-        "threshold, too. Sum up.":
-            lambda: loop(lambda s, u: (s > u) & (s <= u + 0.25 + u // 0.75)),
-        "Void pixels (255) were counted as background: they count nowhere.": void,
-        "Rows are the truth, columns the seed: yours are exchanged.": right.mT,
-        "The thresholds belong along the first axis.": right.permute(1, 2, 0)})
+    wanted, void = loop(), loop(y=y % IGNORE, kept=y > -1)
+    def tried(sentence, *inputs):
+        try:
+            return ask(confusions, *inputs)
+        except (RuntimeError, IndexError) as error:
+            raise AssertionError(f"{sentence} (It stopped with: {error})") from error
+    clean = *(x[y != IGNORE] for x in (won, s, y)), t
+    same(ask(confusions, *clean, 4), wanted, "confusions(...)", axes="s c c", suspects={
+        "A score equal to the threshold is not above it: bucketize without right=True.":
+            loop(torch.ge),
+        "Column 0 is empty: what is not above the threshold is background in the seed.":
+            wanted * torch.tensor([0, 1, 1, 1]),
+        "Sum over the later bins, not the earlier ones.": loop(torch.le),
+        "Sum from the far end: flip, cumsum, flip.": loop(lambda s, u: s <= u + 0.25),
+        "Bin i is at or below threshold i: only the bins after it are above.":
+            loop(lambda s, u: s > u - 0.25),
+        "One bin only: later ones are above, too.":
+            loop(lambda s, u: (s > u) & (s <= u + 0.25)),
+        "Rows are the truth, columns the seed: yours are exchanged.": wanted.mT,
+        "The thresholds belong along the first axis.": wanted.permute(1, 2, 0)})
+    same(tried("Void pixels (255) have no cell: leave them out before you count.",
+               won, s, y, t, 4), wanted, "with void pixels", suspects={
+        "Void pixels (255) were counted as background: they count nowhere.": void})
+    same(tried("A class that no pixel has must have its cells, too: bincount needs a "
+               "minlength.", *clean, 5), F.pad(wanted, (0, 1, 0, 1)), "with 5 classes")
 ### BEGIN HIDDEN TESTS
 one = confusions(torch.tensor([1, 1]), torch.tensor([0.3, 0.9]), torch.tensor([1, 0]),
                  torch.tensor([0.1, 0.5]), 2)
@@ -498,12 +513,15 @@ plots.show(plots.grid([*images[watched]] * 4, titles, side=1.6,
 # Write `correlated(maps, features)`: `maps` is `n c h w`, `features` is `n k h w`, the result `n c h w`. Add `1e-5` to
 # the length of a feature and to the sum in the denominator: a pixel whose feature is zero resembles none, and gets zeros.
 #
-# <details><summary>Hint 1</summary>`flatten(2)` makes one axis of the pixels. With features of length 1 all cosines of an
-# image are one matrix product, pixels × pixels.</details>
-# <details><summary>Hint 2</summary>`f = features.flatten(2)`, `f = f / (f.norm(dim=1, keepdim=True) + 1e-5)`, and
-# `A = (f.mT @ f).relu()` is `n hw hw`.</details>
-# <details><summary>Hint 3</summary>`maps.flatten(2) @ A` sums over the first pixel index, i. Divide by `A.sum(1,
-# keepdim=True) + 1e-5`, and give it the shape of the maps.</details>
+# <details><summary>Hint 1</summary>Which features make an inner product a cosine? In the equation, which pixel is summed over,
+# $i$ or $j$? So the weights of which one sum to 1?</details>
+# <details><summary>Hint 2</summary>`flatten(2)` makes one axis of the pixels of an image. Divide each pixel's feature by its
+# length (over the channels, plus `1e-5`). Then all cosines of an image are one matrix product, pixels × pixels, with `.mT`.
+# After the ReLU, a second product sums the maps over $i$; divide by the weights' sum over $i$, plus `1e-5`, and give the
+# result the shape of the maps.</details>
+# <details><summary>Hint 3</summary>Three towns, of which two are near each other:
+# `near = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])`. A smooth map of
+# `warm = torch.tensor([10.0, 20.0, 40.0])` degrees is `warm @ near / near.sum(0)`: `[13.3, 16.7, 40.0]`.</details>
 
 # %% exercise="07.3"
 def correlated(maps, features):
@@ -519,39 +537,39 @@ def correlated(maps, features):
 
 # %% check="07.3" points=3
 with check("07.3",
-           hint="length 1, all cosines at once, relu, a weighted mean over i") as ask:
+           hint="Length 1, all cosines at once, relu, a weighted mean over i.") as ask:
     g = torch.Generator().manual_seed(0)
-    q, f = torch.rand(2, 3, 3, 4,
-                      generator=g), torch.randn(2, 5, 3, 4, generator=g) + 0.3
-    # every pixel with every other one
-    here, there = f[..., None, None], f[:, :, None, None]
-    cos, wide = (F.cosine_similarity(here, there, dim=1),  # n h w h w
-                 f / f.square().sum((2, 3), keepdim=True))
+    q = torch.rand(2, 3, 3, 4, generator=g)
+    x = torch.randn(2, 5, 3, 4, generator=g) + 0.3
+    at_i, at_j = x[..., None, None], x[:, :, None, None]         # all pairs of pixels
+    cos = F.cosine_similarity(at_i, at_j, dim=1)                 # n h w h w
+    wide = x / x.square().sum((2, 3), keepdim=True)
     spread = lambda weight: torch.einsum("nchw,nhwxy->ncxy", q, weight)
-    share = lambda x, over: x / (x.sum(over, keepdim=True) + 1e-5)
-    same(ask(correlated, q, f), seam.pixel_correlation(q, f), "correlated(...)",
+    parts = lambda w, over: w / (w.sum(over, keepdim=True) + 1e-5)
+    long = lambda images: torch.cat(tuple(images), -1)[None]
+    same(ask(correlated, q, x), seam.pixel_correlation(q, x), "correlated(...)",
          axes="n c h w", atol=1e-4, suspects={
-             "The sum is not divided: y is a weighted mean, and the weights of a pixel "
-             "sum to 1.": lambda: spread(cos.relu()),
+             "Divide by the sum of the weights.": lambda: spread(cos.relu()),
              "You divided by the sum over j, before the product: the weights that "
              "arrive at a pixel j sum to 1, over i.":
-                 lambda: spread(share(cos.relu(), (3, 4))),
+                 lambda: spread(parts(cos.relu(), (3, 4))),
              "Negative cosines took part: cut them off with a ReLU.":
-                 lambda: spread(share(cos, (1, 2))),
+                 lambda: spread(parts(cos, (1, 2))),
              "These are inner products: divide the features by their lengths first.":
-                 lambda: spread(share((here * there).sum(1).relu(), (1, 2))),
+                 lambda: spread(parts((at_i * at_j).sum(1).relu(), (1, 2))),
              "This is a softmax: the weights are the cosines themselves, without exp.":
-                 lambda: spread(share(cos.exp(), (1, 2))),
+                 lambda: spread(parts(cos.exp(), (1, 2))),
              "The lengths were taken over the pixels: divide each pixel's feature by "
              "its own length, over the channels.": lambda: spread(
-                     share((wide[..., None, None] * there).sum(1).relu(), (1, 2))),
+                     parts((wide[..., None, None] * at_j).sum(1).relu(), (1, 2))),
              "The images were mixed: pixels are compared within their own image.":
-                 lambda: seam.pixel_correlation(q.flip(0), f).flip(0)})
-    blank = ask(correlated, q, torch.zeros_like(f))
-    assert not blank.isnan().any(), ("Features of zero gave NaN (0 / 0): add 1e-5 to "
-                                     "the lengths and to the sum.")
-    assert (blank.abs() < 1e-3).all(), ("A pixel whose feature is zero resembles no "
-                                        "other: it should get zeros.")
+                 lambda: torch.stack(seam.pixel_correlation(long(q), long(x))[0].chunk(
+                     2, -1))})
+    blank = ask(correlated, q, torch.zeros_like(x))
+    assert not blank.isnan().any(), \
+        "Features of zero gave NaN (0 / 0): add 1e-5 to the lengths and to the sum."
+    assert (blank.abs() < 1e-3).all(), \
+        "A pixel whose feature is zero resembles no other: it should get zeros."
 ### BEGIN HIDDEN TESTS
 assert torch.allclose(correlated(torch.ones(1, 2, 2, 3), torch.rand(1, 4, 2, 3) + 0.1),
                       torch.ones(1, 2, 2, 3), atol=1e-3)

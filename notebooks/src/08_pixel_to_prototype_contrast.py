@@ -124,13 +124,16 @@ print(known,
 # **of all n images together**. The result is `c d`, and carries **no gradient**: a prototype is a target, it shall not
 # come to its pixels. A class without any candidate is a row of zeros.
 #
-# <details><summary>Hint 1</summary>First bring both to one list of pixels: `confidence` to `c m` and `embeddings` to `d m`,
-# with m = n·h·w. The classes are in the second axis, so `transpose(0, 1).flatten(1)`.</details>
-# <details><summary>Hint 2</summary>`weight, where = confidence.topk(top_k, 1)` are both `c K`, and `pixels[:, where]` is
-# `d c K`.</details>
-# <details><summary>Hint 3</summary>The denominator is one number for each class, and the length is set to 1 afterwards. So
-# leave it out: then nothing is divided by 0. `F.normalize((weight * pixels[:, where]).sum(2), dim=0).T`, of detached
-# tensors.</details>
+# <details><summary>Hint 1</summary>The K best pixels of a class may lie in any image. In which order must the axes of
+# `n c h w` stand, before you can make one list of n·h·w pixels for each class? (`reshape` changes no order.)</details>
+# <details><summary>Hint 2</summary>With `transpose(0, 1).flatten(1)`, `confidence` becomes `c m` and `embeddings` `d m`, both
+# detached. `topk` along the pixels gives weights and indices, both `c K`; index the list of embeddings with the latter. The
+# denominator is one positive number for each class, and the length is set to 1 afterwards: so leave it out, and nothing is
+# divided by 0.</details>
+# <details><summary>Hint 3</summary>The heaviest two of three stones, and their weighted mean colour, of length 1:
+# `stones = torch.tensor([1.0, 3.0, 4.0])`, `colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])` (2 numbers each),
+# `heavy, which = stones.topk(2)`. `colours[:, which]` is 2 × 2, `mixed = (heavy * colours[:, which]).sum(1)` is `[0, 7]`, and
+# `F.normalize(mixed, dim=0)` is `[0, 1]`.</details>
 
 # %% exercise="08.1"
 def prototypes_of(confidence, embeddings, top_k):
@@ -144,44 +147,42 @@ def prototypes_of(confidence, embeddings, top_k):
     ### END SOLUTION
 
 # %% check="08.1" points=3
-with check("08.1",
-           hint="one list of pixels, topk of a class, weighted sum, length 1") as ask:
-    g = Generator().manual_seed(0)
-    m, v = (torch.rand(3, 4, 4, 4, generator=g),
-            F.normalize(torch.randn(3, 6, 4, 4, generator=g), dim=1))
-    v.requires_grad_()
+with check("08.1", hint="One list of pixels, topk, weighted sum, length 1.") as ask:
+    draw = Generator().manual_seed(0)
+    trust, units = (torch.rand(3, 4, 4, 4, generator=draw),
+                    F.normalize(torch.randn(3, 6, 4, 4, generator=draw), dim=1))
     # the library's answer
-    got, right = ask(prototypes_of, m, v, 5), pixel_prototypes(m, v, 5)
-    only = lambda kept, weight=m: pixel_prototypes(
-        torch.where(kept, weight, -torch.inf), v, 48)
+    target = pixel_prototypes(trust, units, 5)
+    proto = ask(prototypes_of, trust, units.requires_grad_(), 5)
+    only = lambda inside, weight=trust: pixel_prototypes(
+        torch.where(inside, weight, -torch.inf), units, 48)
     nth = lambda place: torch.stack([x.flatten().sort().values[place]
-                                     for x in m.unbind(1)])[:, None, None]
+                                     for x in trust.unbind(1)])[:, None, None]
     lengths = torch.tensor([[0.473144, 2.273317], [0.493270, 2.281057],
                             [0.570954, 2.642543], [0.530513, 2.442814]])
-    same(got, right, "prototypes_of(...)", axes="c d", suspects={
+    same(proto, target, "prototypes_of(...)", axes="c d", suspects={
         "The rows are not of length 1: normalise after averaging.":
-            lambda: right * lengths[:, :1],
-        "The rows are not of length 1: normalise the sums.":
-            lambda: right * lengths[:, 1:],
+            target * lengths[:, :1],
+        "The rows are not of length 1: normalise the sums.": target * lengths[:, 1:],
         "You averaged without weights: Eq. 5 weighs each pixel by its confidence.":
-            lambda: only(m >= nth(-5), torch.ones_like(m)),
+            lambda: only(trust >= nth(-5), torch.ones_like(trust)),
         "You took K pixels of every image: they are the K best of the whole batch.":
-            lambda: only(m >= m.flatten(2).sort().values[..., -5, None, None]),
+            lambda: only(trust >= trust.flatten(2).sort().values[..., -5, None, None]),
         "All pixels count in your prototypes: only the K most confident ones do.":
-            lambda: only(m > -1),
-        "You took the K least confident pixels.": lambda: only(m <= nth(4)),
-        "Classes belong along the first axis, channels along the second.":
-            lambda: right.T})
-    assert not got.requires_grad, ("A gradient passes through the prototypes: detach "
-                                   "the embeddings.")
-    none = ask(prototypes_of, m * torch.tensor([1.0, 1, 1, 0])[:, None, None], v, 5)[3]
-    assert none.isfinite().all(), ("A class without candidates is NaN: something was "
-                                   "divided by the sum of its weights, 0.")
+            lambda: only(trust > -1),
+        "You took the K least confident pixels.": lambda: only(trust <= nth(4)),
+        "Images and classes were mixed: reshape moves no axis, transpose does.": lambda:
+            pixel_prototypes(trust.view(1, 4, 6, 8), units.reshape(1, 6, 6, 8), 5),
+        "Classes belong along the first axis, channels along the second.": target.T})
+    assert not proto.requires_grad, "A gradient passes: detach the embeddings."
+    trust[:, 3] = 0
+    none = ask(prototypes_of, trust, units, 5)[3]
+    assert none.isfinite().all(), "A class without candidates is NaN: 0 / 0."
     same(none, torch.zeros(6), "the prototype of a class without candidates")
 ### BEGIN HIDDEN TESTS
 assert (prototypes_of(torch.ones(1, 2, 1, 3), torch.eye(3)[None, :, None], 3).shape
         == (2, 3))
-assert not prototypes_of(m.clone().requires_grad_(), v, 5).requires_grad
+assert not prototypes_of(trust.clone().requires_grad_(), units, 5).requires_grad
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -195,9 +196,15 @@ assert not prototypes_of(m.clone().requires_grad_(), v, 5).requires_grad
 # With cosines in -1..1 and $\tau = 0.1$ the exponents reach 10; with a smaller $\tau$ they overflow. A good solution never
 # computes `exp` by itself.
 #
-# <details><summary>Hint 1</summary>`F.normalize(pixels, dim=1) @ prototypes.T` are all cosines, `m c`.</details>
-# <details><summary>Hint 2</summary>Eq. 4 is a cross-entropy: cosines over τ are the logits.</details>
-# <details><summary>Hint 3</summary>`F.cross_entropy(logits, labels, reduction="none")`.</details>
+# <details><summary>Hint 1</summary>Which loss of a classifier is $-\log$ of a softmax at the right class? What are its logits
+# here?</details>
+# <details><summary>Hint 2</summary>Scale the pixels to length 1 (`F.normalize`); then one matrix product with the prototypes
+# gives all cosines, `m c`. Divided by the temperature they are the logits of `F.cross_entropy`, which returns a mean unless
+# `reduction` says otherwise.</details>
+# <details><summary>Hint 3</summary>Two questions with three answers each: `logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0,
+# 0.0]])`. If both were answered by number 0, `F.cross_entropy(logits, torch.tensor([0, 0]), reduction="none")` is `[0.24,
+# 3.1]`: one number for each question. Twice as cold, `F.cross_entropy(logits / 0.5, torch.tensor([0, 0]), reduction="none")`
+# is `[0.04, 6.0]`.</details>
 
 # %% exercise="08.2"
 def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
@@ -210,32 +217,33 @@ def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
 
 # %% check="08.2" points=2
 with check("08.2",
-           hint="a cross-entropy whose logits are cosines over the temperature") as ask:
-    g = Generator().manual_seed(1)
-    v, P = (torch.randn(7, 5, generator=g),
-            F.normalize(torch.randn(4, 5, generator=g), dim=1))
-    y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
-    def library(v, temperature):                                 # 7 images of one pixel
-        return contrast.pixel_to_prototype(v[:, :, None, None], y[:, None, None], P,
-                                           temperature).flatten()
-    right = library(v, 0.5)
-    dot = (v.double() @ P.double().T / 0.5).exp()
+           hint="A cross-entropy; its logits are cosines over the temperature.") as ask:
+    draw = Generator().manual_seed(1)
+    rays, bank = (torch.randn(7, 5, generator=draw),
+                  F.normalize(torch.randn(4, 5, generator=draw), dim=1))
+    which = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    def expected(temperature):                                   # 7 images of one pixel
+        return contrast.pixel_to_prototype(
+            rays[:, :, None, None], which[:, None, None], bank, temperature).flatten()
+    target = expected(0.5)
+    powers = (rays.double() @ bank.double().T / 0.5).exp()
     # -log p becomes -log p / (1 - p)
-    same(ask(pixel_contrast, v, y, P, 0.5), right, "pixel_contrast(...)", axes="m",
-         suspects={"You returned the mean: keep one number for each pixel.":
-                       lambda: right.mean(),
-                   "You forgot the minus sign of Eq. 4.": lambda: -right,
-                   "You returned the probability: Eq. 4 is its negative logarithm.":
-                       lambda: (-right).exp(),
-                   "The temperature is not used: divide the cosines by it.":
-                       lambda: library(v, 1.0),
-                   "You multiplied by the temperature: divide by it.":
-                       lambda: library(v, 2.0),
-                   "The pixels were not scaled to length 1, so longer ones count more.":
-                       lambda: -(dot[range(7), y] / dot.sum(1)).log(),
-                   "The pixel's own prototype is missing in the denominator: the sum "
-                   "is over all classes.": lambda: right.expm1().log()})
-    sharp = ask(pixel_contrast, v, y, P, 0.005)
+    same(ask(pixel_contrast, rays, which, bank, 0.5), target, "pixel_contrast(...)",
+         axes="m", suspects={
+        "You returned the mean: keep one number for each pixel.": target.mean(),
+        "You forgot the minus sign of Eq. 4.": -target,
+        "You returned the probability: Eq. 4 is its negative logarithm.":
+            (-target).exp(),
+        "The temperature is not used: divide the cosines by it.":
+            lambda: expected(1.0),
+        "Your temperature is always 0.1: use the one that is given.":
+            lambda: expected(0.1),
+        "You multiplied by the temperature: divide by it.": lambda: expected(2.0),
+        "The pixels were not scaled to length 1, so longer ones count more.":
+            -(powers[range(7), which] / powers.sum(1)).log(),
+        "The pixel's own prototype is missing in the denominator: the sum is over all "
+        "classes.": target.expm1().log()})
+    sharp = ask(pixel_contrast, rays, which, bank, 0.005)
     assert sharp.isfinite().all(), ("exp overflows at a small temperature: use "
                                     "F.cross_entropy or logsumexp.")
 ### BEGIN HIDDEN TESTS
@@ -264,11 +272,13 @@ assert (pixel_contrast(torch.eye(3), torch.tensor([0, 1, 2]), torch.eye(3), 0.01
 # same place in both. `loss(v, y, P)` is Eq. 4, a number for each pixel. Return a dict with the keys `"cross-prototype"`
 # and `"cross-CAM"`, each with a tensor of two means: the term of the first view, and that of the second.
 #
-# <details><summary>Hint 1</summary>If `i` is a view, `1 - i` is the other one.</details>
-# <details><summary>Hint 2</summary>In both terms the pixels are those of the view itself. Exactly one of labels and
-# prototypes is borrowed.</details>
-# <details><summary>Hint 3</summary>`torch.stack([loss(v[i], y[i], P[1 - i]).mean() for i in (0, 1)])` is one of the
-# two.</details>
+# <details><summary>Hint 1</summary>In the table above, which letters have a prime in Eq. 6, and which in Eq. 7? Whose pixels are
+# they in both?</details>
+# <details><summary>Hint 2</summary>If `i` is a view, `1 - i` is the other one. In both terms the pixels are `v[i]`; exactly one
+# of labels and prototypes comes from view `1 - i`. Take the mean over the pixels, and stack the means of both views.</details>
+# <details><summary>Hint 3</summary>Two shops, each with its own goods and prices: `goods = (torch.tensor([1.0, 2.0]),
+# torch.tensor([3.0, 5.0]))`, `prices = (10.0, 100.0)`. What the goods of each cost at the other one, in the mean:
+# `torch.stack([(goods[i] * prices[1 - i]).mean() for i in (0, 1)])` is `[150, 40]`.</details>
 
 # %% exercise="08.3"
 def cross_terms(v, y, P, loss):
@@ -283,35 +293,40 @@ def cross_terms(v, y, P, loss):
 
 # %% check="08.3" points=2
 with check("08.3",
-           hint="one of labels and prototypes comes from the other view") as ask:
-    g = Generator().manual_seed(2)
-    v, P = (torch.randn(2, 9, 5, generator=g),
-            F.normalize(torch.randn(2, 4, 5, generator=g), dim=2))
-    y = torch.randint(4, (2, 9), generator=g)
-    loss = lambda v, y, P: F.cross_entropy(F.normalize(v, dim=1) @ P.T / 0.1, y,
-                                           reduction="none")
-    got = ask(cross_terms, tuple(v), tuple(y), tuple(P), loss)
-    assert isinstance(got, dict) and set(got) == {"cross-prototype", "cross-CAM"}, \
+           hint="One of labels and prototypes comes from the other view.") as ask:
+    draw = Generator().manual_seed(2)
+    shots, banks = (torch.randn(2, 9, 5, generator=draw),
+                   F.normalize(torch.randn(2, 4, 5, generator=draw), dim=2))
+    drawn = torch.randint(4, (2, 9), generator=draw)
+    of_eq_4 = lambda v, y, P: F.cross_entropy(F.normalize(v, dim=1) @ P.T / 0.1, y,
+                                              reduction="none")
+    terms = ask(cross_terms, tuple(shots), tuple(drawn), tuple(banks), of_eq_4)
+    assert isinstance(terms, dict) and set(terms) == {"cross-prototype", "cross-CAM"}, \
         "Return a dict with the two keys cross-prototype and cross-CAM."
-    values = torch.tensor([
-        [6.599626, 4.957978], [4.246658, 5.121935],     # of Eq. 6 and 7, of either view
-        [7.275478, 4.111640], [6.071959, 5.407791]])        # nothing borrowed, and both
-    for name, right, wrong in (("cross-prototype", *values[:2]),
-                               ("cross-CAM", *values[:2].flip(0))):
-        same(got[name], right, f"the term {name}", suspects={
-            f"{name} is the other cross term: Eq. 6 borrows the prototypes, Eq. 7 the "
-            "labels.": wrong,
-            f"{name} borrows nothing: this is the intra-view term of Eq. 9.": values[2],
-            f"{name} borrows both, labels and prototypes: only one of them comes from "
-            "the other view.": values[3],
-            f"{name}: the first number belongs to the second view.": right.flip(0),
-            f"{name}: you added the pixels up; Eq. 6 and 7 are means.": 9 * right,
-            f"{name}: you added the views up; give two numbers.": right.sum()})
+    eq_6, eq_7, eq_9, primes = torch.tensor([              # of each view; all borrowed
+        [6.599626, 4.957978], [4.246658, 5.121935], [7.275478, 4.111640],
+        [6.071959, 5.407791]])
+    for called, target, swapped in (("cross-prototype", eq_6, eq_7),
+                                    ("cross-CAM", eq_7, eq_6)):
+        same(terms[called], target, f"the term {called}", suspects={
+            f"{called} is the other cross term: Eq. 6 borrows the prototypes, Eq. 7 "
+            "the labels.": swapped,
+            f"{called} borrows nothing: this is the intra-view term of Eq. 9.": eq_9,
+            f"{called} borrows both, labels and prototypes: only one of them comes "
+            "from the other view.": primes,
+            f"{called}: the first number belongs to the second view.": target.flip(0),
+            f"{called} takes pixels of the other view: v is the view's own.":
+                swapped.flip(0),
+            f"{called} borrows the pixels alone: these are the view's own.":
+                primes.flip(0),
+            f"{called}: you added the pixels up; Eq. 6 and 7 are means.": 9 * target,
+            f"{called}: you added the views up; give two numbers.": target.sum(),
+            f"{called}: you averaged the views; give two numbers.": target.mean()})
 ### BEGIN HIDDEN TESTS
-one = cross_terms((1.0, 2.0), (10.0, 20.0), (100.0, 200.0),
-                  lambda v, y, P: torch.tensor([v + y + P]))
-assert (one["cross-prototype"].tolist() == [211.0, 122.0]
-        and one["cross-CAM"].tolist() == [121.0, 212.0])
+terms = cross_terms((1.0, 2.0), (10.0, 20.0), (100.0, 200.0),
+                    lambda v, y, P: torch.tensor([v + y + P]))
+assert (terms["cross-prototype"].tolist() == [211.0, 122.0]
+        and terms["cross-CAM"].tolist() == [121.0, 212.0])
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -334,13 +349,16 @@ assert (one["cross-prototype"].tolist() == [211.0, 122.0]
 #    (the random half) and the $\lfloor k/2 \rfloor$ with the lowest cosine to their own prototype (the hard half). A pixel
 #    in both counts twice.
 #
-# <details><summary>Hint 1</summary>Set the pixel's own cosine to -inf: `cosine.scatter(1, labels[:, None], -torch.inf)`.
-# It is then the last of its row. `argsort` twice turns values into ranks.</details>
-# <details><summary>Hint 2</summary>With few pixels, a rank within a class is a count over pairs: how many pixels of the
-# **same** class have a smaller key? `same = labels[:, None] == labels`, and `(same & (key < key[:,
-# None])).sum(1)`.</details>
-# <details><summary>Hint 3</summary>`half = same.sum(1) // 2` for each pixel; `times = (rank(noise) < half).int() +
-# (rank(own) < half).int()`, where `own` is the cosine to the pixel's own prototype.</details>
+# <details><summary>Hint 1</summary>Where must a pixel's own cosine end in its sorted row, so that it is never among the ranks
+# that are kept? And what does `argsort` of an `argsort` say?</details>
+# <details><summary>Hint 2</summary>`cosine.scatter(1, labels[:, None], -torch.inf)` puts the own prototype last; `argsort` twice,
+# the first time from large to small, turns values into ranks. With few pixels, a rank *within a class* is a count over pairs:
+# how many pixels of the same class have a smaller key? Compare it with half the size of the class. Once with the noise as the
+# key, once with the cosine to the own prototype (`gather`); add the two.</details>
+# <details><summary>Hint 3</summary>Ranks of runners within their team: `team = torch.tensor([0, 1, 0, 1, 0])`,
+# `seconds = torch.tensor([12.0, 11.0, 10.0, 13.0, 11.5])`. `mates = team[:, None] == team` is 5 × 5, and
+# `(mates & (seconds < seconds[:, None])).sum(1)` is `[2, 0, 0, 1, 1]`: so many mates were faster. Ranks of all, the slowest
+# first: `seconds.argsort(descending=True).argsort()` is `[1, 3, 4, 0, 2]`.</details>
 
 # %% exercise="08.4"
 def mine(cosine, labels, noise):
@@ -361,46 +379,48 @@ def mine(cosine, labels, noise):
     ### END SOLUTION
 
 # %% check="08.4" points=4
-with check("08.4", hint="ranks of prototypes in a row, of pixels in a class") as ask:
-    g = Generator().manual_seed(3)
-    cosine, noise = torch.rand(40, 11, generator=g), torch.rand(40, generator=g)
-    y, own = torch.arange(40) % 3, cosine[range(40), torch.arange(40) % 3]
-    # from a sorted list of each row
-    def kept(first, last, keys=-cosine, own=y.tolist()):
-        rows = [sorted({*range(11)} - {c}, key=k.__getitem__)
-                for k, c in zip(keys, own)]
-        return torch.stack([torch.zeros(11).index_fill(0, torch.tensor(row[first:last]),
-                                                       1) for row in rows])
-    negatives, times = ask(mine, cosine, y, noise)
-    same(negatives.float(), kept(1, 6), "negatives", axes="m c", suspects={
+with check("08.4", hint="Ranks of prototypes in a row, of pixels in a class.") as ask:
+    draw = Generator().manual_seed(3)                       # n = 17: from rank 3 to 10
+    cosines, dice = torch.rand(40, 18, generator=draw), torch.rand(40, generator=draw)
+    of = torch.arange(40) % 3                               # 14, 13 and 13 pixels
+    closeness = cosines[range(40), of]
+    def ranks(first, last, keys=-cosines, left_out=of.tolist()):        # row by row
+        rows = [sorted({*range(18)} - {c}, key=key.__getitem__)[first:last]
+                for key, c in zip(keys, left_out)]
+        return torch.zeros(40, 18).scatter(1, torch.tensor(rows), 1)
+    picked, times = ask(mine, cosines, of, dice)
+    same(picked, ranks(3, 11), "negatives", axes="m c", suspects={
         "The pixel's own prototype is among the candidates: take it out first.":
-            lambda: kept(1, 6, own=40 * [-1]),
-        "The hardest negatives are in: the first tenth is skipped.": lambda: kept(0, 5),
-        "Of the first 60 % all are kept: only those from 10 % on.": lambda: kept(0, 6),
+            ranks(3, 11, left_out=40 * [-1]),
+        "The hardest negatives are in: the first tenth is skipped.": ranks(0, 8),
+        "Of the first 60 % all are kept: only those from 10 % on.": ranks(0, 11),
+        "Your first rank is 0.1 n: it is stop - n // 2.": ranks(1, 11),
+        "Your stop is rounded down: it is ceil(0.6 n).": ranks(2, 10),
         "You sorted the least similar first: hard prototypes are the similar ones.":
-            lambda: kept(1, 6, cosine)})
-    def low(key, classes=3):                          # from a sorted list of each class
-        halves = [sorted(range(c, 40, classes), key=key.__getitem__)
-                  for c in range(classes)]
-        return sum(torch.zeros(40).index_fill(0, torch.tensor(half[:len(half) // 2]), 1)
-                   for half in halves)
-    same(torch.as_tensor(times).float(), low(noise) + low(own), "times", axes="m",
-         suspects={"Hard pixels are those least like their prototype: you took the "
-                   "most similar ones.": lambda: low(noise) + low(-own),
-                   "The halves are of the whole batch: take them of each class.":
-                       lambda: low(noise, 1) + low(own, 1),
-                   "A pixel in both halves counts twice: add the two, do not join "
-                   "them.": lambda: (low(noise) + low(own)).clamp_max(1),
-                   "The random half is missing.": lambda: low(own),
-                   "The hard half is missing.": lambda: low(noise)})
+            ranks(3, 11, cosines)})
+    def least(key, step=3, up=0):                                       # class by class
+        halves = [sorted(range(c, 40, step), key=key.__getitem__) for c in range(step)]
+        chosen = [i for half in halves for i in half[:(len(half) + up) // 2]]
+        return torch.zeros(40).index_fill(0, torch.tensor(chosen), 1)
+    by_lot, unlike = least(dice), least(closeness)
+    same(times, by_lot + unlike, "times", axes="m", suspects={
+        "Hard pixels are those least like their prototype: you took the most similar "
+        "ones.": by_lot + least(-closeness),
+        "The random half has the lowest noise, not the highest.": least(-dice) + unlike,
+        "The halves are of the whole batch: take them of each class.":
+            least(dice, 1) + least(closeness, 1),
+        "Half of 13 is 6: round down.": least(dice, up=1) + least(closeness, up=1),
+        "A pixel in both halves counts twice: add the two, do not join them.":
+            (by_lot + unlike).clamp_max(1),
+        "The random half is missing.": unlike, "The hard half is missing.": by_lot})
 ### BEGIN HIDDEN TESTS
-few = mine(torch.eye(21)[:5], torch.arange(5), torch.rand(5, generator=g))
+short = mine(torch.eye(21)[:5], torch.arange(5), torch.rand(5, generator=draw))
 # classes of one pixel cannot be halved
-assert few[0].sum(1).eq(10).all() and not torch.as_tensor(few[1]).any()
-for n, first, last in ((8, 1, 5), (20, 2, 12)):          # negatives from near to far
-    near = torch.arange(n + 1.0).flip(0).repeat(2, 1)
-    which = mine(near, torch.full((2,), n), torch.rand(2, generator=g))[0].nonzero()
-    assert which[:, 1].tolist() == 2 * [*range(first, last)]
+assert short[0].sum(1).eq(10).all() and not torch.as_tensor(short[1]).any()
+for many, first, last in ((8, 1, 5), (20, 2, 12)):       # negatives from near to far
+    near = torch.arange(many + 1.0).flip(0).repeat(2, 1)
+    picked = mine(near, torch.full((2,), many), torch.rand(2, generator=draw))[0]
+    assert picked.nonzero()[:, 1].tolist() == 2 * [*range(first, last)]
 ### END HIDDEN TESTS
 
 # %% [markdown]

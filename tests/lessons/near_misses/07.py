@@ -79,7 +79,36 @@ def tag_loss(logits, tags):
     p = logits.sigmoid()
     return -(tags * p.log() + (1 - tags) * (1 - p).log()).mean()
 """,
-            "not finite",
+            "the logarithm of 0",
+        ),
+        (
+            "exp overflows",
+            """
+def tag_loss(logits, tags):
+    return (tags * torch.log(1 + torch.exp(-logits)) + (1 - tags) * torch.log(1 + torch.exp(logits))).mean()
+""",
+            "exp overflows",
+        ),
+        (
+            "a small number added",
+            """
+def tag_loss(logits, tags):
+    p = torch.sigmoid(logits)
+    total = 0.0
+    for q, tag in zip(p.flatten(), tags.flatten()):
+        total += -torch.log(q + 1e-8) if tag == 1 else -torch.log(1 - q + 1e-8)
+    return total / tags.numel()
+""",
+            "clamp",
+        ),
+        (
+            "no gradient",
+            """
+def tag_loss(logits, tags):
+    with torch.no_grad():
+        return F.binary_cross_entropy_with_logits(logits, tags)
+""",
+            "carries no gradient",
         ),
         (
             "clamped",
@@ -103,14 +132,30 @@ def tag_loss(logits, tags):
         (
             "void as background",
             SWEEP.format(**RIGHT | {"counted": "truth > -1", "truth": "torch.where(truth == 255, 0, truth)"}),
-            "Void pixels",
+            "Void pixels (255) were counted",
         ),
         ("exchanged", SWEEP.format(**RIGHT | {"result": RIGHT["result"] + ".mT"}), "Rows are the truth"),
         ("thresholds last", SWEEP.format(**RIGHT | {"result": RIGHT["result"] + ".permute(1, 2, 0)"}), "first axis"),
-        ("not summed", SWEEP.format(**RIGHT | {"above": "above = counts[..., 1:].permute(2, 0, 1)"}), "one bin only"),
+        (
+            "summed from the start",
+            SWEEP.format(**RIGHT | {"above": "above = counts.cumsum(-1)[..., 1:].permute(2, 0, 1)"}),
+            "Sum from the far end",
+        ),
+        (
+            "the first bin, too",
+            SWEEP.format(**RIGHT | {"above": "above = counts.flip(-1).cumsum(-1).flip(-1)[..., :-1].permute(2, 0, 1)"}),
+            "only the bins after it",
+        ),
+        ("void left in", SWEEP.format(**RIGHT | {"counted": "truth > -1"}), "Void pixels (255) have no cell"),
+        (
+            "no minlength",
+            SWEEP.replace("bincount(minlength=classes**2 * bins)", "bincount()").format(**RIGHT),
+            "A class that no pixel has",
+        ),
+        ("not summed", SWEEP.format(**RIGHT | {"above": "above = counts[..., 1:].permute(2, 0, 1)"}), "One bin only"),
     ],
     "07.3": [
-        ("not divided", CORRELATED.format(**SPREAD | {"weights": "affinity"}), "The sum is not divided"),
+        ("not divided", CORRELATED.format(**SPREAD | {"weights": "affinity"}), "Divide by the sum of the weights."),
         (
             "divided over j",
             CORRELATED.format(**SPREAD | {"weights": "affinity / (affinity.sum(2, keepdim=True) + 1e-5)"}),
@@ -124,6 +169,18 @@ def tag_loss(logits, tags):
         ),
         ("softmax", CORRELATED.format(**SPREAD | {"weights": "(f.mT @ f).softmax(1)"}), "This is a softmax"),
         ("lengths over the pixels", CORRELATED.format(**SPREAD | {"over": 2}), "over the channels"),
+        (
+            "images mixed",
+            """
+def correlated(maps, features):
+    n, c, h, w = maps.shape
+    f = F.normalize(features, dim=1).transpose(0, 1).flatten(1)         # all images in one list
+    affinity = (f.T @ f).relu()
+    spread = maps.transpose(0, 1).flatten(1) @ affinity / (affinity.sum(0) + 1e-5)
+    return spread.view(c, n, h, w).transpose(0, 1)
+""",
+            "The images were mixed",
+        ),
         (
             "no floor",
             """

@@ -64,6 +64,20 @@ def prototypes_of(confidence, embeddings, top_k):
             "least confident",
         ),
         (
+            "reshape",
+            """
+def prototypes_of(confidence, embeddings, top_k):
+    c, d = confidence.shape[1], embeddings.shape[1]
+    confidence, pixels = confidence.detach().reshape(c, -1), embeddings.detach().reshape(d, -1)
+    rows = []
+    for one in confidence:
+        weight, where = one.topk(top_k)
+        rows.append(F.normalize((weight * pixels[:, where]).sum(1), dim=0))
+    return torch.stack(rows)
+""",
+            "reshape moves no axis",
+        ),
+        (
             "channels first",
             PROTOTYPES.format("F.normalize((weight * pixels[:, where]).sum(2), dim=0)"),
             "Classes belong along",
@@ -73,7 +87,7 @@ def prototypes_of(confidence, embeddings, top_k):
             PROTOTYPES.replace("embeddings.detach()", "embeddings").format(
                 "F.normalize((weight * pixels[:, where]).sum(2), dim=0).T"
             ),
-            "gradient passes",
+            "A gradient passes",
         ),
         (
             "divided by nothing",
@@ -90,6 +104,11 @@ def prototypes_of(confidence, embeddings, top_k):
             "returned the probability",
         ),
         ("no temperature", CONTRAST.format("F.cross_entropy(cosine, labels, reduction='none')"), "not used"),
+        (
+            "one temperature for all",
+            CONTRAST.format("F.cross_entropy(cosine / 0.1, labels, reduction='none')"),
+            "always 0.1",
+        ),
         (
             "times the temperature",
             CONTRAST.format("F.cross_entropy(cosine * temperature, labels, reduction='none')"),
@@ -128,6 +147,21 @@ def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
         ("nothing borrowed", CROSS.format("loss(v[i], y[i], P[i]).mean()", CC), "borrows nothing"),
         ("both borrowed", CROSS.format(CP, "loss(v[i], y[1 - i], P[1 - i]).mean()"), "borrows both"),
         ("views exchanged", CROSS.format("loss(v[1 - i], y[1 - i], P[i]).mean()", CC), "belongs to the second view"),
+        (
+            "pixels of the other view",
+            CROSS.format("loss(v[1 - i], y[i], P[1 - i]).mean()", CC),
+            "takes pixels of the other view",
+        ),
+        ("pixels alone", CROSS.format("loss(v[1 - i], y[i], P[i]).mean()", CC), "borrows the pixels alone"),
+        (
+            "mean over views",
+            """
+def cross_terms(v, y, P, loss):
+    return {"cross-prototype": (loss(v[0], y[0], P[1]).mean() + loss(v[1], y[1], P[0]).mean()) / 2,
+            "cross-CAM": (loss(v[0], y[1], P[0]).mean() + loss(v[1], y[0], P[1]).mean()) / 2}
+""",
+            "averaged the views",
+        ),
         ("sum over pixels", CROSS.format("loss(v[i], y[i], P[1 - i]).sum()", CC), "added the pixels up"),
         (
             "sum over views",
@@ -158,6 +192,42 @@ def cross_terms(v, y, P, loss):
                 "negatives = (order >= start) & (order < stop)"
             ),
             "least similar first",
+        ),
+        (
+            "a tenth",
+            MINE.format("negatives = (rank(others) >= int(0.1 * n)) & (rank(others) < stop)"),
+            "Your first rank is 0.1 n",
+        ),
+        (
+            "rounded down",
+            MINE.replace("-(-6 * n // 10)", "int(0.6 * n)").format(""),
+            "Your stop is rounded down",
+        ),
+        (
+            "loud half",
+            MINE.format("times = (place(-noise) < half).int() + (place(own) < half).int()"),
+            "not the highest",
+        ),
+        (
+            "halves rounded up",
+            """
+def mine(cosine, labels, noise):
+    m, c = cosine.shape
+    n = c - 1
+    stop = math.ceil(0.6 * n)
+    negatives, times = torch.zeros(m, c, dtype=torch.bool), torch.zeros(m)
+    for i in range(m):
+        order = [j for j in cosine[i].argsort(descending=True).tolist() if j != labels[i]]
+        negatives[i, order[stop - n // 2 : stop]] = True
+    own = cosine[torch.arange(m), labels]
+    for label in labels.unique():
+        pixels = (labels == label).nonzero()[:, 0]
+        half = math.ceil(len(pixels) / 2)
+        times[pixels[noise[pixels].argsort()[:half]]] += 1
+        times[pixels[own[pixels].argsort()[:half]]] += 1
+    return negatives, times
+""".replace("def mine", "import math\n\ndef mine"),
+            "Half of 13 is 6",
         ),
         (
             "easy pixels",
