@@ -101,12 +101,11 @@ def test_solutions_pass_their_checks_and_hidden_tests(source, prepared, capsys):
         execute(marker + hidden, f"/notebook/{number}/hidden", names)
 
 
-def test_every_exercise_has_three_near_misses(source):
+def test_every_exercise_names_five_mistakes(source):
     _, exercises = parts(source)
     for number in exercises:
-        assert len(near_misses(source).get(number, [])) >= 3, (
-            f"{number} has fewer than three in tests/lessons/near_misses"
-        )
+        sentences = {fragment for _, _, fragment in near_misses(source).get(number, [])}
+        assert len(sentences) >= 5, f"{number} has {len(sentences)} in tests/lessons/near_misses"
     unknown = {number for number in near_misses(source) if number.startswith(source.stem[:2])} - set(exercises)
     assert not unknown, f"near misses of exercises that do not exist: {unknown}"
 
