@@ -220,7 +220,7 @@ def test_what_is_refused_is_said(tmp_path):
         build(Architecture("cam", width=2), "pretrained")
     with pytest.raises(ValueError, match='"pretrained" or "random" weights for the trunk mobilenetv2_050'):
         build(TRUNKS["mobilenetv2_050"], "weights.pth")
-    with pytest.raises(FileNotFoundError, match="A checkpoint was expected"):
+    with pytest.raises(FileNotFoundError, match="Weights were expected"):
         load(tmp_path / "model.safetensors")
     (tmp_path / "half.safetensors").write_bytes(b"12")
     with pytest.raises(RuntimeError, match="a whole file of tensors"):

@@ -247,17 +247,16 @@ def test_unbalanced_queries_have_two_accuracies_and_no_papers(root, tmp_path):
     assert "mean of classes" in text and "6, 1, 1 queries of the classes" in text and "CSPN" not in text
     plain = next(row for row in result["rows"] if row["method"] == "cosine")
     assert plain["accuracy"] != plain["balanced"] and plain["gain"] is None
-    alone = evaluate(replace(config, methods=("l1",)), tmp_path, progress=False)
+    alone = evaluate(replace(config, methods=("l1",)), tmp_path / "alone", progress=False)
     assert alone["rows"][0]["gain"] is None, "there is nothing to compare with"
 
 
 def test_the_seed_decides(root, tmp_path):
-    first, again, other = (
-        evaluate(quick(root, shots=(1,), methods=("cosine",), seed=seed, weights="random"), tmp_path, progress=False)[
-            "rows"
-        ][0]["accuracy"]
-        for seed in (0, 0, 1)
-    )
+    def accuracy(seed, folder):
+        config = quick(root, shots=(1,), methods=("cosine",), seed=seed, weights="random")
+        return evaluate(config, tmp_path / folder, progress=False)["rows"][0]["accuracy"]
+
+    first, again, other = accuracy(0, "first"), accuracy(0, "again"), accuracy(1, "other")
     assert first == again != other
 
 

@@ -300,8 +300,8 @@ def test_commands_train_and_evaluate(birds, tmp_path, capsys):
 @pytest.mark.parametrize(
     "command, sentence",
     [
-        (["evaluate", "retrieval", "--data", "nowhere"], "classes.txt is missing"),
-        (["train", "retrieval", "--data", "nowhere", "--folder", "unused"], "classes.txt is missing"),
+        (["evaluate", "retrieval", "--data", "nowhere"], "as --data, got nowhere"),
+        (["train", "retrieval", "--data", "nowhere", "--folder", "unused"], "as --data, got nowhere"),
         (
             ["evaluate", "retrieval", "--checkpoint", "nothing.safetensors"],
             "nothing.safetensors",
