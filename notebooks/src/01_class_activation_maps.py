@@ -117,7 +117,7 @@ plots.show(plots.grid([cat, plots.overlay(cat, heat)], titles, columns=2, side=3
 # | *returns* | `b c h w` | $M_c(x, y) = \sum_k w_{ck} F_k(x, y)$: no bias, no ReLU, no scaling |
 #
 # <details><summary>Hint 1</summary>Which axis do the two arguments share? It is summed over, and disappears.</details>
-# <details><summary>Hint 2</summary>`torch.einsum` takes the names of the axes: those of each input, an arrow, those of the
+# <details><summary>Hint 2</summary><code>torch.einsum</code> takes the names of the axes: those of each input, an arrow, those of the
 # result. A name that stands only before the arrow is summed over.</details>
 # <details><summary>Hint 3</summary>Another sum over a shared axis: three shops have prices of two goods, and four
 # customers have lists. What does each list cost in each shop?
@@ -256,8 +256,8 @@ assert scene_logits[0, rows[2]] < scene_logits[0, rows[:2]].min()
 #
 # <details><summary>Hint 1</summary>Over which of the four axes do you look for the minimum, if each map counts by itself? What
 # is 0 / 0, and what could you divide 0 by instead?</details>
-# <details><summary>Hint 2</summary>`amin` and `amax` take several axes at once, and `keepdim=True` keeps the result
-# broadcastable. `torch.where(condition, a, b)` chooses value by value, so it can put 1 in the place of a spread of
+# <details><summary>Hint 2</summary><code>amin</code> and <code>amax</code> take several axes at once, and <code>keepdim=True</code> keeps the result
+# broadcastable. <code>torch.where(condition, a, b)</code> chooses value by value, so it can put 1 in the place of a spread of
 # 0.</details>
 # <details><summary>Hint 3</summary>Another quotient, row by row: the share of each number in its row. The second row is empty.
 #
@@ -347,10 +347,10 @@ widgets.flipbook(at, [round(0.1 * i, 1) for i in range(10)],
 #
 # `ndimage.label(mask, np.ones((3, 3)))` gives an array with a number for each region (0 is outside) and how many there are.
 #
-# <details><summary>Hint 1</summary>`np.bincount(regions.ravel())` counts the pixels of each number. Which entry must not
+# <details><summary>Hint 1</summary><code>np.bincount(regions.ravel())</code> counts the pixels of each number. Which entry must not
 # win?</details>
-# <details><summary>Hint 2</summary>Leave out the entry of 0 before you take `argmax`, and mind that the places then begin one
-# number later. `np.nonzero` of the mask of one region gives the rows first (that is *y*), then the columns.</details>
+# <details><summary>Hint 2</summary>Leave out the entry of 0 before you take <code>argmax</code>, and mind that the places then begin one
+# number later. <code>np.nonzero</code> of the mask of one region gives the rows first (that is <i>y</i>), then the columns.</details>
 # <details><summary>Hint 3</summary>Another search for the most frequent number, without the zeros (no answer) among votes; and
 # where it stands:
 #

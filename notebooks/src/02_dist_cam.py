@@ -104,10 +104,10 @@ print(val, tuple(val_maps.shape), sep="\n")
 # `features` is `n k`, `labels` is `n`, the result is `c k`. (The paper averages feature maps and pools them afterwards. Both
 # are means, so the order does not matter.)
 #
-# <details><summary>Hint 1</summary>Which rows of `features` belong to class c? (A loop over the classes is a fine first
+# <details><summary>Hint 1</summary>Which rows of <code>features</code> belong to class c? (A loop over the classes is a fine first
 # answer.)</details>
-# <details><summary>Hint 2</summary>`labels == c` is true for the rows of class c, and may stand in brackets behind `features`.
-# `torch.stack` turns a list of rows into a tensor.</details>
+# <details><summary>Hint 2</summary><code>labels == c</code> is true for the rows of class c, and may stand in brackets behind <code>features</code>.
+# <code>torch.stack</code> turns a list of rows into a tensor.</details>
 # <details><summary>Hint 3</summary>Another number for each group: the longest jump of each of three teams.
 #
 # ```python
@@ -166,10 +166,10 @@ assert mean_features(torch.ones(2, 5), torch.tensor([0, 1]), 2).shape == (2, 5)
 #
 # The floor is ours. Why it is needed you will see below.
 #
-# <details><summary>Hint 1</summary>Which axis does `query` lack, and which does `reference`, so that the difference of the two is
-# `b c k`? Along which axis do the weights sum to 1?</details>
-# <details><summary>Hint 2</summary>`query[:, None]` is `b 1 k`, and broadcasts. Both the mean distance of a pair and the sum of
-# its weights are taken over the last axis, with `keepdim=True`; `torch.maximum` compares two tensors value by
+# <details><summary>Hint 1</summary>Which axis does <code>query</code> lack, and which does <code>reference</code>, so that the difference of the two is
+# <code>b c k</code>? Along which axis do the weights sum to 1?</details>
+# <details><summary>Hint 2</summary><code>query[:, None]</code> is <code>b 1 k</code>, and broadcasts. Both the mean distance of a pair and the sum of
+# its weights are taken over the last axis, with <code>keepdim=True</code>; <code>torch.maximum</code> compares two tensors value by
 # value.</details>
 # <details><summary>Hint 3</summary>Another table of all pairs: how far is it from each of two walkers to each of two towns,
 # counted as half of the farthest way of the row at least?

@@ -132,8 +132,8 @@ print(unseen, tuple(unseen_t.shape), sep="\n")
 #
 # <details><summary>Hint 1</summary>Of which pairs do you need a distance, and which shape has the table of all of them? A near
 # prototype is to get a large score: what do you do to the distance?</details>
-# <details><summary>Hint 2</summary>`features[:, None] - prototypes[None]` is `b c k`. `F.normalize(x, dim=1)` has rows of
-# length 1, and one matrix product of two such matrices holds all cosines. `F.cross_entropy(scores, labels)` is the mean of
+# <details><summary>Hint 2</summary><code>features[:, None] - prototypes[None]</code> is <code>b c k</code>. <code>F.normalize(x, dim=1)</code> has rows of
+# length 1, and one matrix product of two such matrices holds all cosines. <code>F.cross_entropy(scores, labels)</code> is the mean of
 # $-\log$ softmax, and wants raw scores, not probabilities.</details>
 # <details><summary>Hint 3</summary>Another softmax of distances: two families choose between two shops on the same street, and
 # the nearer one is the likelier.
@@ -240,9 +240,9 @@ assert flattered < guessing < honest
 #
 # <details><summary>Hint 1</summary>Which table holds all pairs of images? In one row of it, which entries may be the positive,
 # which the negative, and which neither?</details>
-# <details><summary>Hint 2</summary>`torch.cdist` makes the table, with slope 0 at distance 0 (by hand: clamp the squared distance
-# before the root). Write $-\infty$ or $+\infty$ over what may not win, with `torch.where`, before you take a maximum or
-# minimum along the rows. `torch.eye` marks every image with itself.</details>
+# <details><summary>Hint 2</summary><code>torch.cdist</code> makes the table, with slope 0 at distance 0 (by hand: clamp the squared distance
+# before the root). Write $-\infty$ or $+\infty$ over what may not win, with <code>torch.where</code>, before you take a maximum or
+# minimum along the rows. <code>torch.eye</code> marks every image with itself.</details>
 # <details><summary>Hint 3</summary>Another extreme of what is allowed: the cheapest flight from each of three towns to another
 # one. A product with the mask would give 0, the ticket home.
 #
@@ -357,10 +357,10 @@ plots.show(plots.curve(factors, by_factor, xlabel="factor on all features",
 # the weights after an epoch must be the same.
 #
 # <details><summary>Hint 1</summary>Which parts of the model are to be in training mode, and which are not? What does a gradient
-# hold, if nobody clears it before the next `backward()`?</details>
-# <details><summary>Hint 2</summary>`model.train()` switches the whole model, and afterwards `part.eval()` switches a part of it
-# back. `model.modules()` are all parts, and `isinstance(part, nn.BatchNorm2d)` finds those: their weights still learn, only
-# the running statistics stay. `.item()` makes a number of a loss.</details>
+# hold, if nobody clears it before the next <code>backward()</code>?</details>
+# <details><summary>Hint 2</summary><code>model.train()</code> switches the whole model, and afterwards <code>part.eval()</code> switches a part of it
+# back. <code>model.modules()</code> are all parts, and <code>isinstance(part, nn.BatchNorm2d)</code> finds those: their weights still learn, only
+# the running statistics stay. <code>.item()</code> makes a number of a loss.</details>
 # <details><summary>Hint 3</summary>Another descent: one number, three steps down the slope of $(w - 3)^2$.
 #
 # ```python

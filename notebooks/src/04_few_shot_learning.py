@@ -137,11 +137,11 @@ print(f"{len(drawn[1]):,} episodes: support {tuple(drawn[1].support.shape)}, que
 # Write `episode_scores(support, query, metric)` for **all episodes at once**: `support` is `e n k d`, `query` is `e q d`,
 # the result is `e n q`; `metric` is `"l1"`, `"l2"` or `"cosine"`. No loop over episodes.
 #
-# <details><summary>Hint 1</summary>Which axis of `support` do the prototypes lose? And which axes do prototypes and queries
+# <details><summary>Hint 1</summary>Which axis of <code>support</code> do the prototypes lose? And which axes do prototypes and queries
 # each need, so that all pairs of an episode meet?</details>
-# <details><summary>Hint 2</summary>`x[:, :, None]` puts an axis behind the second one, `y[:, None]` one before it: their
-# difference has all pairs, episode by episode. For the cosine, `F.normalize(..., dim=-1)` makes directions, and `@` with
-# `.mT` is a product of matrices for each episode.</details>
+# <details><summary>Hint 2</summary><code>x[:, :, None]</code> puts an axis behind the second one, <code>y[:, None]</code> one before it: their
+# difference has all pairs, episode by episode. For the cosine, <code>F.normalize(..., dim=-1)</code> makes directions, and <code>@</code> with
+# <code>.mT</code> is a product of matrices for each episode.</details>
 # <details><summary>Hint 3</summary>Another table of all pairs, for each of two days: how far is each guest from each of two
 # taxis on the same street?
 #
@@ -217,7 +217,7 @@ assert torch.allclose(episode_scores(torch.eye(3)[None, :, None],
 #
 # <details><summary>Hint 1</summary>What was drawn anew each time: an answer, or an episode? The spread of which numbers says how
 # sure the mean is?</details>
-# <details><summary>Hint 2</summary>First one accuracy for each episode, in percent; then the mean and `std` over the episodes.
+# <details><summary>Hint 2</summary>First one accuracy for each episode, in percent; then the mean and <code>std</code> over the episodes.
 # The error of a mean falls with the root of how many there are.</details>
 # <details><summary>Hint 3</summary>Another mean with a spread: three sacks, each weighed twice.
 #
@@ -402,8 +402,8 @@ print("L2 after scaling to length 1 gives the same answers as the cosine: "
 #
 # <details><summary>Hint 1</summary>Afterwards the mean of the queries is the mean of the support samples. What do you add, and what
 # do you subtract? Over which axes does each mean go?</details>
-# <details><summary>Hint 2</summary>The mean of the support samples of an episode is over classes *and* shots: `mean` takes
-# several axes at once. What is `e d` needs an axis of length 1 (`[:, None]`, `keepdim=True`) before it meets `e q d`.</details>
+# <details><summary>Hint 2</summary>The mean of the support samples of an episode is over classes *and* shots: <code>mean</code> takes
+# several axes at once. What is <code>e d</code> needs an axis of length 1 (<code>[:, None]</code>, <code>keepdim=True</code>) before it meets <code>e q d</code>.</details>
 # <details><summary>Hint 3</summary>Another shift: the marks of two school classes, moved so that each class has the mean 5.
 #
 # ```python
@@ -456,8 +456,8 @@ assert torch.allclose(shifted(torch.ones(1, 2, 2, 3), torch.zeros(1, 4, 3)),
 #
 # <details><summary>Hint 1</summary>Which one class may a query join? What must happen to its cosines with the other classes, before
 # each class looks for its largest ones?</details>
-# <details><summary>Hint 2</summary>`F.one_hot(cosines.argmax(1), n).mT.bool()` is `e n q`: whose pseudo-label is it? Put
-# $-\infty$ where it is another's (`torch.where`), and take `topk` over the queries, of $Z$ or of all there are. Mind classes
+# <details><summary>Hint 2</summary><code>F.one_hot(cosines.argmax(1), n).mT.bool()</code> is <code>e n q</code>: whose pseudo-label is it? Put
+# $-\infty$ where it is another's (<code>torch.where</code>), and take <code>topk</code> over the queries, of $Z$ or of all there are. Mind classes
 # with fewer than $Z$: their list is filled up with $-\infty$.</details>
 # <details><summary>Hint 3</summary>Another choice of the best two: runners of two clubs, medals for two of each club at most, and
 # $-\infty$ for those who did not start.
@@ -526,9 +526,9 @@ assert (joining(g, 1).sum(2) <= 1).all()
 #
 # <details><summary>Hint 1</summary>Which samples share one softmax? Which number must a query that does not join have before it, so
 # that its weight is 0?</details>
-# <details><summary>Hint 2</summary>`F.cosine_similarity(prototype[:, :, None], support, dim=-1)` is `e n k`; with `query[:, None]`
-# in place of `support` it is `e n q`. `torch.cat` puts both side by side. Cut the weights at K again to sum support samples
-# and queries, and choose $P_n$ where `joins.any(-1)` is false.</details>
+# <details><summary>Hint 2</summary><code>F.cosine_similarity(prototype[:, :, None], support, dim=-1)</code> is <code>e n k</code>; with <code>query[:, None]</code>
+# in place of <code>support</code> it is <code>e n q</code>. <code>torch.cat</code> puts both side by side. Cut the weights at K again to sum support samples
+# and queries, and choose $P_n$ where <code>joins.any(-1)</code> is false.</details>
 # <details><summary>Hint 3</summary>Another weighted mean: two prices that somebody saw, and one that nobody did.
 #
 # ```python

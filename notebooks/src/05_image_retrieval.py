@@ -165,13 +165,13 @@ plots.show(plots.rank_list(**page, title=f"{int(page['correct'].sum())} of the f
 # Write `recall_at_k(distance, labels, k)` with `distance` `n n`; the result is a share in 0..1.
 #
 # <details><summary>Hint 1</summary>No image may find itself. A copy of an image is at distance 0, too: is the first of a sorted
-# list always the image itself? How else do you know its place in a row of `distance`?</details>
-# <details><summary>Hint 2</summary>In a copy of `distance`, put infinity on the diagonal. `.topk(k, largest=False).indices` are
-# then the nearest others, `n k`, and `labels[...]` of these indices are their classes. Which images have another one of their
+# list always the image itself? How else do you know its place in a row of <code>distance</code>?</details>
+# <details><summary>Hint 2</summary>In a copy of <code>distance</code>, put infinity on the diagonal. <code>.topk(k, largest=False).indices</code> are
+# then the nearest others, <code>n k</code>, and <code>labels[...]</code> of these indices are their classes. Which images have another one of their
 # class? Average over these.</details>
-# <details><summary>Hint 3</summary>One row by hand, for image 1 of four: `row = torch.tensor([3.0, torch.inf, 1.0, 2.0])`, and
-# its two nearest are `near = row.topk(2, largest=False).indices`, which is `[2, 3]`. Were these of the classes
-# `found = torch.tensor([7, 4])`, and image 1 of class 4, then `(found == 4).any()` is True: a hit.</details>
+# <details><summary>Hint 3</summary>One row by hand, for image 1 of four: <code>row = torch.tensor([3.0, torch.inf, 1.0, 2.0])</code>, and
+# its two nearest are <code>near = row.topk(2, largest=False).indices</code>, which is <code>[2, 3]</code>. Were these of the classes
+# <code>found = torch.tensor([7, 4])</code>, and image 1 of class 4, then <code>(found == 4).any()</code> is True: a hit.</details>
 
 # %% exercise="05.1"
 def recall_at_k(distance, labels, k):
@@ -243,11 +243,11 @@ for k, share in ranking.retrieval(raw["rows"], labels, ranking.KS).recall.items(
 # <details><summary>Hint 1</summary>Take one image, with R matches. How many spots of its list count? What is the precision at
 # each of them, and at which of them is it added?</details>
 # <details><summary>Hint 2</summary>A loop over the images is a fine first answer: sort the others, take the first R, mark the
-# right ones with 1. `cumsum` of the marks counts the right ones so far; divided by the ranks it is the precision. For all images
+# right ones with 1. <code>cumsum</code> of the marks counts the right ones so far; divided by the ranks it is the precision. For all images
 # at once, sort whole rows and mark what is right *and* has a rank of at most R.</details>
-# <details><summary>Hint 3</summary>A ball game: `won = torch.tensor([1, 0, 1, 1])`. The share of games won so far, after each
-# game, is `won.cumsum(0) / torch.arange(1, 5)`: 1, 0.5, 0.67, 0.75. Averaged over the games that were won, it is
-# `(won * won.cumsum(0) / torch.arange(1, 5)).sum() / won.sum()`: 0.81. (By which number is MAP@R divided?)</details>
+# <details><summary>Hint 3</summary>A ball game: <code>won = torch.tensor([1, 0, 1, 1])</code>. The share of games won so far, after each
+# game, is <code>won.cumsum(0) / torch.arange(1, 5)</code>: 1, 0.5, 0.67, 0.75. Averaged over the games that were won, it is
+# <code>(won * won.cumsum(0) / torch.arange(1, 5)).sum() / won.sum()</code>: 0.81. (By which number is MAP@R divided?)</details>
 
 # %% exercise="05.2"
 def map_at_r(distance, labels):

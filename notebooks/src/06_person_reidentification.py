@@ -106,11 +106,11 @@ plots.show(plots.grid(panels, names, columns=6, side=1.5,
 # <details><summary>Hint 1</summary>Which images of the gallery count neither as right nor as wrong? Which rank has an image with
 # three of these before it, and nothing else?</details>
 # <details><summary>Hint 2</summary>Make a mask of what is kept: no junk, and not *both* the probe's identity and the probe's
-# camera. Index distances and identities with it, then sort with `argsort`. The places of the right answers in this list
-# (`nonzero`), from 1, are the $r_i$; the precision at the $i$-th of them is $i / r_i$.</details>
-# <details><summary>Hint 3</summary>Buses: `late = torch.tensor([False, True, False, True, True])`. The late ones are the
-# `places = torch.arange(1, 6)[late]`, which is `[2, 4, 5]`. How many of the first 2, 4 and 5 buses were late, as shares:
-# `torch.arange(1, 4) / places` is `[0.5, 0.5, 0.6]`, and the mean of the three is 0.53.</details>
+# camera. Index distances and identities with it, then sort with <code>argsort</code>. The places of the right answers in this list
+# (<code>nonzero</code>), from 1, are the $r_i$; the precision at the $i$-th of them is $i / r_i$.</details>
+# <details><summary>Hint 3</summary>Buses: <code>late = torch.tensor([False, True, False, True, True])</code>. The late ones are the
+# <code>places = torch.arange(1, 6)[late]</code>, which is <code>[2, 4, 5]</code>. How many of the first 2, 4 and 5 buses were late, as shares:
+# <code>torch.arange(1, 4) / places</code> is <code>[0.5, 0.5, 0.6]</code>, and the mean of the three is 0.53.</details>
 
 # %% exercise="06.1"
 def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
@@ -422,12 +422,12 @@ display(Markdown("\n".join(lines)))
 #
 # <details><summary>Hint 1</summary>Each image is at distance 0 from itself. How many images are in $N(i, k)$, then? And if $j$
 # is in $N(i, k)$, must $i$ be in $N(j, k)$?</details>
-# <details><summary>Hint 2</summary>Sort each row with `argsort(1)`: the image itself comes first, then its neighbours. Make a
-# mask of N: a matrix of False, in which `.scatter(1, index, True)` sets the places that `index` names in each row. The
+# <details><summary>Hint 2</summary>Sort each row with <code>argsort(1)</code>: the image itself comes first, then its neighbours. Make a
+# mask of N: a matrix of False, in which <code>.scatter(1, index, True)</code> sets the places that <code>index</code> names in each row. The
 # transpose of this mask says who has whom as a neighbour.</details>
-# <details><summary>Hint 3</summary>Letters: `wrote = torch.zeros(3, 3, dtype=torch.bool)`, and
-# `wrote = wrote.scatter(1, torch.tensor([[1, 2], [0, 1], [2, 1]]), True)`. Row by row: 0 wrote to 1 and 2, and so on. Did 0
-# and 1 write to each other? `wrote[0, 1] & wrote[1, 0]` is True; `wrote[0, 2] & wrote[2, 0]` is False.</details>
+# <details><summary>Hint 3</summary>Letters: <code>wrote = torch.zeros(3, 3, dtype=torch.bool)</code>, and
+# <code>wrote = wrote.scatter(1, torch.tensor([[1, 2], [0, 1], [2, 1]]), True)</code>. Row by row: 0 wrote to 1 and 2, and so on. Did 0
+# and 1 write to each other? <code>wrote[0, 1] &amp; wrote[1, 0]</code> is True; <code>wrote[0, 2] &amp; wrote[2, 0]</code> is False.</details>
 
 # %% exercise="06.2"
 def reciprocal(distances, k):
@@ -475,11 +475,11 @@ assert reciprocal(line, 4).all() and reciprocal(line, 1).diagonal().all()
 #
 # <details><summary>Hint 1</summary>Of two sets, the Jaccard distance is 1 − |intersection| / |union|. To which degree is
 # something in both, if it belongs to one by 0.6 and to the other by 0.2? To which degree is it in one of them?</details>
-# <details><summary>Hint 2</summary>`V[:, None]` is `n 1 m` and `V[None]` is `1 n m`: together they meet as all pairs of rows,
-# `n n m`. Take minima and maxima of the pairs, sum each over the last axis, and divide only then.</details>
-# <details><summary>Hint 3</summary>All pairs of rows, for another distance: with `W = torch.tensor([[1.0, 2.0], [4.0, 6.0]])`
-# the largest difference between two rows is `(W[:, None] - W[None]).abs().amax(-1)`, which is `[[0, 4], [4, 0]]`. And of two
-# numbers, `torch.minimum(torch.tensor(0.6), torch.tensor(0.2))` is 0.2.</details>
+# <details><summary>Hint 2</summary><code>V[:, None]</code> is <code>n 1 m</code> and <code>V[None]</code> is <code>1 n m</code>: together they meet as all pairs of rows,
+# <code>n n m</code>. Take minima and maxima of the pairs, sum each over the last axis, and divide only then.</details>
+# <details><summary>Hint 3</summary>All pairs of rows, for another distance: with <code>W = torch.tensor([[1.0, 2.0], [4.0, 6.0]])</code>
+# the largest difference between two rows is <code>(W[:, None] - W[None]).abs().amax(-1)</code>, which is <code>[[0, 4], [4, 0]]</code>. And of two
+# numbers, <code>torch.minimum(torch.tensor(0.6), torch.tensor(0.2))</code> is 0.2.</details>
 
 # %% exercise="06.3"
 def jaccard(V):

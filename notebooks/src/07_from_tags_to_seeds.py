@@ -131,12 +131,12 @@ print(f"a tag says yes or no {len(names) - 1} times; the mask has "
 #
 # <details><summary>Hint 1</summary>How is $1 - \sigma(x)$ written with $\sigma(-x)$? Which of $\log \sigma(x)$ and $e^x$ stops
 # being a number you can use at $x = -200$, and which at $x = 200$?</details>
-# <details><summary>Hint 2</summary>$-\log \sigma(x) = \log(1 + e^{-x})$ is the *softplus* of $-x$. `F.softplus` computes it
+# <details><summary>Hint 2</summary>$-\log \sigma(x) = \log(1 + e^{-x})$ is the *softplus* of $-x$. <code>F.softplus</code> computes it
 # for numbers of any size. Weigh what a tag of 1 costs by the tag and what a tag of 0 costs by one minus the tag, and take the
 # mean of all.</details>
 # <details><summary>Hint 3</summary>The cost of one coin that shows heads with the probability $\sigma(x)$, at $x = -200$: heads
-# cost `F.softplus(torch.tensor(200.0))`, which is 200, tails cost `F.softplus(torch.tensor(-200.0))`, which is 0. In
-# comparison `-torch.tensor(-200.0).sigmoid().log()` is inf.</details>
+# cost <code>F.softplus(torch.tensor(200.0))</code>, which is 200, tails cost <code>F.softplus(torch.tensor(-200.0))</code>, which is 0. In
+# comparison <code>-torch.tensor(-200.0).sigmoid().log()</code> is inf.</details>
 
 # %% exercise="07.1"
 def tag_loss(logits, tags):
@@ -321,14 +321,14 @@ print(f"{len(SEED_THRESHOLDS)} thresholds, one after the other, for {len(scores)
 #
 # <details><summary>Hint 1</summary>A pixel has the score 0.6, and the thresholds are 0, 0.25, 0.5 and 0.75. At which of them is
 # it foreground? Which single number says all of that? And which pixels count at no threshold?</details>
-# <details><summary>Hint 2</summary>Leave void pixels (255) out first. `torch.bucketize(score, thresholds)` is the number of
-# thresholds strictly below each score, the *bin*. Make one number of (truth, winner, bin), count it with `bincount`, and view
-# the counts as `c c (s + 1)`; `minlength` makes room for what no pixel has. Foreground at threshold number i are all bins
+# <details><summary>Hint 2</summary>Leave void pixels (255) out first. <code>torch.bucketize(score, thresholds)</code> is the number of
+# thresholds strictly below each score, the *bin*. Make one number of (truth, winner, bin), count it with <code>bincount</code>, and view
+# the counts as <code>c c (s + 1)</code>; <code>minlength</code> makes room for what no pixel has. Foreground at threshold number i are all bins
 # *after* i: sum up from the far end. All other pixels of a truth go to column 0. At the end the thresholds come first.</details>
-# <details><summary>Hint 3</summary>High jump: athletes `who = torch.tensor([0, 1, 1])` cleared so many bars:
-# `bars = torch.tensor([2, 0, 2])`. `table = (who * 3 + bars).bincount(minlength=6).view(2, 3)` counts jumps by athlete and
-# bars: `[[0, 0, 1], [1, 0, 1]]`. How many jumps of each cleared at least 0, 1, 2 bars, from the far end:
-# `table.flip(1).cumsum(1).flip(1)` is `[[1, 1, 1], [2, 1, 1]]`.</details>
+# <details><summary>Hint 3</summary>High jump: athletes <code>who = torch.tensor([0, 1, 1])</code> cleared so many bars:
+# <code>bars = torch.tensor([2, 0, 2])</code>. <code>table = (who * 3 + bars).bincount(minlength=6).view(2, 3)</code> counts jumps by athlete and
+# bars: <code>[[0, 0, 1], [1, 0, 1]]</code>. How many jumps of each cleared at least 0, 1, 2 bars, from the far end:
+# <code>table.flip(1).cumsum(1).flip(1)</code> is <code>[[1, 1, 1], [2, 1, 1]]</code>.</details>
 
 # %% exercise="07.2"
 def confusions(best, score, truth, thresholds, classes):
@@ -515,13 +515,13 @@ plots.show(plots.grid([*images[watched]] * 4, titles, side=1.6,
 #
 # <details><summary>Hint 1</summary>Which features make an inner product a cosine? In the equation, which pixel is summed over,
 # $i$ or $j$? So the weights of which one sum to 1?</details>
-# <details><summary>Hint 2</summary>`flatten(2)` makes one axis of the pixels of an image. Divide each pixel's feature by its
-# length (over the channels, plus `1e-5`). Then all cosines of an image are one matrix product, pixels × pixels, with `.mT`.
-# After the ReLU, a second product sums the maps over $i$; divide by the weights' sum over $i$, plus `1e-5`, and give the
+# <details><summary>Hint 2</summary><code>flatten(2)</code> makes one axis of the pixels of an image. Divide each pixel's feature by its
+# length (over the channels, plus <code>1e-5</code>). Then all cosines of an image are one matrix product, pixels × pixels, with <code>.mT</code>.
+# After the ReLU, a second product sums the maps over $i$; divide by the weights' sum over $i$, plus <code>1e-5</code>, and give the
 # result the shape of the maps.</details>
 # <details><summary>Hint 3</summary>Three towns, of which two are near each other:
-# `near = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])`. A smooth map of
-# `warm = torch.tensor([10.0, 20.0, 40.0])` degrees is `warm @ near / near.sum(0)`: `[13.3, 16.7, 40.0]`.</details>
+# <code>near = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]])</code>. A smooth map of
+# <code>warm = torch.tensor([10.0, 20.0, 40.0])</code> degrees is <code>warm @ near / near.sum(0)</code>: <code>[13.3, 16.7, 40.0]</code>.</details>
 
 # %% exercise="07.3"
 def correlated(maps, features):

@@ -125,15 +125,15 @@ print(known,
 # come to its pixels. A class without any candidate is a row of zeros.
 #
 # <details><summary>Hint 1</summary>The K best pixels of a class may lie in any image. In which order must the axes of
-# `n c h w` stand, before you can make one list of n·h·w pixels for each class? (`reshape` changes no order.)</details>
-# <details><summary>Hint 2</summary>With `transpose(0, 1).flatten(1)`, `confidence` becomes `c m` and `embeddings` `d m`, both
-# detached. `topk` along the pixels gives weights and indices, both `c K`; index the list of embeddings with the latter. The
+# <code>n c h w</code> stand, before you can make one list of n·h·w pixels for each class? (<code>reshape</code> changes no order.)</details>
+# <details><summary>Hint 2</summary>With <code>transpose(0, 1).flatten(1)</code>, <code>confidence</code> becomes <code>c m</code> and <code>embeddings</code> <code>d m</code>, both
+# detached. <code>topk</code> along the pixels gives weights and indices, both <code>c K</code>; index the list of embeddings with the latter. The
 # denominator is one positive number for each class, and the length is set to 1 afterwards: so leave it out, and nothing is
 # divided by 0.</details>
 # <details><summary>Hint 3</summary>The heaviest two of three stones, and their weighted mean colour, of length 1:
-# `stones = torch.tensor([1.0, 3.0, 4.0])`, `colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])` (2 numbers each),
-# `heavy, which = stones.topk(2)`. `colours[:, which]` is 2 × 2, `mixed = (heavy * colours[:, which]).sum(1)` is `[0, 7]`, and
-# `F.normalize(mixed, dim=0)` is `[0, 1]`.</details>
+# <code>stones = torch.tensor([1.0, 3.0, 4.0])</code>, <code>colours = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])</code> (2 numbers each),
+# <code>heavy, which = stones.topk(2)</code>. <code>colours[:, which]</code> is 2 × 2, <code>mixed = (heavy * colours[:, which]).sum(1)</code> is <code>[0, 7]</code>, and
+# <code>F.normalize(mixed, dim=0)</code> is <code>[0, 1]</code>.</details>
 
 # %% exercise="08.1"
 def prototypes_of(confidence, embeddings, top_k):
@@ -198,13 +198,13 @@ assert not prototypes_of(trust.clone().requires_grad_(), units, 5).requires_grad
 #
 # <details><summary>Hint 1</summary>Which loss of a classifier is $-\log$ of a softmax at the right class? What are its logits
 # here?</details>
-# <details><summary>Hint 2</summary>Scale the pixels to length 1 (`F.normalize`); then one matrix product with the prototypes
-# gives all cosines, `m c`. Divided by the temperature they are the logits of `F.cross_entropy`, which returns a mean unless
-# `reduction` says otherwise.</details>
-# <details><summary>Hint 3</summary>Two questions with three answers each: `logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0,
-# 0.0]])`. If both were answered by number 0, `F.cross_entropy(logits, torch.tensor([0, 0]), reduction="none")` is `[0.24,
-# 3.1]`: one number for each question. Twice as cold, `F.cross_entropy(logits / 0.5, torch.tensor([0, 0]), reduction="none")`
-# is `[0.04, 6.0]`.</details>
+# <details><summary>Hint 2</summary>Scale the pixels to length 1 (<code>F.normalize</code>); then one matrix product with the prototypes
+# gives all cosines, <code>m c</code>. Divided by the temperature they are the logits of <code>F.cross_entropy</code>, which returns a mean unless
+# <code>reduction</code> says otherwise.</details>
+# <details><summary>Hint 3</summary>Two questions with three answers each: <code>logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0,
+# 0.0]])</code>. If both were answered by number 0, <code>F.cross_entropy(logits, torch.tensor([0, 0]), reduction="none")</code> is <code>[0.24,
+# 3.1]</code>: one number for each question. Twice as cold, <code>F.cross_entropy(logits / 0.5, torch.tensor([0, 0]), reduction="none")</code>
+# is <code>[0.04, 6.0]</code>.</details>
 
 # %% exercise="08.2"
 def pixel_contrast(pixels, labels, prototypes, temperature=0.1):
@@ -274,11 +274,11 @@ assert (pixel_contrast(torch.eye(3), torch.tensor([0, 1, 2]), torch.eye(3), 0.01
 #
 # <details><summary>Hint 1</summary>In the table above, which letters have a prime in Eq. 6, and which in Eq. 7? Whose pixels are
 # they in both?</details>
-# <details><summary>Hint 2</summary>If `i` is a view, `1 - i` is the other one. In both terms the pixels are `v[i]`; exactly one
-# of labels and prototypes comes from view `1 - i`. Take the mean over the pixels, and stack the means of both views.</details>
-# <details><summary>Hint 3</summary>Two shops, each with its own goods and prices: `goods = (torch.tensor([1.0, 2.0]),
-# torch.tensor([3.0, 5.0]))`, `prices = (10.0, 100.0)`. What the goods of each cost at the other one, in the mean:
-# `torch.stack([(goods[i] * prices[1 - i]).mean() for i in (0, 1)])` is `[150, 40]`.</details>
+# <details><summary>Hint 2</summary>If <code>i</code> is a view, <code>1 - i</code> is the other one. In both terms the pixels are <code>v[i]</code>; exactly one
+# of labels and prototypes comes from view <code>1 - i</code>. Take the mean over the pixels, and stack the means of both views.</details>
+# <details><summary>Hint 3</summary>Two shops, each with its own goods and prices: <code>goods = (torch.tensor([1.0, 2.0]),
+# torch.tensor([3.0, 5.0]))</code>, <code>prices = (10.0, 100.0)</code>. What the goods of each cost at the other one, in the mean:
+# <code>torch.stack([(goods[i] * prices[1 - i]).mean() for i in (0, 1)])</code> is <code>[150, 40]</code>.</details>
 
 # %% exercise="08.3"
 def cross_terms(v, y, P, loss):
@@ -350,15 +350,15 @@ assert (terms["cross-prototype"].tolist() == [211.0, 122.0]
 #    in both counts twice.
 #
 # <details><summary>Hint 1</summary>Where must a pixel's own cosine end in its sorted row, so that it is never among the ranks
-# that are kept? And what does `argsort` of an `argsort` say?</details>
-# <details><summary>Hint 2</summary>`cosine.scatter(1, labels[:, None], -torch.inf)` puts the own prototype last; `argsort` twice,
+# that are kept? And what does <code>argsort</code> of an <code>argsort</code> say?</details>
+# <details><summary>Hint 2</summary><code>cosine.scatter(1, labels[:, None], -torch.inf)</code> puts the own prototype last; <code>argsort</code> twice,
 # the first time from large to small, turns values into ranks. With few pixels, a rank *within a class* is a count over pairs:
 # how many pixels of the same class have a smaller key? Compare it with half the size of the class. Once with the noise as the
-# key, once with the cosine to the own prototype (`gather`); add the two.</details>
-# <details><summary>Hint 3</summary>Ranks of runners within their team: `team = torch.tensor([0, 1, 0, 1, 0])`,
-# `seconds = torch.tensor([12.0, 11.0, 10.0, 13.0, 11.5])`. `mates = team[:, None] == team` is 5 × 5, and
-# `(mates & (seconds < seconds[:, None])).sum(1)` is `[2, 0, 0, 1, 1]`: so many mates were faster. Ranks of all, the slowest
-# first: `seconds.argsort(descending=True).argsort()` is `[1, 3, 4, 0, 2]`.</details>
+# key, once with the cosine to the own prototype (<code>gather</code>); add the two.</details>
+# <details><summary>Hint 3</summary>Ranks of runners within their team: <code>team = torch.tensor([0, 1, 0, 1, 0])</code>,
+# <code>seconds = torch.tensor([12.0, 11.0, 10.0, 13.0, 11.5])</code>. <code>mates = team[:, None] == team</code> is 5 × 5, and
+# <code>(mates &amp; (seconds &lt; seconds[:, None])).sum(1)</code> is <code>[2, 0, 0, 1, 1]</code>: so many mates were faster. Ranks of all, the slowest
+# first: <code>seconds.argsort(descending=True).argsort()</code> is <code>[1, 3, 4, 0, 2]</code>.</details>
 
 # %% exercise="08.4"
 def mine(cosine, labels, noise):
