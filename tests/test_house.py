@@ -16,7 +16,8 @@ PACKAGE = ROOT / "course_lib"
 WINGS = ("worlds", "experiments", "course")
 # Python tokens without comments and docstrings: neither documentation nor a shorter line is punished.
 # The library had 48,000 of them and all 92,000 when the wings were told apart; since then came readers that take any
-# input, checks that lend copies (library), photographs of any distribution, packs, working copies and their update, checks of options (wings).
+# input and checks that lend copies (library); photographs of any distribution, packs, working copies and their update,
+# checks of options (wings).
 LIBRARY, ALL = 50_400, 104_000
 LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
