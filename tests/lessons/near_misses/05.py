@@ -118,7 +118,7 @@ def recall_at_k(distance, labels, k):
         (
             "precision everywhere",
             PRECISION.format("(((rank <= R) * precision).sum(1, keepdim=True) / R)[R > 0].mean()"),
-            "precision over all R places: it",
+            "precision over all R spots: it",
         ),
         (
             "itself",
