@@ -35,6 +35,8 @@ class Lesson:
     seed: int
     started: float = field(default_factory=time.perf_counter, repr=False)
     figures: dict[str, dict] = field(default_factory=dict, repr=False)  # by name, in order
+    claims: dict[str, bool] = field(default_factory=dict, repr=False)  # what was said of them, and whether it held
+    predictions: dict[str, Value] = field(default_factory=dict, repr=False)  # of the student
 
     def choose(self, *, smoke: Any, mini: Any, paper: Any) -> Any:
         """The value that belongs to this run's profile."""
@@ -61,6 +63,59 @@ class Lesson:
         self.figures.pop(name, None)
         self.figures[name] = {"name": name, "value": value, "unit": unit, "paper": paper, "note": note}
 
+    def claim(self, sentence: str, holds: Any) -> bool:
+        """Say what was measured, with its numbers, if it is so in this run; returns whether it is.
+
+        Comparisons stand here and not in the text around a cell, so that none can drift from its numbers. The smoke
+        profile has too little data to decide anything, and says so. A student sees a sentence that does not hold as
+        just that; where results come from (COURSE_STRICT=1, mini profile, random seed 0) it stops the lesson.
+
+        Args:
+            sentence: such as f"W = P errs less than Dist-CAM: {a:.1f} against {b:.1f} %."
+            holds: whether it is true here: a bool, or a tensor or array of one element.
+        Raises:
+            AssertionError: the sentence is no longer true where results come from.
+        """
+        if self.profile == "smoke":
+            print(f"(too little data to say: {sentence})")
+            return bool(holds)
+        self.claims[sentence] = bool(holds)
+        if not holds and os.environ.get("COURSE_STRICT") == "1" and (self.profile, self.seed) == ("mini", 0):
+            raise AssertionError(
+                f"The lesson says what was not measured: {sentence} Correct the sentence or its cause."
+            )
+        print(f"✓ {sentence}" if holds else f"✗ Not so in this run: {sentence}")
+        return bool(holds)
+
+    def predict(self, name: str, guess: Value | bool = None) -> None:
+        """Keep what a student expects, until `outcome` shows it beside what came. None costs nothing.
+
+        Args:
+            name: of the question, such as "02.b".
+            guess: a number or a word, or None.
+        """
+        if not isinstance(guess, Value | bool):
+            raise TypeError(
+                f"Expected a number or a word as the prediction {name!r}, got a {type(guess).__name__}. "
+                'Write it like 30 or "the cat".'
+            )
+        self.predictions[name] = guess
+        if guess is not None:
+            print(f"{name}: you expect {guess}.")
+
+    def outcome(self, name: str, value: Any, unit: str = "") -> None:
+        """Show what came beside what the student expected, if anything.
+
+        Args:
+            name: of the question, as `predict` had it.
+            value: a number, a word, or a tensor or array of one element.
+            unit: such as "%".
+        """
+        value = value.item() if hasattr(value, "item") else value
+        guess = self.predictions.get(name)
+        said = "no prediction was made" if guess is None else f"you expected {with_unit(guess, unit)}"
+        print(f"{name}: {said}; measured: {with_unit(value, unit)}.")
+
     def finish(self, fingerprint: str = "") -> None:
         """Write <results>/<number>.json in one piece, and print what stands in it.
 
@@ -84,6 +139,7 @@ class Lesson:
             "fingerprint": fingerprint,
             "exercises": dict(checks.status),
             "figures": list(self.figures.values()),
+            "claims": [{"sentence": sentence, "holds": holds} for sentence, holds in self.claims.items()],
         }
         folder = paths.results() if os.environ.get("COURSE_RESULTS") else paths.work() / "results"
         path = folder / f"{self.number}.json"
@@ -99,6 +155,8 @@ class Lesson:
             paper = "" if figure["paper"] is None else with_unit(figure["paper"], figure["unit"])
             rows.append((name, with_unit(figure["value"], figure["unit"]), known.get(name, ""), paper, figure["note"]))
         print(*_columns(rows) if self.figures else ["(no figure recorded)"], sep="\n")
+        if self.claims:
+            print(f"{sum(self.claims.values())} of {len(self.claims)} claims hold in this run.")
         for exercise, verdict in checks.status.items():
             print(f"[{verdict}] {exercise}")
         print(f"{result['seconds']} s, {result['peak_mb']} MB at most; {ending}")

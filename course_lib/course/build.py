@@ -9,6 +9,7 @@ Same source, same bytes. What a source may say in short:
     # %% check="01.1" points=2       its check, with ### BEGIN HIDDEN TESTS ... ### END HIDDEN TESTS if there are some
     {{badge}}                        the badge that opens this notebook in Colab
     # {{setup}}                      first line of the set-up cell: the lines that install the library on Colab
+    {{words}}                        the terms that this lesson uses first, from glossary.toml beside the sources
     {{next}}                         links to the lessons before and after this one
 """
 
@@ -118,6 +119,23 @@ def badge(source: Path, where: Address) -> str:
     )
 
 
+def terms(folder: Path) -> dict[str, dict[str, str]]:
+    """By lesson the terms that it introduces, each with its definition: glossary.toml beside the sources, if there."""
+    path = folder / "glossary.toml"
+    return tomllib.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def glossary(source: Path) -> str:
+    """Markdown of a lesson's new terms with their definitions, and links to the lessons that define earlier ones."""
+    known, number = terms(source.parent), source.stem[:2]
+    lines = [f"- **{term}**: {text}" for term, text in known.get(number, {}).items()]
+    earlier = [other for other in sources(source.parent) if other.stem < source.stem and known.get(other.stem[:2])]
+    links = [f"[{other.stem[:2]}]({other.stem}.ipynb#words): {', '.join(known[other.stem[:2]])}" for other in earlier]
+    return "\n".join(
+        [*lines, *([""] if lines and links else []), *(["Known from " + "; ".join(links) + "."] if links else [])]
+    )
+
+
 def solved(source: Path, where: Address) -> NotebookNode:
     """The notebook with solutions and hidden tests, without outputs."""
     notebook = jupytext.read(source)
@@ -125,10 +143,11 @@ def solved(source: Path, where: Address) -> NotebookNode:
     words = {
         "setup": SETUP.format(where=where, packages=' "\n        "'.join(lines)),
         "badge": badge(source, where),
+        "words": glossary(source),
         "next": _next(source, where),
     }
     for cell in notebook.cells:
-        pattern = r"\{\{(badge|next)\}\}" if cell.cell_type == "markdown" else r"\A# \{\{(setup)\}\}"
+        pattern = r"\{\{(badge|words|next)\}\}" if cell.cell_type == "markdown" else r"\A# \{\{(setup)\}\}"
         cell.source = re.sub(pattern, lambda match: words[match[1]], cell.source)
         _expand(cell)
     _refuse(notebook, source.name)
