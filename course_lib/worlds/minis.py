@@ -8,6 +8,7 @@ mini-imagenet           40 kinds in 24 base, 6 validation and 10 novel classes, 
 mini-cub                every animal a class of its own, the first half of them for training: for retrieval
 mini-voc                eight classes, one to three objects an image, masks, saliency: for segmentation from tags
 mini-voc-creatures      the same of the procedural world; written only when asked for
+mini-voc-chimeras-...   twenty classes of shared heads and bodies, see `chimeras`; written only when asked for
 mini-market-clothes     paper dolls seen by six cameras, each known by its clothes; -head: by head and bag; -both
 """
 
@@ -37,7 +38,7 @@ from course_lib.data.market1501 import FOLDERS, Market1501
 from course_lib.data.miniimagenet import MiniImageNet
 from course_lib.data.voc import IGNORE, Voc, write_mask
 from course_lib.settings import RandomSeed
-from course_lib.worlds import dolls, packs, scenes, tagged
+from course_lib.worlds import chimeras, dolls, packs, scenes, tagged
 from course_lib.worlds.folders import writing
 from course_lib.worlds.photographs import Photographs, photographs
 from course_lib.worlds.saliency import quality, saliency
@@ -149,29 +150,42 @@ def mini_voc(root: str | Path = "", source: str = "photographs", seed: int = 0) 
     One to three objects a scene. `trainaug` is what is trained on (400 scenes of 192 px, or 800 creatures of 96 px),
     `train` its first 150 scenes, `val` 150 others of unseen photographs and backgrounds; new creatures are drawn, but
     none of a new kind. Saliency is computed from each image alone (see `saliency`). One class stands on a track, in
-    training always (see `tagged`).
+    training always (see `tagged`). Chimeras have no track, but masks of their parts: 800 scenes of 64 px.
 
     Args:
-        source: "photographs" or "creatures".
+        source: "photographs", "creatures", or one of `chimeras.CHIMERA_LEVELS`.
         seed: of the scenes, and of the split of the photographs.
     """
-    if source not in tagged.RECIPES:
-        raise ValueError(f'source is "photographs" or "creatures", but {source!r} came.')
-    recipe = tagged.RECIPES[source]
-    world = (
-        tagged.photo_track_world(photographs(root), seed) if source == "photographs" else tagged.creature_track_world()
-    )
+    if source not in {**tagged.RECIPES, **chimeras.CHIMERA_LEVELS}:
+        known = ", ".join((*tagged.RECIPES, *chimeras.CHIMERA_LEVELS))
+        raise ValueError(f"source is one of {known}, but {source!r} came.")
+    tells = chimeras.CHIMERA_LEVELS.get(source)
+    recipe = tagged.RECIPES[source] if tells is None else chimeras.CHIMERA_RECIPE
+    if tells is not None:
+        world = chimeras.chimera_world(tells)
+    elif source == "photographs":
+        world = tagged.photo_track_world(photographs(root), seed)
+    else:
+        world = tagged.creature_track_world()
     about = {
         "source": source,
         "seed": seed,
         "classes": ["background", *world.classes.values()],
         "version": VOC_VERSION,
-        "confounded": world.classes[recipe.confounded],
+        **({"confounded": world.classes[recipe.confounded]} if recipe.confounded else {}),
         "recipe": asdict(recipe),
         "world": world.fingerprint,
     }
+
+    def drawn(split: str, number: int) -> tuple[scenes.Scene, dict[str, np.ndarray]]:
+        if tells is not None:
+            scene, parts = chimeras.chimera_scene(tells, split, number, seed, recipe)
+            return scene, {"Parts": parts}
+        scene, track = tagged.scene(world, recipe, split, number, seed)
+        return scene, {"Tracks": track.astype(np.uint8) * 255}
+
     folder = _folder(root, "mini-voc" if source == "photographs" else f"mini-voc-{source}", seed)
-    return _once(folder, about, lambda scratch: _write_voc(scratch, world, recipe, seed))
+    return _once(folder, about, lambda scratch: _write_voc(scratch, list(world.classes.values()), recipe, drawn))
 
 
 def _folder(root: str | Path, name: str, seed: int) -> Path:
@@ -368,12 +382,18 @@ def _write_market(folder: Path, identity: str, seed: int) -> None:
         _save(parts, folder / "parts" / FOLDERS[split] / f"{name}.png")
 
 
-def _write_voc(folder: Path, world: scenes.World, recipe: tagged.Recipe, seed: int) -> None:
+def _write_voc(
+    folder: Path,
+    classes: list[str],
+    recipe: tagged.Recipe,
+    drawn: Callable[[str, int], tuple[scenes.Scene, dict[str, np.ndarray]]],
+) -> None:
+    """Scenes of a split and number, each with further masks by the names of their folders."""
     (folder / "SegmentationClass").mkdir(parents=True)
     lists = {split: [] for split in ("train", "trainaug", "val")}
     for split, count in recipe.images.items():
         for number in range(count):
-            scene, track = tagged.scene(world, recipe, "val" if split == "val" else "train", number, seed)
+            scene, masks = drawn("val" if split == "val" else "train", number)
             name = f"2012_{number + (split == 'val') * recipe.images['trainaug'] + 1:06}"
             lists[split].append(name)
             image = folder / "JPEGImages" / f"{name}.jpg"
@@ -383,8 +403,9 @@ def _write_voc(folder: Path, world: scenes.World, recipe: tagged.Recipe, seed: i
             mask = np.where(maximum_filter(scene.instances, 3) != inner, np.uint8(IGNORE), scene.mask)
             write_mask(folder / "SegmentationClass" / f"{name}.png", mask)
             _save(mask, folder / "SegmentationClassAug" / f"{name}.png")
-            _save(track.astype(np.uint8) * 255, folder / "Tracks" / f"{name}.png")
-            tags = _annotation("VOC2012", image.name, scene, list(world.classes.values()), voc=True)
+            for kind, own in masks.items():
+                _save(own, folder / kind / f"{name}.png")
+            tags = _annotation("VOC2012", image.name, scene, classes, voc=True)
             _write_lines(folder / "Annotations" / f"{name}.xml", [tags])
     lists["train"] = lists["trainaug"][:SCORED]
     for split, names in lists.items():
@@ -393,6 +414,10 @@ def _write_voc(folder: Path, world: scenes.World, recipe: tagged.Recipe, seed: i
 
 def _write_all(root: str, source: str, seed: int) -> Iterator[tuple[type, Path, Iterable[str]]]:
     """Reader, folder and splits of every miniature, each when it is written."""
+    if source == "chimeras":
+        for level in chimeras.CHIMERA_LEVELS:
+            yield Voc, mini_voc(root, level, seed), ("trainaug", "train", "val")
+        return
     with_photographs = source == "photographs"
     yield Ilsvrc, mini_ilsvrc(root, "wnid", source, seed), ("val",) if with_photographs else ("train", "val")
     if with_photographs:
@@ -406,7 +431,7 @@ def _write_all(root: str, source: str, seed: int) -> Iterator[tuple[type, Path, 
 
 def main(
     root: str = "",
-    source: Literal["photographs", "creatures"] = "photographs",
+    source: Literal["photographs", "creatures", "chimeras"] = "photographs",
     seed: RandomSeed = 0,
     pack: str = "",
     prune: bool = False,

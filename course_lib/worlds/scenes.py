@@ -77,7 +77,7 @@ def photo_world(photographs: Photographs, labels: str = "kind", seed: int = 0) -
         _split(sorted(photographs.backgrounds, key=lambda p: p.file), f"{seed} backgrounds"),
         draw=lambda p, rng: _brighten(_read(photographs.path(p), "RGBA"), rng),
         draw_ground=lambda p, rng: _brighten(_read(photographs.path(p), "RGB"), rng),
-        fingerprint=_fingerprint(photographs.fingerprint, labels, seed),
+        fingerprint=world_fingerprint(photographs.fingerprint, labels, seed),
     )
 
 
@@ -94,7 +94,7 @@ def creature_world(side: int = 160, ground: int = 224) -> World:
         {"train": ["ground"], "val": ["ground"]},
         draw=lambda texture, rng: creatures.creature(texture, side, rng),
         draw_ground=lambda _, rng: creatures.ground(ground, rng),
-        fingerprint=_fingerprint("creatures"),
+        fingerprint=world_fingerprint("creatures"),
     )
 
 
@@ -198,7 +198,8 @@ def _turn(cutout: Image.Image, length: float, size: tuple[int, int], rng: np.ran
     return cutout.resize(shape, Image.Resampling.LANCZOS)
 
 
-def _fingerprint(*parts: object) -> str:
+def world_fingerprint(*parts: object) -> str:
+    """A name of a world in 12 letters: of these parts and of how scenes are composed."""
     return hashlib.sha256(
         repr((SCENES_VERSION, OBJECT_SCALES, ANGLE, ENLARGE, SCENE_OVERLAP, *parts)).encode()
     ).hexdigest()[:12]
