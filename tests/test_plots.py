@@ -152,7 +152,9 @@ def test_masks_tint_their_pixels_only_and_name_the_classes_that_occur():
     figure = plots.grid([PHOTO, PHOTO], masks=[mask, None], classes=["background", "dog", "cat"])
     tinted, plain = (np.asarray(axes.images[0].get_array()) for axes in figure.axes)
     assert np.array_equal(plain, PHOTO) and np.array_equal(tinted[60:], PHOTO[60:])
-    np.testing.assert_allclose(tinted[0, 0], 0.35 * PHOTO[0, 0] + 0.65 * 255 * np.array(plots.PALETTE[1]), atol=0.51)
+    np.testing.assert_allclose(
+        tinted[0, 0], 0.35 * PHOTO[0, 0] + 0.65 * 255 * np.array(plots.CLASS_COLOURS[1]), atol=0.51
+    )
     assert [text.get_text() for text in figure.legends[0].texts] == ["cat", "ignored"]
     with pytest.raises(ValueError, match="mask of the image's size"):
         plots.grid([PHOTO], masks=[mask[:9]])
@@ -284,3 +286,35 @@ def test_a_rank_list_that_does_not_fit_together_is_refused():
         plots.rank_list(PHOTO, [PHOTO] * 2, [True, True], [0.1])
     with pytest.raises(ValueError, match="gallery is empty"):
         plots.rank_list(PHOTO, [], [], [])
+
+
+# Linear RGB as seen without red or green cones (Machado et al., 2009, severity 1), and OKLab of linear RGB.
+VISIONS = {
+    "usual": np.eye(3),
+    "no red cones": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green cones": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+}
+CONES = [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]]
+OPPONENTS = [[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+
+
+def least_distance(colours, vision):
+    """Of the two colours that look most alike, in OKLab, where black and white are 1 apart."""
+    colours = np.array(colours)
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    lab = np.cbrt(np.clip(linear @ np.transpose(VISIONS[vision]), 0, 1) @ np.transpose(CONES)) @ np.transpose(OPPONENTS)
+    apart = np.linalg.norm(lab[:, None] - lab, axis=-1)
+    return apart[np.triu_indices(len(colours), 1)].min()
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+def test_classes_have_colours_that_can_be_told_apart(vision):
+    """Six creatures, twelve groups of photographs, twenty classes of VOC; the last is the grey of ignored pixels."""
+    grey = plots.LABEL_COLOURS[255]
+    for count, wanted in (6, 0.1), (12, 0.09), (20, 0.055):
+        assert least_distance([*plots.CLASS_COLOURS[:count], grey], vision) > wanted * (2 if vision == "usual" else 1)
+
+
+def test_near_twins_are_noticed():
+    """Green and brown of seaborn's palette, two greens for whoever has no red cones."""
+    assert least_distance([plots.PALETTE[2], plots.PALETTE[5]], "no red cones") < 0.04

@@ -20,6 +20,7 @@ from IPython.display import display
 from jaxtyping import UInt8
 from matplotlib import colormaps, patheffects
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -34,7 +35,13 @@ Array = Tensor | ndarray
 Numbers = Array | Sequence[float | int]
 Each = Array | Sequence  # one entry for each image
 PALETTE = seaborn.color_palette("colorblind")
-CLASS_COLOURS = [colour for colour in PALETTE if len(set(colour)) > 1]  # its grey is that of ignored pixels
+# Of classes: each was chosen as far as possible from those before it and from the grey of ignored pixels, as seen by
+# the usual eye and by readers without red or green cones (OKLab; Machado et al., 2009).
+CLASS_COLOURS = [
+    to_rgb(f"#{code}")
+    for code in "aa0055 0000ff 00ff00 ff55ff 80ffff 009500 006a95 6a00aa 2a5500 ff4055 "
+    "ffbfaa aabf15 aa55d4 aabfff aaff95 ff95d4 6a95ea d400aa 404080 40bf80".split()
+]
 LABEL_COLOURS = [CLASS_COLOURS[(label - 1) % len(CLASS_COLOURS)] for label in range(IGNORE)] + [(0.6, 0.6, 0.6)]
 GREY = "0.35"
 HALO = {"linewidth": 1.8, "path_effects": [patheffects.withStroke(linewidth=4, foreground="black")]}
