@@ -18,7 +18,7 @@ over the classes: then the shift moves them towards a mean that is not theirs.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 from course_lib.processes import gathered
@@ -83,26 +83,39 @@ def rectify(
     Raises:
         ValueError: a label out of range or a class without samples (looked at on the CPU only), or no queries to take.
     """
-    if surest < 1:
-        raise ValueError(
-            f"At least one query joins a class, but surest = {surest} came. Without any, the prototypes are the "
-            "means of the support samples: class_prototypes."
-        )
     _check_on_cpu(labels, num_classes)
     support, query = support.float(), query.float()
     with torch.autocast(query.device.type, enabled=False):  # fp32 island: cosines and prototypes
         member = F.one_hot(labels.long(), num_classes).T  # c s
         basic = (member / member.sum(1, keepdim=True)) @ support  # ... c k
         near, like = _cosine(basic, support), _cosine(basic, query)  # ... c s, ... c q
-        mine = F.one_hot(like.max(-2).indices, num_classes).mT.bool()
-        sure, where = torch.where(mine, like, -torch.inf).topk(min(surest, query.shape[-2]))  # ... c z
-        joins = torch.zeros_like(mine).scatter(-1, where, sure > -torch.inf)
+        joins = surest_queries(like, surest)
         pairs = (member.bool(), near), (joins, like)
         weights = torch.cat([torch.where(there, epsilon * cosine, -torch.inf) for there, cosine in pairs], -1)
         weights = weights.softmax(-1)  # ... c s+q
         of_support, of_query = weights.split((support.shape[-2], query.shape[-2]), -1)
         rectified = of_support @ support + of_query @ query
     return torch.where(joins.any(-1, keepdim=True), rectified, basic)
+
+
+def surest_queries(cosines: Float[Tensor, "*episodes c q"], surest: int) -> Bool[Tensor, "*episodes c q"]:
+    """Which queries join which class: of those nearest to it the `surest` with the largest cosine, or all if they are
+    fewer. A query joins the class of its nearest prototype (its pseudo label) or none  (Liu et al.).
+
+    Args:
+        cosines: of the prototypes of all classes with all queries; the larger the surer.
+        surest: Z.
+    Raises:
+        ValueError: no queries to take.
+    """
+    if surest < 1:
+        raise ValueError(
+            f"Expected at least one query to join a class, got surest = {surest}. Without any, the prototypes are the "
+            "means of the support samples: class_prototypes."
+        )
+    mine = F.one_hot(cosines.max(-2).indices, cosines.shape[-2]).mT.bool()
+    sure, where = torch.where(mine, cosines, -torch.inf).topk(min(surest, cosines.shape[-1]))  # ... c z
+    return torch.zeros_like(mine).scatter(-1, where, sure > -torch.inf)
 
 
 def _cosine(a, b):  # ... c k, ... n k -> ... c n

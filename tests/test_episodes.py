@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 from torch import Generator
 
 from course_lib.evaluate import episodes
@@ -227,3 +228,58 @@ def test_the_interval_holds_the_truth_19_times_in_20():
 def test_one_episode_has_no_interval():
     mean, margin = interval(torch.tensor([0.5]))
     assert mean == 0.5 and math.isnan(margin)
+
+
+# baselines and uneven queries -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shots", "penalty"), [(1, 1.0), (5, 1.0), (5, 0.1)])
+def test_logistic_regression_is_that_of_scikit_learn(shots, penalty):
+    support = F.normalize(torch.randn(2, 4, shots, 12, generator=seeded()), dim=-1)
+    query = F.normalize(torch.randn(2, 7, 12, generator=seeded(1)), dim=-1)
+    found = episodes.logistic(support, query, penalty)
+    assert found.shape == (2, 4, 7)
+    for rows, asked, scores in zip(support, query, found):
+        other = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=1e-8, max_iter=5000)
+        other.fit(rows.flatten(0, 1).double().numpy(), torch.arange(4).repeat_interleave(shots).numpy())
+        expected = torch.tensor(other.decision_function(asked.double().numpy())).T
+        torch.testing.assert_close(scores.double(), expected, atol=1e-3, rtol=0)
+
+
+def test_logistic_regression_needs_a_penalty():
+    with pytest.raises(ValueError, match="penalty above 0"):
+        episodes.logistic(torch.rand(1, 2, 1, 3), torch.rand(1, 4, 3), 0.0)
+
+
+def test_shares_of_queries_are_those_of_a_dirichlet_distribution():
+    counts = episodes.dirichlet_counts(5, 1000, 4000, seeded())
+    assert {sum(row) for row in counts} == {1000} and min(min(row) for row in counts) >= 0
+    share = torch.tensor(counts) / 1000
+    assert share.mean(0).tolist() == pytest.approx([0.2] * 5, abs=0.01)
+    assert share.std(0).tolist() == pytest.approx([(0.2 * 0.8 / 11) ** 0.5] * 5, abs=0.005)  # of Dirichlet(2, ..., 2)
+
+
+def test_no_class_has_more_queries_than_allowed():
+    counts = episodes.dirichlet_counts(3, 12, 200, seeded(), most=6)
+    assert max(max(row) for row in counts) == 6 and {sum(row) for row in counts} == {12}
+    with pytest.raises(ValueError, match="12 queries of 3 classes, got 3"):
+        episodes.dirichlet_counts(3, 12, 1, seeded(), most=3)
+
+
+def test_gains_of_uneven_episodes_are_paired_and_turn_where_they_stay_positive(monkeypatch):
+    features, labels = data((20, 18, 17, 19, 21, 16))
+    gains, turning = episodes.uneven_gains(features, labels, [15, 1], epsilon=0.0)
+    drawn = sample(labels, 5, 1, (15, 1, 1, 1, 1), 200, seeded())
+    difference = recalls(features, drawn, "rectified", epsilon=0.0) - recalls(features, drawn, "cosine")
+    assert gains[1] == pytest.approx(100 * difference.mean().item())
+    assert turning == (15 if gains[0] > 0 >= gains[1] else 1 if min(gains) > 0 else None)
+    for shown, expected in (([2.0, -1.0, 1.0, -2.0], 15), ([2.0, 1.0, -1.0, 5.0], 8), ([-1.0, 2.0, 2.0, 2.0], None)):
+        answers = iter(shown)
+        monkeypatch.setattr(
+            episodes,
+            "recalls",
+            lambda features, drawn, method, answers=answers, **options: torch.tensor(
+                [next(answers) / 100 if method == "rectified" else 0.0]
+            ),
+        )
+        assert episodes.uneven_gains(features, labels, [15, 8, 4, 1])[1] == expected

@@ -40,6 +40,7 @@ from course_lib.metric_learning.learner import (
     RATES,
     BalancedBatches,
     Learner,
+    common_row,
     linear_probe,
 )
 from course_lib.prototypes import class_prototypes
@@ -416,3 +417,17 @@ def test_commands_explain_themselves(name, capsys):
         __main__.main([*name.split(), "--help"])
     assert stop.value.code == 0 and name in capsys.readouterr().out
     assert __main__.main([name.split()[0]]) == 2 and name in capsys.readouterr().err
+
+
+def test_sgd_keeps_the_mean_row_of_a_classifier_and_adam_does_not():
+    features = torch.rand(20, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 4
+    plain, momentum, adam = (
+        common_row(make, features, labels, 4)
+        for make in (
+            lambda weights: torch.optim.SGD(weights, 0.1),
+            lambda weights: torch.optim.SGD(weights, 0.1, momentum=0.9, weight_decay=0.1),
+            lambda weights: torch.optim.Adam(weights, 1e-3),
+        )
+    )
+    assert plain < 1e-5 and momentum < 1e-5 and adam > 0.05

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Generator
 
 from course_lib import prototypes
-from course_lib.prototypes import class_prototypes, rectify, shift
+from course_lib.prototypes import class_prototypes, rectify, shift, surest_queries
 
 pytestmark = pytest.mark.figures
 
@@ -161,7 +161,8 @@ def test_autocast_does_not_round():
 
 
 def test_it_compiles_into_one_graph(monkeypatch):
-    monkeypatch.setattr(prototypes, "_cosine", inspect.unwrap(prototypes._cosine))
+    for name in ("_cosine", "surest_queries"):
+        monkeypatch.setattr(prototypes, name, inspect.unwrap(getattr(prototypes, name)))
     support, labels, query = episode(batch=(2,))
     compiled = torch.compile(inspect.unwrap(rectify), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(support, labels, query, 3), rectify(support, labels, query, 3))
@@ -169,9 +170,17 @@ def test_it_compiles_into_one_graph(monkeypatch):
 
 def test_what_cannot_be_rectified_is_explained():
     support, labels, query = episode()
-    with pytest.raises(ValueError, match="At least one query joins a class, but surest = 0 came"):
+    with pytest.raises(ValueError, match="at least one query to join a class, got surest = 0"):
         rectify(support, labels, query, 3, surest=0)
     with pytest.raises(ValueError, match="1 of 4 classes have no sample"):
         rectify(support, labels, query, 4)
     with pytest.raises(ValueError, match="Labels from 0 to 1 were expected"):
         rectify(support, labels, query, 2)
+
+
+def test_queries_join_their_nearest_class_the_surest_first():
+    cosines = torch.tensor([[[0.9, 0.8, 0.7, 0.1], [0.2, 0.1, 0.3, 0.5], [0.0, 0.0, 0.0, 0.4]]])
+    assert surest_queries(cosines, 2).int().tolist() == [[[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]]
+    assert surest_queries(cosines, 9).sum(-2).eq(1).all()
+    with pytest.raises(ValueError, match="at least one query"):
+        surest_queries(cosines, 0)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Sampler
 
 from course_lib.backbones import Backbone
@@ -161,6 +162,34 @@ def linear_probe(
     solver.step(objective)
     weight, bias = weight.detach(), bias.detach()
     return weight.float(), (bias - weight @ centre).float()
+
+
+def common_row(
+    make: Callable[[Iterator[nn.Parameter]], Optimizer],
+    features: Float[Tensor, "n k"],
+    labels: Int[Tensor, " n"],
+    num_classes: int,
+    steps: int = 30,
+) -> float:
+    """How far an optimiser drives the gauge of a CAM: |mean row| / mean |row| of a classifier trained from zero.
+
+    The slopes of cross-entropy sum to zero over the classes, since probabilities sum to 1. What steps along them keeps
+    the mean row of the weights at zero; what divides each slope by a size of its own does not.
+
+    Args:
+        make: the optimiser of the parameters, such as `lambda weights: torch.optim.SGD(weights, 0.1)`.
+        steps: of all samples at once.
+    """
+    layer = nn.Linear(features.shape[1], num_classes)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = make(layer.parameters())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(layer(features), labels).backward()
+        optimizer.step()
+    weight = layer.weight.detach()
+    return (weight.mean(0).norm() / weight.norm(dim=1).mean()).item()
 
 
 def embedding(model: Backbone, pooled: Float[Tensor, "n k"]) -> Float32[Tensor, "n d"]:
