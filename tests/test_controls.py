@@ -1,6 +1,7 @@
 """Controls: what is random is so in the right way, each measure knows chance, the best and the degenerate case."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -110,6 +111,50 @@ def test_a_constant_map_correlates_with_nothing():
 
 
 # two objects ----------------------------------------------------------------------------------------------------------
+
+
+def planted(b=6, k=5, classes=4, seed=0):
+    """Features, prototypes, and rules of which the first hears nothing but the class and the last nothing of it."""
+    features = torch.rand(b, k, 4, 5, generator=seeded(seed))
+    own = torch.arange(b) % classes
+    prototypes = torch.rand(classes, k, generator=seeded(seed + 1))
+    rules = {
+        "P": lambda y: prototypes[y][:, None],
+        "uniform": lambda y: torch.ones(b, 1, k),
+        "P - mean P": lambda y: 1e4 * maps.centred_weights(prototypes)[y][:, None],
+    }
+    return features, rules, own, (own + 1) % classes
+
+
+def test_class_agreement_is_its_definition_lowest_first():
+    features, rules, own, other = planted()
+    found = controls.class_agreement(features, rules, own, other)
+    assert list(found) == ["P - mean P", "P", "uniform"] and found["uniform"] == pytest.approx(1)
+    for name, rule in rules.items():
+        slow = []
+        for i in range(len(own)):
+            a, b = ((rule(y)[i, 0, :, None, None] * features[i]).sum(0).double().flatten() for y in (own, other))
+            slow.append(torch.corrcoef(torch.stack((a, b)))[0, 1].item())
+        assert found[name] == pytest.approx(sum(slow) / len(slow), abs=1e-5)
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), st.sampled_from([0.3, 0.01, 1e-4]))
+def test_crossing_is_found_within_the_tolerance_by_halving(at, step, tolerance):
+    calls = []
+
+    def error_at(shift):
+        calls.append(shift)
+        return 60.0 if shift < at else 50.0 - step  # a step, as errors of a few images are
+
+    found = controls.crossing(error_at, 55.0, -1.0, 1.0, tolerance)
+    assert abs(found - at) <= tolerance and len(calls) <= math.ceil(math.log2(2 / tolerance)) + 1
+    assert all(-1 < shift < 1 for shift in calls)
+
+
+def test_crossing_refuses_what_has_no_middle():
+    for low, high, tolerance in ((0.0, 0.0, 0.1), (1.0, 0.0, 0.1), (0.0, 1.0, 0.0)):
+        with pytest.raises(ValueError, match="Expected low < high and a tolerance above 0"):
+            controls.crossing(lambda shift: shift, 0.5, low, high, tolerance)
 
 
 def two_objects(b=3, seed=0):

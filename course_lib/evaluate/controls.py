@@ -3,17 +3,19 @@
 A box around one object is found by the sum of all channels, too. That a map shows *this class*, and shows it again
 tomorrow, takes other questions:
 
-    wrong class      does the map change if the class does?                       wrong_classes
+    wrong class      does the map change if the class does?                       wrong_classes, class_agreement
     chance           are weights of the same heavy tail, but random, any worse?   random_weights
     split half       do two halves of the training set give the same map?         split_half_prototypes, map_correlation
     two objects      is each class hotter on its own object than on the other?    own_object_hotter
     energy           how much of the heat lies on the object, for its area?       energy_per_area
     energy by part   and how much on each part of it, and on the background?      energy_by_part
+    a free choice    how far must it go until one method errs as much as another? crossing
 
 The curve over thresholds and the baselines that never look at the image belong to `localization.MaxBoxAcc`. Randomness
 comes from an explicit generator, on the device of which results are made.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
 from torch import Generator, Tensor
 
 from course_lib.evaluate.localization import check_heatmaps
+from course_lib.maps import weighted_map
 from course_lib.prototypes import check_labels, class_prototypes
 
 
@@ -92,6 +95,49 @@ def map_correlation(a: Float[Tensor, "*batch h w"], b: Float[Tensor, "*batch h w
     The scale and offset of a map do not matter: raw maps of any size can be compared.
     """
     return (_standardised(a) * _standardised(b)).sum(-1)
+
+
+def class_agreement(
+    features: Float[Tensor, "b k h w"],
+    rules: Mapping[str, Callable[[Int[Tensor, " b"]], Float[Tensor, "b 1 k"]]],
+    own: Int[Tensor, " b"],
+    other: Int[Tensor, " b"],
+) -> dict[str, float]:
+    """The wrong-class control of many rules: mean correlation of an image's maps of two classes, -1..1, lowest first.
+
+    A rule near 1 draws the same map whatever class it is asked for. Correlation tells, and not localisation: on one
+    object also a map of no class at all finds a box.
+
+    Args:
+        features: last feature maps.
+        rules: name -> function of a class for each image, which gives the channel weights.
+        own, other: two classes for each image, such as its own one and that of `wrong_classes`.
+    """
+    found = {}
+    for name, rule in rules.items():
+        a, b = (weighted_map(features, rule(classes))[:, 0] for classes in (own, other))
+        found[name] = float(map_correlation(a, b).mean())
+    return {name: found[name] for name in sorted(found, key=found.get)}
+
+
+def crossing(error_at: Callable[[float], float], limit: float, low: float, high: float, tolerance: float) -> float:
+    """Where an error that falls from `low` to `high` comes down to a limit: the middle of the last interval bisected.
+
+    Args:
+        error_at: one measurement; it is above the limit at `low`, and not above it at `high`, which are not measured.
+        tolerance: length of an interval that is short enough; each halving costs a measurement.
+    Raises:
+        ValueError: an interval without length, or a tolerance of 0.
+    """
+    if not (low < high and tolerance > 0):
+        raise ValueError(f"Expected low < high and a tolerance above 0, got {low}, {high} and {tolerance}.")
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        if error_at(middle) > limit:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def own_object_hotter(heatmaps: Float[Tensor, "b 2 H W"], masks: Bool[Tensor, "b 2 H W"]) -> Bool[Tensor, "b 2"]:
