@@ -22,10 +22,11 @@ size), and the mean of the terms over processes is that of one process with ever
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from course_lib.processes import gathered, process, processes
@@ -50,6 +51,8 @@ class ContrastConfig:
     background: Share = 0.2  # score of the background, as a share of the highest; 0.1 with EPS in the code
     mine_prototypes: bool = True  # of the negatives only those of rank 10 to 60 %, the most similar first
     mine_pixels: bool = True  # half of a class at random and half hard; else all pixels
+    # Controls: what the loss gains with the labels of masks, an oracle, and with labels of other pixels of the batch.
+    labels: Literal["pseudo", "true", "shuffled"] = "pseudo"
 
     # Where paper and code differ: the paper's way comes first in each comment, and is the value that is not here.
     sum_views: bool = False  # paper: the terms of the two views are added; code: averaged
@@ -116,6 +119,7 @@ def contrast_loss(
     config: ContrastConfig,
     noise: Float[Tensor, "2 n h w"],
     warp: Warp | None = None,
+    masks: UInt8[Tensor, "n H W"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Weighted terms "cross-prototype", "cross-cam" and "intra" of both views, whose sum is L_contrast  (Du et al.).
 
@@ -128,9 +132,10 @@ def contrast_loss(
         noise: uniform random numbers for each pixel of both views on the grid of view2, which choose the random half of
             the pixels: `torch.rand(2, n, h, w, generator=generator, device=device)`.
         warp: if the second view is more than a smaller copy; pixels from outside the image take no part.
+        masks: classes of the pixels of the images, IGNORE where unknown; of true labels only.
     """
     weight = {"cross-prototype": config.cross_prototype, "cross-cam": config.cross_cam, "intra": config.intra}
-    terms = contrast_terms(view1, view2, tags, config, noise, warp)
+    terms = contrast_terms(view1, view2, tags, config, noise, warp, masks)
     # Eq. 1 and 8 (Du et al.)
     return {name: weight[name] * (term.sum() if config.sum_views else term.mean()) for name, term in terms.items()}
 
@@ -142,6 +147,7 @@ def contrast_terms(
     config: ContrastConfig,
     noise: Float[Tensor, "2 n h w"],
     warp: Warp | None = None,
+    masks: UInt8[Tensor, "n H W"] | None = None,
 ) -> dict[str, Float[Tensor, "2"]]:
     """The six terms before their weights: for each name that of the first and of the second view.
 
@@ -159,14 +165,26 @@ def contrast_terms(
             f"Expected a random number for each pixel of both views on the grid of the second, {(2, len(tags), *size)},"
             f" got noise of the shape {tuple(noise.shape)}."
         )
+    if config.labels == "true" and masks is None:
+        raise ValueError(
+            "Expected masks for true labels, got None; make the images with `training_images` of this configuration."
+        )
     with torch.autocast(tags.device.type, enabled=False):  # fp32 island: all of it
         if warp is not None:
             view1, view2 = warp.align(view1, view2)
         maps = (view.refined if config.refined else view.cam for view in (view1, view2))
         cam = torch.stack([resize(own.detach(), size) for own in maps])  # 2 n c h w
         embeddings = [resize(view.embeddings, size) for view in (view1, view2)]  # n d h w each
-        labels, confidence = pseudo_labels(cam, tags, config)
-        inside = torch.ones_like(labels[0, :, None], dtype=torch.bool) if warp is None else warp.inside(size)  # n 1 h w
+        true, inside = None, None if warp is None else warp.inside(size)  # n 1 h w
+        if config.labels == "true":
+            true, inside = true_labels(masks, cam.shape[2], size, warp)
+            true, inside = true.expand(2, *true.shape), inside[:, None]
+        labels, confidence = pseudo_labels(cam, tags, config, true)
+        if config.labels == "shuffled":  # by the other view's numbers: a view's own choose among its pixels
+            order = noise.flip(0).flatten(1).argsort(1).view_as(labels)  # 2 n h w, places in the batch
+            labels, confidence = _moved(labels, order), _moved(confidence.movedim(2, -1), order).movedim(-1, 2)
+        whole = config.absent_compete and inside is None
+        inside = torch.ones_like(labels[0, :, None], dtype=torch.bool) if inside is None else inside
         confidence = torch.where(inside, confidence, -torch.inf)
         prototypes = torch.stack(
             [  # 2 c d
@@ -178,7 +196,6 @@ def contrast_terms(
         members = _one_hot(labels, cam.shape[2]) & inside[:, None]  # 2 m c
         counts = gathered(members.sum(1)[None]).sum(0)  # 2 c
         competing = (counts > 0) | config.absent_compete
-        whole = config.absent_compete and warp is None
         rivals = torch.cat((prototypes, prototypes.flip(0)), 1)  # 2 2c d: the view's own, then the other view's
         logits = torch.stack([_logits(pixels, of, config.temperature) for pixels, of in zip(embeddings, rivals)])
         own, other = logits.chunk(2, 2)  # 2 m c each
@@ -194,12 +211,18 @@ def contrast_terms(
 
 
 def pseudo_labels(
-    cam: Float[Tensor, "*views n c h w"], tags: Float[Tensor, "n t"], config: ContrastConfig
+    cam: Float[Tensor, "*views n c h w"],
+    tags: Float[Tensor, "n t"],
+    config: ContrastConfig,
+    true: Int[Tensor, "*views n h w"] | None = None,
 ) -> tuple[Int[Tensor, "*views n h w"], Float[Tensor, "*views n c h w"]]:
     """Pseudo label of each pixel, 0 for background, and the confidences that prototypes take their pixels by.
 
     The label is the class of highest score, and the background where none exceeds `config.background` (of the image's
     highest score, if maps are not scaled by themselves). An image whose maps are all zero is background.
+
+    Args:
+        true: labels in their place; confidences are still those of the maps.
     """
     maps = min_max(cam) if config.min_max else at_least_float32(cam).relu()
     front = maps[..., 1:, :, :]
@@ -207,7 +230,8 @@ def pseudo_labels(
     best = labelled.amax(-3, keepdim=True)  # n 1 h w
     highest = best.amax((-2, -1), keepdim=True)
     score = torch.full_like(best, config.background) * (1.0 if config.min_max else highest)
-    labels = torch.cat((score, labelled), -3).max(-3).indices  # of equals the first, so background wins a tie
+    # Of equals the first, so background wins a tie.
+    labels = torch.cat((score, labelled), -3).max(-3).indices if true is None else true
     if config.ranked_background:
         score = 1 - best.clamp_min(0) / highest.clamp_min(NEAR_ZERO)
     elif not config.assigned:
@@ -215,9 +239,26 @@ def pseudo_labels(
         first = (process() * len(place) + place < config.top_k).view(score.shape[-4:])
         score = torch.where(first, score, -torch.inf)
     confidence = torch.cat((score, front), -3)
+    if true is not None:  # a pixel of the class that its map does not show has little weight, and none against it
+        confidence = torch.where(confidence > -torch.inf, confidence.clamp_min(EPS), confidence)
     if config.assigned:
         confidence = torch.where(_one_hot(labels, cam.shape[-3]).movedim(-1, -3), confidence, -torch.inf)
     return labels, confidence
+
+
+def true_labels(
+    masks: UInt8[Tensor, "n H W"], num_classes: int, size: tuple[int, int], warp: Warp | None = None
+) -> tuple[Int[Tensor, "n h w"], Bool[Tensor, "n h w"]]:
+    """Label of each cell of a grid: the class of most of its known pixels; and whether it has any.
+
+    Args:
+        masks: classes, 0 for background; from num_classes on: unknown, as IGNORE is.
+        warp: if the second view is more than a smaller copy; pixels from outside the image are unknown.
+    """
+    votes = (masks[:, None] == torch.arange(num_classes, device=masks.device)[:, None, None]).float()  # n c H W
+    votes = F.adaptive_avg_pool2d(votes if warp is None else warp(votes, masks.shape[1:]), size)
+    most = votes.max(1)
+    return most.indices, most.values > 0
 
 
 def min_max(cam: Float[Tensor, "*views n c h w"]) -> Float[Tensor, "*views n c h w"]:
@@ -248,6 +289,12 @@ def _lengths(embeddings):  # n d ... -> n 1 ...
     """Lengths to divide by, 1 for a zero: its cosines are 0, their gradient is finite (with F.normalize it is 1e12)."""
     lengths = embeddings.norm(dim=1, keepdim=True)
     return torch.where(lengths > NEAR_ZERO, lengths, 1.0)
+
+
+def _moved(values, order):  # 2 n h w ..., 2 n h w -> 2 n h w ...
+    """What stands at other places of the batch."""
+    flat = values.flatten(1, 3)
+    return torch.stack([own[places.flatten()] for own, places in zip(flat, order)]).view_as(values)
 
 
 def _one_hot(labels, num_classes):  # ... -> ... c

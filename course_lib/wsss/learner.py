@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from course_lib import engine
 from course_lib.backbones.dense import parameter_groups
-from course_lib.data.voc import Voc
+from course_lib.data.voc import IGNORE, Voc
 from course_lib.wsss import View, tag_loss
 from course_lib.wsss.cam_net import CamNet, build, save
 from course_lib.wsss.contrast import contrast_loss
@@ -47,6 +47,7 @@ def loss_terms(
     noise: Float[Tensor, "2 n h w"],
     warp: Warp | None = None,
     counts: Float[Tensor, ""] | float = 1.0,
+    masks: UInt8[Tensor, "n H W"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Named terms of a method, whose sum is the loss.
 
@@ -56,6 +57,7 @@ def loss_terms(
         noise: see `contrast_loss`.
         warp: if the second view is more than a smaller copy.
         counts: factor of the terms of contrast, 0 before it counts.
+        masks: of the first view, for contrast with true labels.
     """
     method = TAG_METHODS[config.method]
     if method.views == 1:
@@ -68,7 +70,7 @@ def loss_terms(
         pairs = ((maps, salient) for view, salient in zip(views, of_views) for maps in view[: 1 + method.correlated])
         terms["saliency"] = sum(saliency_loss(maps, salient, tags) for maps, salient in pairs) / len(views)
     if method.contrast:
-        contrast = contrast_loss(*views, tags, config.contrast, noise, warp)
+        contrast = contrast_loss(*views, tags, config.contrast, noise, warp, masks)
         terms |= {name: counts * term for name, term in contrast.items()}
     return terms
 
@@ -104,11 +106,11 @@ class TagLearner(nn.Module):
         noise = torch.rand(2, len(tags), *views[-1].cam.shape[2:], device=tags.device)
         counts = (self.steps >= self.start).to(tags.dtype)
         self.steps += 1
-        return loss_terms(config, views, tags, saliency, noise, warp, counts)
+        return loss_terms(config, views, tags, saliency, noise, warp, counts, batch.get("mask"))
 
 
 class TaggedImages(Dataset):
-    """Training images with tags, and saliency if the method wants it, by torch's generator, which the engine seeds.
+    """Training images with tags, and what else is wanted of saliency and masks, by torch's generator (see the engine).
 
     In the published order: longer side, flip, jitter, crop. Where an image is smaller than the crop, it lies anywhere
     in it, and `inside` says where. Without a crop an image is squashed to a square.
@@ -124,6 +126,7 @@ class TaggedImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         config, salient = self.config, TAG_METHODS[self.config.method].saliency
         image, tags = self.data[index]
+        mask = [self.data.mask(index)[None]] if config.contrast.labels == "true" else []
         layers = torch.cat((image, self.data.saliency(index)[None])) if salient else image  # 3 or 4 h w
         size = [config.size] * 2
         if config.long_side is not None:
@@ -131,13 +134,15 @@ class TaggedImages(Dataset):
             scale = int(torch.randint(low, high + 1, ())) / max(image.shape[1:])
             size = [round(side * scale) for side in image.shape[1:]]
         layers = transforms.resize(layers, size, InterpolationMode.BICUBIC)
+        layers = torch.cat((layers, *(transforms.resize(own, size, InterpolationMode.NEAREST_EXACT) for own in mask)))
         if torch.rand(()) < 0.5:
             layers = layers.flip(-1)
         layers = torch.cat((self.jitter(layers[:3]), layers[3:], torch.ones_like(layers[:1])))
         if config.long_side is not None:
             layers = window(layers, config.size)
         item = {"image": layers[:3], "inside": layers[-1].bool(), "tags": tags}
-        return item | ({"saliency": layers[3:4]} if salient else {})
+        item |= {"saliency": layers[3:4]} if salient else {}
+        return item | ({"mask": torch.where(item["inside"], layers[-2], IGNORE)} if mask else {})
 
 
 def window(image: UInt8[Tensor, "k h w"], size: int) -> UInt8[Tensor, "k size size"]:
@@ -155,11 +160,16 @@ class KeptImages(Dataset):
     """
 
     def __init__(self, net: CamNet, data: Voc, config: TagTraining, progress: bool = True) -> None:
-        self.tags, numbers = data.tags.float(), range(len(data))
+        self.tags, self.masks, numbers = data.tags.float(), None, range(len(data))
+
+        def squares(parts, mode=InterpolationMode.BICUBIC):
+            return torch.stack([transforms.resize(part, [config.size] * 2, mode) for part in parts])
+
         images, self.saliency = (
-            torch.stack([transforms.resize(part, [config.size] * 2, InterpolationMode.BICUBIC) for part in parts])
-            for parts in ((data[i][0] for i in numbers), (data.saliency(i)[None] for i in numbers))
+            squares(parts) for parts in ((data[i][0] for i in numbers), (data.saliency(i)[None] for i in numbers))
         )
+        if config.contrast.labels == "true":
+            self.masks = squares((data.mask(i)[None] for i in numbers), InterpolationMode.NEAREST_EXACT)[:, 0]
 
         def features(images, size):
             parts = tqdm(images.split(8), "features", disable=not progress)
@@ -174,15 +184,16 @@ class KeptImages(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         flip = int(torch.randint(2, ()))
-        saliency = self.saliency[index].flip(-1) if flip else self.saliency[index]
         item = recursively_apply(lambda maps: maps[index], {"views": self.views[flip], "tags": self.tags})
-        return item | {"saliency": saliency}
+        kept = {"saliency": self.saliency} | ({} if self.masks is None else {"mask": self.masks})
+        return item | {name: maps[index].flip(-1) if flip else maps[index] for name, maps in kept.items()}
 
 
 def training_images(config: TagTraining, progress: bool = True) -> Dataset:
     """The images of split trainaug as `train` wants them: read one by one, or kept with what frozen parts make of them.
 
-    What is kept serves every training on the same data with the same trunk and sizes, whatever its method and seed.
+    What is kept serves every training on the same data with the same trunk and sizes, whatever its method and seed; one
+    with true labels (`ContrastConfig.labels`) needs images that were made for such, which have masks.
     """
     data = Voc(config.data, "trainaug")
     if not config.kept:
