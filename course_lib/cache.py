@@ -29,7 +29,7 @@ import sysconfig
 import time
 import types
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from course_lib import checkpoints, paths
 
@@ -72,8 +73,9 @@ def cached(
     does not happen when the entry is there; so it should return all that is wanted.
 
     The code of `make` is looked through, with what it calls in the notebook, and with the modules of course_lib that it
-    names. So are its plain values, tensors and networks (by their weights). Other objects are not looked into: what
-    matters of them must stand in `data` and `settings`. A data set is such an object.
+    names. So are the values that it uses: plain ones, tensors, networks (by their weights), and attributes of data sets
+    and of other objects of ours. Objects of other packages are not looked into, nor are images: what matters of them
+    must stand in `settings` and `data`.
 
     Args:
         name: what is made, in words; it stands in the messages and in the name of the file.
@@ -124,7 +126,8 @@ class _Key:
             ["floats", str(torch.get_default_dtype())],
         ]
         self.modules: set[str] = set()  # of course_lib
-        self.seen: dict[int, Any] = {}  # objects by id, kept alive so that no id is used twice
+        self.seen: dict[int, Any] = {}  # code by id, kept alive so that no id is used twice
+        self.open: set[int] = set()  # objects that are being described
 
     def add(self, what: str, *values: Any) -> None:
         """Take values into the key.
@@ -177,6 +180,18 @@ class _Key:
             return ["set", *sorted(map(self.described, value), key=json.dumps)]
         if isinstance(value, slice | range):
             return [type(value).__name__, value.start, value.stop, value.step]
+        if self._is_object(value):
+            if id(value) in self.open:
+                return ["again", type(value).__qualname__]
+            self.open.add(id(value))
+            self.follow(type(value))
+            told = []
+            for name, part in vars(value).items():
+                if not isinstance(getattr(type(value), name, None), cached_property):  # that follows from the others
+                    with contextlib.suppress(TypeError):
+                        told.append([name, self.described(part)])
+            self.open.remove(id(value))
+            return [type(value).__qualname__, told]
         if callable(value) or isinstance(value, types.ModuleType):
             self.follow(value)
             return ["code", getattr(value, "__module__", None), getattr(value, "__qualname__", str(value))]
@@ -216,8 +231,18 @@ class _Key:
             self.seen[id(part)] = part
             if not (self._module(part.__module__) or _foreign(part)):
                 self._function(part)
-        elif callable(part) and not isinstance(part, types.BuiltinFunctionType):
-            self.follow(type(part))
+        elif self._is_object(part):
+            self._value("object", part)
+
+    @staticmethod
+    def _is_object(value: Any) -> bool:
+        """Whether a value is a data set, or an object of a class of ours or of the notebook."""
+        code = type | types.ModuleType | types.FunctionType | types.MethodType | types.BuiltinFunctionType | partial
+        return (
+            hasattr(value, "__dict__")
+            and not isinstance(value, code)
+            and (isinstance(value, Dataset) or not _foreign(type(value)))
+        )
 
     def _module(self, name: str | None) -> bool:
         """Whether a module is one of course_lib; then it is taken into the key."""
@@ -245,7 +270,8 @@ class _Key:
 
     def _value(self, name: str, value: Any) -> None:
         """Take what a function uses into the key, as far as its content can be told."""
-        if isinstance(value, nn.Module | Tensor) or not (callable(value) or isinstance(value, types.ModuleType)):
+        whole = isinstance(value, nn.Module | Tensor) or self._is_object(value)
+        if whole or not (callable(value) or isinstance(value, types.ModuleType)):
             with contextlib.suppress(TypeError):
                 self.parts.append([name, self.described(value)])
                 return

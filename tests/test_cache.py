@@ -5,16 +5,20 @@ import multiprocessing
 import os
 import random
 import time
+from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset, Subset
 
 from course_lib import cache, maps, paths
 from course_lib.cache import cached
+from course_lib.data.voc import Voc
 from course_lib.wsss import recipes
 
 
@@ -27,11 +31,13 @@ def place(tmp_path, monkeypatch):
 class Counted:
     """A function that counts its calls."""
 
+    calls = property(lambda self: len(self.done))
+
     def __init__(self, value=None):
-        self.value, self.calls = value, 0
+        self.value, self.done = value, deque()  # a deque is not looked into
 
     def __call__(self):
-        self.calls += 1
+        self.done.append(1)
         return self.value
 
 
@@ -205,6 +211,30 @@ def test_closures_defaults_and_networks_of_a_notebook_are_part_of_it():
     assert len({key(), key(inside=3), key(default=3), key(bias=1.0)}) == 4 and key() == key()
 
 
+class Pictures(Dataset):
+    """A data set."""
+
+    def __init__(self, split, own=None):
+        self.split, self.own, self.drawn = split, own or self, torch.Generator()
+
+    @cached_property
+    def tags(self):
+        return torch.zeros(3)
+
+
+def test_another_split_or_other_images_of_a_data_set_are_another_entry():
+    def key(data):
+        return digest(in_notebook("def make():\n    return data[0]", data=data)["make"])
+
+    train, val = Pictures("train"), Pictures("val")
+    keys = [key(data) for data in (train, val, Subset(train, [0]), Subset(train, [1]), Pictures("val", train))]
+    assert len({*keys}) == 5
+    assert train.tags.sum() == 0 and key(train) == keys[0]  # what was computed from the rest changes nothing
+    known = cache._Key()
+    known.follow(lambda: Voc)
+    assert "course_lib.data.voc" in known.modules
+
+
 def test_code_of_the_library_is_part_of_it_with_all_that_it_imports():
     key = cache._Key()
     key.follow(in_notebook("def make():\n    return maps.cam", maps=maps)["make"])
@@ -358,38 +388,26 @@ def slowly(calls):
     with open(calls, "a") as file:
         file.write("x")
     time.sleep(0.5)
+    if calls.read_text() == "x" and calls.with_name("die").exists():
+        os._exit(1)
     return torch.arange(4.0)
 
 
-def dying(calls):
-    slowly(calls)
-    os._exit(1)
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
-@pytest.mark.parametrize("first, made", [(slowly, "x"), (dying, "xx")], ids=["waits", "takes over from a dead one"])
-def test_two_processes_that_want_the_same_at_once_make_it_once(first, made, tmp_path, capfd):
+@pytest.mark.parametrize("made", ["x", "xx"], ids=["waits", "takes over from a dead one"])
+def test_two_processes_that_want_the_same_at_once_make_it_once(made, tmp_path, capfd):
     calls = tmp_path / "calls"
+    if made == "xx":
+        (tmp_path / "die").touch()
 
-    # The same key, whoever makes it.
-    def call(make):
-        return cached("features", Same(make, calls), data="")
+    def call():
+        return cached("features", lambda: slowly(calls), data="")
 
-    other = multiprocessing.get_context("fork").Process(target=call, args=(first,))
+    other = multiprocessing.get_context("fork").Process(target=call)
     other.start()
     while not calls.exists():
         time.sleep(0.01)
-    assert torch.equal(call(slowly), torch.arange(4.0))
+    assert torch.equal(call(), torch.arange(4.0))
     other.join()
     assert calls.read_text() == made
-    assert "another process computes it at the moment; waiting" in capfd.readouterr().err or first is dying
-
-
-class Same:
-    """A function whose key is the same whatever it does."""
-
-    def __init__(self, make, calls):
-        self.make, self.calls = make, calls
-
-    def __call__(self):
-        return self.make(self.calls)
+    assert "another process computes it at the moment; waiting" in capfd.readouterr().err
