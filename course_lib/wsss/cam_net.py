@@ -161,28 +161,31 @@ class CamNet(nn.Module):
 
 
 def build(architecture: Architecture, weights: str | Path = "random") -> CamNet:
-    """A network in evaluation mode; heads start from torch's generator.
+    """A network in evaluation mode; heads start from torch's generator. `weights` and errors are those of its trunk."""
+    return CamNet(trunk_of(architecture, weights), architecture).eval()
+
+
+def trunk_of(architecture: Architecture, weights: str | Path = "random") -> Dense:
+    """The trunk of a network.
 
     Args:
-        weights: of the trunk. "random"; "pretrained" (ImageNet, of timm's networks); or for ResNet38 the path of the
-            released ImageNet weights (.params) or of a released checkpoint, of which the trunk is taken.
+        weights: "random"; "pretrained" (ImageNet, of timm's networks); or for ResNet38 the path of the released
+            ImageNet weights (.params) or of a released checkpoint, of which the trunk is taken.
     Raises:
         ValueError: weights that this trunk cannot start from, or as `dense.Timm`.
     """
     name, weights = architecture.backbone, str(weights)
     if name == "resnet38" and weights != "pretrained":
-        trunk = resnet38.create(weights, architecture.width)
-    elif name == "small" and weights == "random":
-        trunk = Small()
-    elif name not in ("resnet38", "small") and weights in ("random", "pretrained"):
-        trunk = Timm(name, weights == "pretrained", architecture.taps, architecture.frozen, architecture.output_stride)
-    else:
-        wanted = {
-            "small": '"random" weights',
-            "resnet38": '"random" weights or the path of ilsvrc-cls_rna-a1_cls1000_ep-0001.params (of ImageNet)',
-        }.get(name, '"pretrained" or "random" weights')
-        raise ValueError(f"Expected {wanted} for the trunk {name}, got {weights!r}; give such.")
-    return CamNet(trunk, architecture).eval()
+        return resnet38.create(weights, architecture.width)
+    if name == "small" and weights == "random":
+        return Small()
+    if name not in ("resnet38", "small") and weights in ("random", "pretrained"):
+        return Timm(name, weights == "pretrained", architecture.taps, architecture.frozen, architecture.output_stride)
+    wanted = {
+        "small": '"random" weights',
+        "resnet38": '"random" weights or the path of ilsvrc-cls_rna-a1_cls1000_ep-0001.params (of ImageNet)',
+    }.get(name, '"pretrained" or "random" weights')
+    raise ValueError(f"Expected {wanted} for the trunk {name}, got {weights!r}; give such.")
 
 
 def save(net: CamNet, path: Path) -> None:
