@@ -1,9 +1,12 @@
 """What took long is computed once: a cache of tensors and figures whose names are made of all that they depend on.
 
-A lesson uses it in two lines, the function and the call:
+A lesson uses it in one line for features, in one for a training, or for anything else in two:
 
-    def features(): return {"known": extract(first_blocks, known, (224, 224)), "unseen": extract(...)}
-    kept = cached("trunk features", features, data=fingerprint(root), settings=[224], code=[extract])["known"]
+    known_t = extract(lambda images: trunk(before, images), known, (224, 224), keep=fingerprint(root))
+    history, pages = wsss.learner.fit_once(learner, images, watch)            # learner.net is the trained network
+
+    def figures(): return {"map": MAP, "curve": [1.0, 2.0]}                   # tensors, numbers, words
+    found = cached("centres", figures, data=fingerprint(root), settings=[side, SEED])
 
 The first time it computes, with whatever bar `make` shows, and says that it keeps the result; afterwards it reads, and
 says so. An entry is found again only if nothing changed of its name, data, settings, the code that makes it, weights,
@@ -162,11 +165,6 @@ class _Key:
         if isinstance(value, Tensor | np.ndarray | np.generic):
             tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
             return ["tensor", str(tensor.dtype), list(tensor.shape), _bytes_of(tensor).hexdigest()]
-        if isinstance(value, nn.Module):
-            for part in value.modules():
-                self.follow(type(part))
-            state = {**dict(value.named_parameters()), **dict(value.named_buffers())}
-            return ["network", repr(value), [[name, self.described(part)] for name, part in state.items()]]
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             self.follow(type(value))
             fields = [part.name for part in dataclasses.fields(value) if part.repr]
@@ -184,12 +182,7 @@ class _Key:
             if id(value) in self.open:
                 return ["again", type(value).__qualname__]
             self.open.add(id(value))
-            self.follow(type(value))
-            told = []
-            for name, part in vars(value).items():
-                if not isinstance(getattr(type(value), name, None), cached_property):  # that follows from the others
-                    with contextlib.suppress(TypeError):
-                        told.append([name, self.described(part)])
+            told = self._network(value) if isinstance(value, nn.Module) else self._object(value)
             self.open.remove(id(value))
             return [type(value).__qualname__, told]
         if callable(value) or isinstance(value, types.ModuleType):
@@ -234,14 +227,37 @@ class _Key:
         elif self._is_object(part):
             self._value("object", part)
 
+    def _object(self, value: Any) -> list:
+        """The code of an object, and its attributes as far as their content can be told."""
+        self.follow(type(value))
+        told = []
+        for name, part in vars(value).items():
+            # What is cached follows from the other attributes; those of a network with _ are parameters and hooks.
+            derived = isinstance(getattr(type(value), name, None), cached_property)
+            if not (derived or (isinstance(value, nn.Module) and name.startswith("_"))):
+                with contextlib.suppress(TypeError):
+                    told.append([name, self.described(part)])
+        return told
+
+    def _network(self, value: nn.Module) -> list:
+        """Form, numbers and hooks of a network, and attributes of those of its parts that are ours."""
+        state = {**dict(value.named_parameters()), **dict(value.named_buffers())}
+        told = [repr(value), [[name, self.described(part)] for name, part in state.items()]]
+        for name, part in value.named_modules():
+            hooks = *part._forward_hooks.values(), *part._forward_pre_hooks.values()
+            told += [[name, self.described(hook)] for hook in hooks]
+            if not _foreign(type(part)):
+                told.append([name, self._object(part)])
+        return told
+
     @staticmethod
     def _is_object(value: Any) -> bool:
-        """Whether a value is a data set, or an object of a class of ours or of the notebook."""
+        """Whether a value is a network, a data set, or an object of a class of ours or of the notebook."""
         code = type | types.ModuleType | types.FunctionType | types.MethodType | types.BuiltinFunctionType | partial
         return (
             hasattr(value, "__dict__")
             and not isinstance(value, code)
-            and (isinstance(value, Dataset) or not _foreign(type(value)))
+            and (isinstance(value, Dataset | nn.Module) or not _foreign(type(value)))
         )
 
     def _module(self, name: str | None) -> bool:
@@ -270,7 +286,7 @@ class _Key:
 
     def _value(self, name: str, value: Any) -> None:
         """Take what a function uses into the key, as far as its content can be told."""
-        whole = isinstance(value, nn.Module | Tensor) or self._is_object(value)
+        whole = isinstance(value, Tensor) or self._is_object(value)
         if whole or not (callable(value) or isinstance(value, types.ModuleType)):
             with contextlib.suppress(TypeError):
                 self.parts.append([name, self.described(value)])

@@ -42,6 +42,29 @@ def test_features_can_be_trained_on():
     assert weight.grad is not None
 
 
+def test_features_are_kept_for_the_same_data_network_and_size(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    net = backbones.create("test_efficientnet", False).network.conv_stem
+
+    def function(batch):
+        return net(batch.float())
+
+    data = items()
+    known = extract(function, data, (8, 8), progress=False)
+    options = {"progress": False, "keep": "abc", "name": "stem of five"}
+    for _ in range(2):
+        torch.testing.assert_close(extract(function, data, (8, 8), **options), known)
+    assert capsys.readouterr().err.count("read from") == 1
+    assert extract(function, data, (8, 10), **options).shape[-1] == 5
+    extract(function, data[:3], (8, 8), **options)
+    extract(function, data, (8, 8), **options | {"keep": "abd"})
+    with torch.no_grad():
+        net.weight += 1
+    changed = extract(function, data, (8, 8), **options)
+    assert not torch.allclose(changed, known) and "read from" not in capsys.readouterr().err
+    (changed * torch.ones(1, requires_grad=True)).sum().backward()
+
+
 def test_empty_data_are_named():
     with pytest.raises(ValueError, match="is empty"):
         extract(mean_colour, [], (4, 4), progress=False)

@@ -25,7 +25,17 @@ from course_lib.wsss import View, tag_loss
 from course_lib.wsss.cam_net import build, load
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss
 from course_lib.wsss.eps import saliency_loss
-from course_lib.wsss.learner import KeptImages, TaggedImages, TagLearner, fit, loss_terms, train, window
+from course_lib.wsss.learner import (
+    KeptImages,
+    TaggedImages,
+    TagLearner,
+    fit,
+    fit_once,
+    loss_terms,
+    train,
+    training_images,
+    window,
+)
 from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.recipes import TagTraining, recipe
 from course_lib.wsss.seam import seam_loss
@@ -353,6 +363,63 @@ def test_the_same_batches_with_and_without_contrast(tree, tmp_path):
     ]
     # Not to the last bit: gradients of two losses are summed in another order.
     assert histories[0][0]["tags"] == pytest.approx(histories[1][0]["tags"], rel=1e-5)
+
+
+class Louder(TagLearner):
+    """As a lesson varies a learner."""
+
+    def __init__(self, net, config, factor=2.0):
+        super().__init__(net, config)
+        self.factor = factor
+
+    def step(self, batch):
+        return {name: self.factor * term for name, term in super().step(batch).items()}
+
+
+def silent(layer, inputs, output):
+    """A hook."""
+    return 0 * output
+
+
+def test_a_training_is_done_once(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+    config = tiny(tree, "cam", kept=True)
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+    def watched(net, step):
+        mode = net.training
+        found = net.eval()(net.prepare(picture)).cam.detach()
+        net.train(mode)
+        return {"map": found, "step": step} if step % 3 == 0 else None
+
+    def ran(kind=TagLearner, seed=0, hook=None, part=14, **options):
+        torch.manual_seed(seed)
+        learner = kind(build(config.architecture(Voc(tree, "trainaug").classes), config.weights), config, **options)
+        if hook:
+            learner.net.classifier.register_forward_hook(hook)
+        images = training_images(config, progress=False)
+        found = fit_once(learner, Subset(images, range(part)), watched, progress=False)
+        kept = "read from" in capsys.readouterr().err
+        assert kept == ("views" not in vars(images)), "nothing frozen runs for what is kept"
+        return kept, learner, *found
+
+    torch.manual_seed(0)
+    plain = TagLearner(build(config.architecture(Voc(tree, "trainaug").classes), config.weights), config)
+    history = fit(plain, training_images(config, progress=False), progress=False)
+    (kept, once, first, pages), (again, copy, second, same) = ran(), ran()
+    assert not kept and again and [*pages] == [*same] == [0, 3, 6]
+    losses = [[row["loss"] for row in rows] for rows in (history, first, second)]
+    assert losses[1] == losses[2] and losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert all(torch.equal(pages[step]["map"], same[step]["map"]) for step in pages) and not copy.net.training
+    for name, tensor in copy.state_dict().items():
+        assert torch.equal(tensor, once.state_dict()[name]), name
+        torch.testing.assert_close(tensor, plain.state_dict()[name], rtol=1e-3, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(copy.net(copy.net.prepare(picture)).cam, same[6]["map"])
+    # Another learner, a number of it, a hook, other weights to start from, fewer images: all train anew.
+    others = [{"kind": Louder}, {"kind": Louder, "factor": 3.0}, {"hook": silent}, {"seed": 1}, {"part": 12}]
+    assert [ran(**other)[0] for other in others] == [False] * 5
+    assert ran(kind=Louder)[0] and ran()[0]
 
 
 def test_two_processes_train_as_one(tree, tmp_path):

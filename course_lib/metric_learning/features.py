@@ -1,7 +1,9 @@
 """Features of whole data sets, made once: what few-shot, retrieval and re-identification compare afterwards.
 
 The last block of an EfficientNet can be trained alone, on features of everything in front of it. That is its `trunk`,
-which is frozen, so that they are made once, too.
+which is frozen, so that they are made once, too. What is made may be kept for the next run of a lesson:
+
+    known_t = extract(lambda images: trunk(before, images), known, (224, 224), keep=fingerprint(root))
 """
 
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from course_lib.backbones import Backbone
+from course_lib.cache import cached
 from course_lib.data.wrappers import Images
 
 
@@ -29,6 +32,8 @@ def extract(
     workers: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = True,
+    keep: str = "",
+    name: str = "features",
 ) -> Float[Tensor, "n *feature"]:
     """`function` of every image in order, on the CPU; one pass, without gradients.
 
@@ -36,18 +41,24 @@ def extract(
         function: of a uint8 batch on the device, such as `lambda x: model.features(model.normalise(x)).mean((-2, -1))`.
         data: items are (image, label); `size`: height and width of the images, resized without a crop, pixels.
         batch_size: on a CPU larger batches are slower; take 64 or more on a GPU.
+        keep: the `fingerprint` of the data set, if the features shall be kept for the next time (see `cached`); "": no.
+        name: what they are, for the bar and the messages.
     Raises:
         ValueError: a data set without images.
     """
     if not len(data):
         raise ValueError("Features of at least one image were asked for, but the data set is empty.")
-    loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=partial(_squashed, size=list(size)))
-    with torch.inference_mode():
-        parts = [
-            function(batch.to(device, non_blocking=True)).cpu()
-            for batch in tqdm(loader, "features", disable=not progress)
-        ]
-    return torch.cat(parts).clone()  # a clone may be trained on, inference tensors not
+
+    def once():
+        loader = DataLoader(data, batch_size, num_workers=workers, collate_fn=partial(_squashed, size=list(size)))
+        with torch.inference_mode():
+            bar = tqdm(loader, name, disable=not progress)
+            parts = [function(batch.to(device, non_blocking=True)).cpu() for batch in bar]
+        return torch.cat(parts).clone()  # a clone may be trained on, inference tensors not
+
+    if not keep:
+        return once()
+    return cached(name, once, data=keep, settings=[size, batch_size, str(device), data], code=[function])
 
 
 def _squashed(items, size):

@@ -14,6 +14,7 @@ terms are means over both, as released. What is trained how says a `TagTraining`
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ import torch
 from accelerate.utils import recursively_apply
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import ColorJitter, InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from course_lib import engine
-from course_lib.backbones.dense import parameter_groups
+from course_lib.backbones.dense import Maps, parameter_groups
+from course_lib.cache import cached
+from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.wsss import View, tag_loss
 from course_lib.wsss.cam_net import CamNet, build, save
@@ -156,28 +159,32 @@ class KeptImages(Dataset):
     """What the frozen part of a network makes of both views of all images and of their mirror images, with the rest.
 
     An item is that of one of both, by torch's generator. One serves all methods: it depends on data, trunk and sizes
-    only.
+    only. The frozen part runs when the first item is asked for.
     """
 
     def __init__(self, net: CamNet, data: Voc, config: TagTraining, progress: bool = True) -> None:
+        self.data, self.trunk, self.sizes, self.progress = data, net.trunk, (config.size, config.small), progress
         self.tags, self.masks, numbers = data.tags.float(), None, range(len(data))
-
-        def squares(parts, mode=InterpolationMode.BICUBIC):
-            return torch.stack([transforms.resize(part, [config.size] * 2, mode) for part in parts])
-
-        images, self.saliency = (
-            squares(parts) for parts in ((data[i][0] for i in numbers), (data.saliency(i)[None] for i in numbers))
-        )
+        self.saliency = self._squares(data.saliency(i)[None] for i in numbers)
         if config.contrast.labels == "true":
-            self.masks = squares((data.mask(i)[None] for i in numbers), InterpolationMode.NEAREST_EXACT)[:, 0]
+            masks = (data.mask(i)[None] for i in numbers)
+            self.masks = self._squares(masks, InterpolationMode.NEAREST_EXACT)[:, 0]
+
+    def _squares(self, parts, mode=InterpolationMode.BICUBIC):
+        return torch.stack([transforms.resize(part, [self.sizes[0]] * 2, mode) for part in parts])
+
+    @cached_property
+    def views(self) -> list[list[Maps]]:
+        """Maps of all images by flip, then by view."""
+        images = self._squares(self.data[i][0] for i in range(len(self)))
 
         def features(images, size):
-            parts = tqdm(images.split(8), "features", disable=not progress)
-            prepared = [net.prepare(part.to(net.trunk.mean.device), size=size) for part in parts]
+            parts = tqdm(images.split(8), "features", disable=not self.progress)
+            # CamNet.prepare asks for no more of a network than its trunk.
+            prepared = [CamNet.prepare(self, part.to(self.trunk.mean.device), size=size) for part in parts]
             return {name: torch.cat([maps[name].cpu() for maps in prepared]) for name in prepared[0]}
 
-        # By flip, then by view.
-        self.views = [[features(turned, size) for size in (None, config.small)] for turned in (images, images.flip(-1))]
+        return [[features(turned, size) for size in (None, self.sizes[1])] for turned in (images, images.flip(-1))]
 
     def __len__(self) -> int:
         return len(self.tags)
@@ -248,6 +255,11 @@ def fit(
             f"Expected at least one batch of {config.batch_size} images, got {len(dataset)} images; "
             "take smaller batches."
         )
+    whole = dataset
+    while isinstance(whole, Subset):
+        whole = whole.dataset
+    if isinstance(whole, KeptImages):
+        _ = whole.views  # here, not in each of the processes that read
     loader = DataLoader(
         dataset,
         config.batch_size,
@@ -268,6 +280,52 @@ def fit(
         return model.step(batch)
 
     return engine.train(learner, step, loader, optimizer, plan, scheduler=scheduler, folder=folder, progress=progress)
+
+
+def fit_once(
+    learner: TagLearner,
+    dataset: Dataset,
+    watch: Callable[[CamNet, int], Any] | None = None,
+    progress: bool = True,
+    takes: str = "",
+) -> tuple[list[dict[str, float]], dict[int, Any]]:
+    """The history of `fit`, and what `watch` returned by step; of an earlier `fit` of the same, if there was one.
+
+    Afterwards the learner's network is the trained one, on its device and in evaluation mode, either way. What is kept
+    and when it counts as the same, says `cached`: weights to start from, hooks, settings, data, all code, that of a
+    notebook too.
+
+    Args:
+        watch: called with the network and the number of the step before each of them, and after the last one in
+            evaluation mode; what it returns is kept unless it is None, and it shall change nothing elsewhere.
+        takes: see `cached`.
+    """
+    config, net = learner.config, learner.net
+
+    def make():
+        seen = {}
+
+        def look(net, step):
+            if watch is not None and (found := watch(net, step)) is not None:
+                seen[step] = found
+
+        history = fit(learner, dataset, None, progress, look)
+        look(net.eval(), int(learner.steps))
+        return {"state": learner.state_dict(), "history": history, "seen": seen}
+
+    found = cached(
+        f"training of {config.method}",
+        make,
+        data=fingerprint(Path(config.data)),
+        settings=[learner, dataset],
+        code=[watch] if watch else [],
+        seed=config.seed,
+        takes=takes,
+    )
+    learner.to(engine.this_process(config.device).device, memory_format=torch.channels_last)
+    learner.load_state_dict(found["state"])
+    net.eval()
+    return found["history"], found["seen"]
 
 
 def _optimizer(net, config):
