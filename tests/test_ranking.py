@@ -289,3 +289,61 @@ def test_arrays_of_numpy_are_ranked_as_tensors_are():
     found = cmc_map(distances, *labels, *cameras)
     expected = cmc_map(*(torch.from_numpy(part) for part in (distances, *labels, *cameras)))
     assert torch.equal(found.cmc, expected.cmc) and (found.map, found.minp) == (expected.map, expected.minp)
+
+
+def trapezoids(hits):
+    """Average precision as the Matlab tool of Market-1501 computes it, line by line."""
+    recall, precision, area, found = 0.0, 1.0, 0.0, 0
+    for place, hit in enumerate(hits, 1):
+        found += hit
+        area += (found / sum(hits) - recall) * (precision + found / place) / 2
+        recall, precision = found / sum(hits), found / place
+    return area
+
+
+@pytest.mark.parametrize("hits", [[1], [0, 1], [1, 1, 0], [0, 0, 1, 0, 1, 1], [1, 0, 1, 0, 0]])
+def test_trapezoids_are_those_of_the_first_tool(hits):
+    ids, camera = torch.tensor(hits), torch.zeros(len(hits), dtype=torch.long)
+    found = cmc_map(torch.arange(len(hits)).float()[None], torch.tensor([1]), ids, torch.tensor([1]), camera)
+    assert found.map_trapezoid == pytest.approx(trapezoids(hits), abs=1e-12) and found.map_trapezoid <= found.map
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_retrieval_by_distance_is_that_of_features(seed):
+    values, labels = features(seed)
+    distance = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(-1)
+    by_distance, by_features = ranking.retrieval_by_distance(distance, labels), retrieval(values, labels)
+    assert by_distance.recall == by_features.recall and by_distance.map_at_r == by_features.map_at_r
+
+
+def test_k_occurrence_counts_the_lists_that_an_image_is_in():
+    spots = torch.tensor([[0.0], [1.0], [3.0], [9.0], [10.0]])
+    assert ranking.k_occurrence(spots, 1).tolist() == [1, 2, 0, 1, 1]
+    assert ranking.k_occurrence(torch.randn(40, 5), 7).double().mean() == 7
+
+
+def test_a_hub_by_its_length_is_none_by_its_direction():
+    rays = F.normalize(torch.randn(60, 40, generator=torch.Generator().manual_seed(0)), dim=1)
+    rays[1:] *= 3  # the first one is near to the centre
+    found = ranking.largest_hubs(rays, 5)
+    assert found["Euclidean"] == 59 and found["cosine"] < 30
+
+
+def test_a_shared_offset_makes_hubs_that_centring_takes_away():
+    cloud = torch.randn(60, 40, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.3, 3, 60)[:, None]
+    found = ranking.largest_hubs(cloud + 50, 5)
+    assert found["cosine, centred"] < found["cosine"]
+
+
+def test_reciprocal_neighbours_have_each_other():
+    spots = torch.tensor([0.0, 1.0, 2.5, 2.6, 7.0, 9.5])
+    found = ranking.reciprocal_neighbours((spots[:, None] - spots).abs(), 2)
+    groups = [{0, 1}, {0, 1}, {2, 3, 1}, {2, 3}, {4, 5}, {4, 5}]
+    assert torch.equal(found, found.T) and [set(row.nonzero().flatten().tolist()) for row in found] == [
+        groups[0], {0, 1, 2}, groups[2], groups[3], groups[4], groups[5]
+    ]  # fmt: skip
+
+
+def test_jaccard_distances_are_one_minus_the_common_share():
+    sets = torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1]])
+    assert torch.allclose(ranking.jaccard_distances(sets), torch.tensor([[0, 2 / 3, 1], [2 / 3, 0, 1], [1, 1, 0.0]]))

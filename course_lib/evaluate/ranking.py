@@ -4,14 +4,19 @@ Person re-identification (Zheng et al., ICCV 2015, Market-1501). Junk (identity 
 in the query's own camera leave the gallery first; r_1 < ... < r_R are the ranks of a query's R matches in what is left:
 
     CMC(k) = mean over queries of [r_1 <= k]
-    mAP    = mean over queries of 1/R sum_i i / r_i           (no interpolation; the first Matlab tool took trapezoids)
+    mAP    = mean over queries of 1/R sum_i i / r_i           (no interpolation)
     mINP   = mean over queries of R / r_R                     Ye et al., TPAMI 2021
+
+The first Matlab tool of Market-1501 took trapezoids: in place of i / r_i the mean of i / r_i and (i - 1) / (r_i - 1),
+which is 1 for r_i = 1. Its mAP is never higher.
 
 Image retrieval (Musgrave et al., ECCV 2020). Every image is a query for the R others of its class, among all others:
 
     Recall@K    = mean over queries of [r_1 <= K]             (not the recall of information retrieval)
     R-precision = mean over queries of 1/R |{i: r_i <= R}|
     MAP@R       = mean over queries of 1/R sum_{i: r_i <= R} i / r_i
+    N_k         = how many queries have an image among their k nearest, its mean is k; of a hub it is far more
+                                                              Radovanovic et al., JMLR 2010, section 2
 
 Re-ranking (Zhong et al., CVPR 2017), over the images of query and gallery together, d being squared Euclidean
 distances, each row divided by its largest:
@@ -32,7 +37,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int, Int64
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 KS = (1, 2, 4, 8)  # of Recall@K, as usual on CUB-200-2011
@@ -53,6 +59,7 @@ class Ranking:
     queries: int  # that have a match
     without_match: int  # the others
     average_precision: Float64[Tensor, " q"]  # of every query; NaN without a match
+    map_trapezoid: float  # as the first Matlab tool had it
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def cmc_map(
     device = distances.device
     labels = query_ids, gallery_ids, query_cameras, gallery_cameras
     query_ids, gallery_ids, query_cameras, gallery_cameras = (torch.as_tensor(part, device=device) for part in labels)
-    figures = torch.full((3, len(distances)), torch.nan, dtype=torch.float64, device=device)
+    figures = torch.full((4, len(distances)), torch.nan, dtype=torch.float64, device=device)
     for rows in _chunks(distances, distances.shape[1], CACHED) if distances.numel() else ():
         same, keys = query_ids[rows, None] == gallery_ids, _keys(distances[rows])
         kept = ~(same & (query_cameras[rows, None] == gallery_cameras)) & (gallery_ids != JUNK)
@@ -103,14 +110,17 @@ def cmc_map(
         number = torch.arange(1, most + 1, device=device)  # i
         precision = torch.where(number <= count, number / rank, 0.0)
         last = torch.where(number == count, precision, 0.0)  # R / r_R
-        figures[:, rows] = torch.stack((rank[:, 0], precision.sum(1) / count[:, 0], last.sum(1)))
+        before = torch.where(rank > 1, (number - 1) / (rank - 1), 1.0)  # precision one place earlier
+        slant = torch.where(number <= count, (before + precision) / 2, 0.0)
+        averages = (part.sum(1) / count[:, 0] for part in (precision, slant))
+        figures[:, rows] = torch.stack((rank[:, 0], *averages, last.sum(1)))
     valid = ~figures[1].isnan()  # 0 / 0 without a match
     if not valid.any():
         raise ValueError(
             f"None of {len(distances)} queries has a match: a gallery image of its identity from another camera. "
             "Are all images from one camera, or do query and gallery number identities differently?"
         )
-    first, precision, penalty = figures[:, valid]
+    first, precision, slant, penalty = figures[:, valid]
     return Ranking(
         (first[:, None] <= torch.arange(1, ranks + 1, device=device)).double().mean(0).cpu(),
         float(precision.mean()),
@@ -118,6 +128,7 @@ def cmc_map(
         int(valid.sum()),
         int((~valid).sum()),
         figures[1].cpu(),
+        float(slant.mean()),
     )
 
 
@@ -130,7 +141,24 @@ def retrieval(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], ks: Seq
     Raises:
         ValueError: no class has two images, or a feature is NaN.
     """
-    labels = labels.to(features.device)
+    return _retrieved(lambda depth: nearest(features, None, depth), labels.to(features.device), ks)
+
+
+def retrieval_by_distance(
+    distances: Float[Tensor, "n n"], labels: Int[Tensor, " n"], ks: Sequence[int] = KS
+) -> Retrieval:
+    """`retrieval` from the distances of all pairs, of any kind; what stands on the diagonal does not count.
+
+    Raises:
+        ValueError: no class has two images, or a distance is NaN.
+    """
+    itself = torch.eye(len(distances), dtype=torch.bool, device=distances.device)
+    others = distances.masked_fill(itself, torch.inf)
+    return _retrieved(lambda depth: _lowest(others, depth), labels.to(distances.device), ks)
+
+
+def _retrieved(neighbours, labels, ks):
+    """Figures of retrieval from a function that gives the `depth` nearest others of all images, n depth."""
     _, number, sizes = labels.unique(return_inverse=True, return_counts=True)
     matches = sizes[number] - 1  # R of each image
     valid = matches > 0
@@ -140,7 +168,7 @@ def retrieval(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], ks: Seq
             "Retrieval is measured on classes of two images and more."
         )
     depth = min(max(*ks, int(matches.max())), len(labels) - 1)
-    hit = labels[nearest(features, None, depth)] == labels[:, None]  # n depth
+    hit = labels[neighbours(depth)] == labels[:, None]  # n depth
     rank = torch.arange(1, depth + 1, device=labels.device)
     counted = hit & (rank <= matches[:, None])
     precision = torch.where(counted, hit.cumsum(1) / rank, 0.0).double().sum(1) / matches  # 0 / 0 = NaN without
@@ -152,6 +180,26 @@ def retrieval(features: Float[Tensor, "n k"], labels: Int[Tensor, " n"], ks: Seq
         int((~valid).sum()),
         precision.cpu(),
     )
+
+
+def k_occurrence(features: Float[Tensor, "n d"], k: int) -> Int64[Tensor, " n"]:
+    """N_k of each image: how many others have it among their k nearest (Euclidean); the mean over images is k."""
+    return nearest(features, None, k).flatten().bincount(minlength=len(features))
+
+
+def largest_hubs(features: Float[Tensor, "n d"], k: int) -> dict[str, int]:
+    """The largest N_k by three distances: Euclidean, cosine, and cosine of features whose mean was taken away.
+
+    Hubs come with many dimensions, where what lies near the centre of the data is near to everything; a direction has
+    no distance from the centre (Radovanovic et al., JMLR 2010, sections 4 and 6).
+    """
+    centred = features - features.mean(0)
+    views = {
+        "Euclidean": features,
+        "cosine": F.normalize(features, dim=1),
+        "cosine, centred": F.normalize(centred, dim=1),
+    }
+    return {name: int(k_occurrence(view, k).max()) for name, view in views.items()}
 
 
 def cosine_distances(query: Float[Tensor, "q k"], gallery: Float[Tensor, "g k"]) -> Float[Tensor, "q g"]:
@@ -225,6 +273,22 @@ def rerank(
     for rows, shared in _overlaps(*encoding, images, queries):
         result[rows] += (1 - lam) * (1 - shared / (2 - shared))  # sum of maxima = 2 - sum of minima
     return result
+
+
+def reciprocal_neighbours(distances: Float[Tensor, "n n"], k: int) -> Bool[Tensor, "n n"]:
+    """R(i, k) as a mask: which images are among the k nearest of each other; each image is among its own.
+
+    The whole matrix at once, where `rerank` works on the nearest alone: for some hundred images.
+    """
+    order = _keys(distances).argsort(1)[:, : k + 1]
+    among = torch.zeros_like(distances, dtype=torch.bool).scatter(1, order, True)  # N(i, k)
+    return among & among.T
+
+
+def jaccard_distances(memberships: Float[Tensor, "n m"]) -> Float[Tensor, "n n"]:
+    """1 - sum of minima / sum of maxima of all pairs of rows V: the distance of two neighbourhoods, in 0..1."""
+    pairs = memberships[:, None], memberships[None]  # n 1 m and 1 n m
+    return 1 - torch.minimum(*pairs).sum(-1) / torch.maximum(*pairs).sum(-1)
 
 
 def _chunks(table, size, most):

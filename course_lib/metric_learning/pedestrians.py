@@ -1,5 +1,6 @@
 """Pedestrians of Market-1501: the scores of the protocol, and images in which parts of a person are painted over."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,6 +14,20 @@ from course_lib.evaluate.ranking import cmc_map
 from course_lib.settings import check_settings
 
 RANKS = (1, 5, 10)
+
+
+def parts_on_trial(
+    measure: Callable[[tuple[str, ...]], float], energy: Mapping[str, float]
+) -> tuple[dict[str, float], str, str]:
+    """What hiding each part alone costs, the part that costs most, and the hottest part of the map.
+
+    Args:
+        measure: a score, higher is better, with the named parts hidden; of () it is that of whole images.
+        energy: of the map on each part, per area.
+    """
+    whole = measure(())
+    costs = {part: whole - measure((part,)) for part in energy}
+    return costs, max(costs, key=costs.get), max(energy, key=energy.get)
 
 
 def market_scores(distances: Float[Tensor, "q g"], query: Market1501, gallery: Market1501) -> dict[str, float]:
