@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from test_components import twin
 
 from course_lib import maps
+from course_lib.evaluate import localization
 from course_lib.evaluate.localization import (
     CENTRE_SHARES,
     DELTAS,
@@ -224,3 +225,23 @@ def test_px_ap_of_the_mask_itself_is_one_and_ignored_pixels_do_not_count():
 def test_masks_of_classes_are_refused():
     with pytest.raises(ValueError, match="Masks hold 0, 1 or 255"):
         PxAP().accumulate(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 7, dtype=torch.uint8))
+
+
+def test_the_grid_of_thresholds_is_an_argument():
+    """A coarser grid has every tenth threshold of the finer one, so its maximum is no higher."""
+    torch.manual_seed(0)
+    heatmaps = torch.rand(6, 16, 16)
+    heatmaps = heatmaps / heatmaps.amax((1, 2), keepdim=True)
+    boxes = [torch.tensor([[2, 2, 9, 11]])] * 6
+    fine, coarse = MaxBoxAcc(), MaxBoxAcc(localization.BENCHMARK_THRESHOLDS)
+    for metric in (fine, coarse):
+        metric.accumulate(heatmaps, boxes)
+    found, other = fine.compute(), coarse.compute()
+    assert other.single.shape == (3, 100) and torch.equal(found.single[:, ::10], other.single)
+    assert other.gt_known == found.gt_known and other.max_box_acc <= found.max_box_acc
+
+
+@pytest.mark.parametrize("thresholds", [[], [0.2, 0.1], [-0.1, 0.5], [0.5, 1.0]])
+def test_a_grid_that_is_none_is_refused(thresholds):
+    with pytest.raises(ValueError, match="ascending thresholds"):
+        MaxBoxAcc(torch.tensor(thresholds))

@@ -39,7 +39,7 @@ def miou_in_loops(counts):
     found = []
     for c in range(len(counts)):
         union = counts[c].sum() + counts[:, c].sum() - counts[c, c]
-        if union:
+        if counts[c].sum():
             found.append(float(counts[c, c] / union))
     return sum(found) / len(found)
 
@@ -93,10 +93,11 @@ def test_pooled_scores_of_a_set_are_not_the_mean_of_its_images():
     assert lines[-1] == "| **mean** | 55.0 | 80.0 | 75.0 | 100.0 |"
 
 
-def test_a_class_that_is_only_predicted_counts_with_zero():
+def test_a_class_that_is_only_predicted_is_left_out_or_counts_with_zero():
     counts = confusion_in_loops(torch.tensor([[0, 1]]), torch.tensor([[0, 0]]), 4)
     found = segmentation.segmentation(counts, NAMES)
-    assert found.iou[1] == 0 and found.miou == pytest.approx(0.25) and math.isnan(found.recall[1])
+    assert math.isnan(found.iou[1]) and found.miou == pytest.approx(0.5) and math.isnan(found.recall[1])
+    assert segmentation.segmentation(counts, NAMES, "zero").miou == pytest.approx(0.5 / 4)
 
 
 def test_void_is_nowhere():
@@ -149,3 +150,34 @@ def test_refused_batches_say_why_and_leave_no_trace():
         with pytest.raises(ValueError, match=sentence):
             run()
     assert not metric.counts.any()
+
+
+def test_a_class_without_truth_never_moves_the_threshold_by_leaving_the_mean():
+    """A tagged class without a pixel: predicted below 0.5, gone above. The mean is over the same classes throughout."""
+    truth = torch.tensor([[[0, 0, 1, 1]]], dtype=torch.uint8)
+    scores = torch.tensor([[[[0.0, 0.0, 0.6, 0.2]], [[0.5, 0.0, 0.0, 0.0]]]])  # class 2 is not there
+    ours = sweep(scores, truth, ["background", "bird", "fish"])
+    below, above = (ours.at(threshold) for threshold in (0.1, 0.5))
+    assert below.iou[2].isnan() and above.iou[2].isnan()
+    assert below.miou == pytest.approx((1 / 2 + 1) / 2) and above.miou == pytest.approx((2 / 3 + 1 / 2) / 2)
+    released = ThresholdSweep(["background", "bird", "fish"], absent="zero")
+    released.accumulate(scores, truth)
+    found = released.compute()
+    assert found.at(0.1).miou == pytest.approx((1 / 2 + 1 + 0) / 3) and found.best.miou == found.miou.max()
+    assert torch.allclose(found.miou * 3, ours.miou * 2)  # one set of classes each
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 9999), st.integers(2, 6))
+def test_label_images_give_the_confusion_of_loops(seed, classes):
+    generator = torch.Generator().manual_seed(seed)
+    predicted, truth = torch.randint(0, classes, (2, 2, 4, 5), generator=generator).to(torch.uint8)
+    truth[torch.rand(truth.shape, generator=generator) < 0.2] = IGNORE
+    found = segmentation.label_confusion(predicted, truth, classes)
+    assert torch.equal(found, confusion_in_loops(predicted, truth, classes))
+
+
+def test_labels_beyond_the_classes_are_refused():
+    ones = torch.ones(1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="0 to 1, got 3"):
+        segmentation.label_confusion(3 * ones, ones, 2)

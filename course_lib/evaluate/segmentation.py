@@ -3,8 +3,13 @@
     IoU_c = TP_c / (truth_c + predicted_c - TP_c),   mIoU = mean over classes, the background among them
 
 Pixels of the whole set are pooled before anything is divided, as on PASCAL VOC: the mean of the images' own IoUs is
-another number. Pixels of truth 255 count nowhere. A class that neither truth nor prediction holds has no IoU, and is
-left out of the mean (the evaluators of VOC's seeds count it 0; on VOC itself it does not happen).
+another number. Pixels of truth 255 count nowhere. Of a class that the truth holds nowhere (`Absent`)
+
+    left out    the mean has no part: it is over the same classes at every threshold, whatever is predicted (ours)
+    zero        the IoU is 0, as in the released evaluators of seeds; on VOC itself there is no such class
+
+What is predicted as such a class is lost to the class that is there, by either rule. (If a class were left out only
+where nothing is predicted as it, the best threshold could be the one at which it leaves the mean.)
 
 A seed is read from foreground scores and a threshold t: a pixel is the class of its highest score if that is above t,
 else background. The confusion matrices for all t follow from one integer histogram of the pixels over (truth, best
@@ -15,6 +20,7 @@ how good a seed is of which nothing is known.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int, Integer
@@ -23,6 +29,7 @@ from torch import Tensor
 from course_lib.processes import sum_over_processes
 
 IGNORE = 255
+Absent = Literal["left out", "zero"]  # rules for the mean IoU, where the truth has no pixel of a class
 SEED_THRESHOLDS = tuple(step / 100 for step in range(60))  # 0.00 to 0.59, as in the evaluation of CAM seeds
 
 
@@ -57,10 +64,12 @@ class Sweep:
     confusion: Int[Tensor, "s c c"]  # pixels: rows truth, columns prediction
     best_threshold: float  # of highest mIoU; the lowest if there are several
     best: Segmentation  # there
+    absent: Absent = "left out"
 
     def at(self, threshold: float) -> Segmentation:
         """Segmentation at the threshold of the sweep that is nearest."""
-        return segmentation(self.confusion[(self.thresholds - threshold).abs().argmin()], self.best.classes)
+        nearest = (self.thresholds - threshold).abs().argmin()
+        return segmentation(self.confusion[nearest], self.best.classes, self.absent)
 
 
 class ThresholdSweep:
@@ -69,10 +78,13 @@ class ThresholdSweep:
     Args:
         classes: their names, background first.
         thresholds: ascending; compared in float32, as scores are.
+        absent: what a class counts of which the truth has no pixel.
     """
 
-    def __init__(self, classes: Sequence[str], thresholds: Sequence[float] = SEED_THRESHOLDS) -> None:
-        self.classes = tuple(classes)
+    def __init__(
+        self, classes: Sequence[str], thresholds: Sequence[float] = SEED_THRESHOLDS, absent: Absent = "left out"
+    ) -> None:
+        self.classes, self.absent = tuple(classes), absent
         self.thresholds = torch.tensor(thresholds, dtype=torch.float32)
         if not (len(self.thresholds) and (self.thresholds.diff() > 0).all()):
             raise ValueError(
@@ -112,14 +124,15 @@ class ThresholdSweep:
         above = counts.flip(2).cumsum(2).flip(2)[..., 1:].permute(2, 0, 1)  # s c t: above at least this threshold
         background = counts.sum((1, 2)) - above.sum(2)
         confusion = torch.cat((background[..., None], above), 2)  # s c c
-        miou = _overlap(confusion).nanmean(1)
+        miou = _mean(_overlap(confusion), self.absent)
         best = int(miou.nan_to_num(-1.0).argmax())
         return Sweep(
             thresholds=self.thresholds,
             miou=miou,
             confusion=confusion,
             best_threshold=round(float(self.thresholds[best]), 6),
-            best=segmentation(confusion[best], self.classes),
+            best=segmentation(confusion[best], self.classes, self.absent),
+            absent=self.absent,
         )
 
 
@@ -130,9 +143,26 @@ def sweep(scores: Float[Tensor, "b t h w"], truth: Integer[Tensor, "b h w"], cla
     return metric.compute()
 
 
-def segmentation(confusion: Int[Tensor, "c c"], classes: Sequence[str]) -> Segmentation:
+def label_confusion(
+    predicted: Integer[Tensor, "*b h w"], truth: Integer[Tensor, "*b h w"], count: int
+) -> Int[Tensor, "c c"]:
+    """Pixels by class of truth (rows) and prediction (columns), of label images that hold 0..count - 1.
+
+    Args:
+        truth: 255 where nothing is counted.
+    """
+    known = truth != IGNORE
+    if (strange := torch.cat((predicted[known], truth[known])).unique()).numel() and int(strange[-1]) >= count:
+        raise ValueError(f"Expected labels from 0 to {count - 1}, got {int(strange[-1])}; pass class indices.")
+    cells = truth[known].long() * count + predicted[known].long()
+    return cells.bincount(minlength=count * count).view(count, count).cpu()
+
+
+def segmentation(confusion: Int[Tensor, "c c"], classes: Sequence[str], absent: Absent = "left out") -> Segmentation:
     """Scores of a confusion matrix of pixels (rows truth, columns prediction).
 
+    Args:
+        absent: what a class counts of which the truth has no pixel.
     Raises:
         ValueError: no pixel was counted.
     """
@@ -142,9 +172,13 @@ def segmentation(confusion: Int[Tensor, "c c"], classes: Sequence[str]) -> Segme
         )
     hits, iou = confusion.diagonal().double(), _overlap(confusion)
     precision, recall = hits / confusion.sum(0), hits / confusion.sum(1)
-    return Segmentation(tuple(classes), float(iou.nanmean()), iou, precision, recall, confusion)
+    return Segmentation(tuple(classes), float(_mean(iou, absent)), iou, precision, recall, confusion)
 
 
-def _overlap(confusion):  # ... c c -> ... c
-    hits = confusion.diagonal(dim1=-2, dim2=-1)
-    return hits.double() / (confusion.sum(-1) + confusion.sum(-2) - hits)
+def _overlap(confusion):  # ... c c -> ... c, NaN where the truth has no pixel of a class
+    hits, truth = confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1)
+    return torch.where(truth > 0, hits.double() / (truth + confusion.sum(-2) - hits), torch.nan)
+
+
+def _mean(iou, absent):  # ... c -> ...
+    return iou.nanmean(-1) if absent == "left out" else iou.nan_to_num(0).mean(-1)
