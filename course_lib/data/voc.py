@@ -14,6 +14,7 @@ Class 0 is the background everywhere. Tags come from the boxes, not from the mas
 tagged and have no pixel. A file with tags as a pickle (cls_labels.npy) is not needed, and not read.
 """
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from course_lib import paths
 from course_lib.data.files import BrokenFile, existing, read_lines, read_xml, refuse_twice
 from course_lib.data.images import load, load_grey
 from course_lib.data.miniature import about, check_counts
@@ -141,10 +143,14 @@ def palette() -> UInt8[np.ndarray, "256 3"]:
 
 
 def write_mask(path: Path, mask: UInt8[np.ndarray, "h w"]) -> None:
-    """Write class indices as a PNG with VOC's palette: what the test server takes and image viewers show in colour."""
-    picture = Image.fromarray(mask)
+    """Write class indices as a PNG with VOC's palette, whole or not at all.
+
+    It is what the test server takes, and image viewers show it in colour.
+    """
+    picture, content = Image.fromarray(mask), io.BytesIO()
     picture.putpalette(palette().tobytes())
-    picture.save(path)
+    picture.save(content, "PNG")
+    paths.write_bytes(path, content.getvalue())
 
 
 def _read_list(path):

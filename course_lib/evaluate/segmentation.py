@@ -118,9 +118,13 @@ class ThresholdSweep:
         counts = cells.flatten().bincount(minlength=(len(self.classes) + 1) * fronts * bins)
         self.counts += counts[: self.counts.numel()].view(self.counts.shape).cpu()
 
-    def compute(self) -> Sweep:
-        """All thresholds over everything accumulated so far; with torch.distributed by all processes: all must call."""
-        counts = sum_over_processes(self.counts)
+    def compute(self, alone: bool = False) -> Sweep:
+        """All thresholds over everything accumulated so far; with torch.distributed by all processes: all must call.
+
+        Args:
+            alone: only what this process accumulated.
+        """
+        counts = self.counts if alone else sum_over_processes(self.counts)
         above = counts.flip(2).cumsum(2).flip(2)[..., 1:].permute(2, 0, 1)  # s c t: above at least this threshold
         background = counts.sum((1, 2)) - above.sum(2)
         confusion = torch.cat((background[..., None], above), 2)  # s c c

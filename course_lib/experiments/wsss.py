@@ -20,11 +20,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -46,7 +43,7 @@ from course_lib.wsss.contrast import ContrastConfig
 from course_lib.wsss.learner import train
 from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.recipes import TagTraining, recipe, rows
-from course_lib.wsss.seeds import Scored, figures, hard_seeds, sweeps
+from course_lib.wsss.seeds import Scored, figures, hard_seeds, read_scores, sweeps, write_scores
 
 SCALES = (0.5, 1.0, 1.5, 2.0)  # published, on VOC
 SPLITS = ("train", "val")
@@ -139,22 +136,6 @@ def same_size(data: Voc, batch_size: int, limit: int | None = None) -> list[list
     return [
         group[start : start + batch_size] for group in members.values() for start in range(0, len(group), batch_size)
     ]
-
-
-def write_scores(folder: Path, name: str, scores: Float[Tensor, "t H W"], tags: Float[Tensor, " t"]) -> None:
-    """Keep the maps of the tagged classes in a compressed .npz file of bytes: scores are rounded to 1/255."""
-    present = tags.nonzero()[:, 0].cpu()
-    levels = (scores[present.to(scores.device)] * 255).round().byte().cpu()
-    np.savez_compressed(_made(folder) / f"{name}.npz", classes=present.numpy(), levels=levels.numpy(), count=len(tags))
-
-
-def read_scores(path: Path) -> Float[Tensor, "t H W"]:
-    """Scores as `write_scores` kept them, zero where a class has no tag."""
-    with np.load(path, allow_pickle=False) as file:
-        levels = torch.from_numpy(file["levels"])
-        scores = torch.zeros(int(file["count"]), *levels.shape[1:])
-        scores[torch.from_numpy(file["classes"])] = levels / 255
-    return scores
 
 
 def _made(folder: Path) -> Path:

@@ -34,8 +34,7 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from course_lib import checkpoints, engine
-from course_lib.backbones import resnet38
-from course_lib.backbones.dense import Dense, Maps, Timm, parameter_groups
+from course_lib.backbones.dense import Dense, Maps, parameter_groups
 from course_lib.backbones.weights import LITE0
 from course_lib.data.voc import CLASSES, IGNORE, Voc
 from course_lib.settings import (
@@ -49,7 +48,7 @@ from course_lib.settings import (
     Workers,
     check_settings,
 )
-from course_lib.wsss.cam_net import Small
+from course_lib.wsss.cam_net import Architecture, trunk_of
 from course_lib.wsss.learner import window
 from course_lib.wsss.views import resize
 
@@ -155,23 +154,12 @@ def build_segmenter(architecture: SegmenterArchitecture, weights: str | Path = "
     """A segmentation network in evaluation mode; its head starts from torch's generator.
 
     Args:
-        weights: of the trunk: "random", "pretrained" (ImageNet, of timm's networks), or for ResNet38 a path.
+        weights: of the trunk, as in `cam_net.trunk_of`.
     Raises:
-        ValueError: weights that this trunk cannot start from, or as `dense.Timm`.
+        ValueError: as `cam_net.trunk_of`.
     """
-    name, weights = architecture.backbone, str(weights)
-    if name == "resnet38" and weights != "pretrained":
-        trunk = resnet38.create(weights, architecture.width)
-    elif name == "small" and weights == "random":
-        trunk = Small()
-    elif name not in ("resnet38", "small") and weights in ("random", "pretrained"):
-        trunk = Timm(name, weights == "pretrained", architecture.taps, architecture.frozen, architecture.output_stride)
-    else:
-        wanted = {"small": '"random"', "resnet38": '"random" or the path of its ImageNet weights'}
-        raise ValueError(
-            f"Expected {wanted.get(name, 'pretrained or random')} as the weights of the trunk {name}, got {weights!r}; "
-            "give such."
-        )
+    shared = {part: getattr(architecture, part) for part in ("backbone", "width", "taps", "frozen", "output_stride")}
+    trunk = trunk_of(Architecture("cam", architecture.classes, **shared), weights)
     return Segmenter(trunk, architecture).eval()
 
 

@@ -13,9 +13,12 @@ A pixel whose highest score is above a threshold is of that class, else backgrou
 that is scored: an oracle, in the papers too.
 """
 
+import io
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -24,6 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from course_lib import paths
+from course_lib.data.files import BrokenFile, existing
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.evaluate.segmentation import Sweep, ThresholdSweep
 from course_lib.processes import sum_over_processes
@@ -79,6 +84,32 @@ def hard_seeds(scores: Float[Tensor, "b t H W"], threshold: float) -> Int[Tensor
     """Label images: the class of highest score (1 for channel 0 of the scores) if it is above the threshold, else 0."""
     highest, best = scores.max(1)
     return torch.where(highest > threshold, best + 1, 0)
+
+
+def write_scores(folder: Path, name: str, scores: Float[Tensor, "t H W"], tags: Float[Tensor, " t"]) -> None:
+    """Keep the maps of the tagged classes in a compressed .npz file of bytes: scores are rounded to 1/255."""
+    present = tags.nonzero()[:, 0].cpu()
+    levels = (scores[present.to(scores.device)] * 255).round().byte().cpu()
+    content = io.BytesIO()
+    np.savez_compressed(content, classes=present.numpy(), levels=levels.numpy(), count=len(tags))
+    paths.write_bytes(folder / f"{name}.npz", content.getvalue())
+
+
+def read_scores(path: Path) -> Float[Tensor, "t H W"]:
+    """Scores as `write_scores` kept them, zero where a class has no tag.
+
+    Raises:
+        FileNotFoundError, BrokenFile: nothing is there, or something else.
+    """
+    path = existing(path, "is missing: expected score maps there. Make them again.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            levels = torch.from_numpy(file["levels"])
+            scores = torch.zeros(int(file["count"]), *levels.shape[1:])
+            scores[torch.from_numpy(file["classes"])] = levels / 255
+    except Exception as error:  # broken bytes raise nearly anything
+        raise BrokenFile(f"{path}: expected score maps, got something else ({error}); make them again.") from None
+    return scores
 
 
 class Scored(Dataset):
