@@ -46,16 +46,16 @@ from torch.utils.data import Dataset
 
 from course_lib import checkpoints, paths
 
-LIMIT = 2 * 2**30  # bytes that all entries may take together
-PATIENCE = 1800  # seconds that one process waits for another that makes the same
-LEFTOVER = 86_400  # seconds after which what an interrupted process left behind goes
-LAYOUT = 1  # of entries and keys: raise it when either means something else
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "scikit-learn")
-INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")  # they choose those of the processor
-SIMPLE = (types.NoneType, bool, int, str, float, torch.dtype, torch.device, Path)
-FOREIGN = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-HERE = Path(__file__).resolve().parent
-_imported = {str(path): path.stat().st_mtime_ns for path in HERE.rglob("*.py")}  # before anybody edits them
+CACHE_BYTES = 2 * 2**30  # bytes that all entries may take together
+LOCK_SECONDS = 1800  # seconds that one process waits for another that makes the same
+LEFTOVER_SECONDS = 86_400  # seconds after which what an interrupted process left behind goes
+CACHE_LAYOUT = 1  # of entries and keys: raise it when either means something else
+KEYED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "scikit-learn")
+KEYED_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")  # they choose those of the processor
+_PLAIN = (types.NoneType, bool, int, str, float, torch.dtype, torch.device, Path)
+_FOREIGN = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+_imported = {str(path): path.stat().st_mtime_ns for path in paths.HERE.rglob("*.py")}  # before anybody edits them
 
 
 def cached(
@@ -92,7 +92,7 @@ def cached(
         TypeError: settings or results of another type.
     """
     key = _Key()
-    key.add("name", name, LAYOUT)
+    key.add("name", name, CACHE_LAYOUT)
     key.add("data", data)
     key.add("settings", settings, seed)
     for part in (make, *code):
@@ -120,9 +120,9 @@ class _Key:
     """All that a result depends on, as text; the digest of it names the file."""
 
     def __init__(self) -> None:
-        packages = {name: _version(name) for name in PACKAGES}
+        packages = {name: _version(name) for name in KEYED_PACKAGES}
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-        instructions = {name: os.environ.get(name, "") for name in INSTRUCTIONS}
+        instructions = {name: os.environ.get(name, "") for name in KEYED_VARIABLES}
         self.parts = [
             ["versions", packages, platform.python_version_tuple()[:2]],
             ["processor", platform.machine(), torch.backends.cpu.get_cpu_capability(), instructions, device],
@@ -149,7 +149,7 @@ class _Key:
         """Names of files of course_lib that the key depends on, and that are no longer what was imported."""
         files = [Path(path) for path in _sources(frozenset(self.modules))]
         return [
-            str(path.relative_to(HERE.parent))
+            str(path.relative_to(paths.HERE.parent))
             for path in files
             if path.stat().st_mtime_ns != _imported.get(str(path), path.stat().st_mtime_ns)
         ]
@@ -160,7 +160,7 @@ class _Key:
             return ["float", value.hex()]
         if isinstance(value, bool | int | str | None):
             return value
-        if isinstance(value, SIMPLE):
+        if isinstance(value, _PLAIN):
             return [type(value).__name__, str(value)]
         if isinstance(value, Tensor | np.ndarray | np.generic):
             tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
@@ -302,7 +302,7 @@ def _foreign(part):
     name = part.__module__ or ""
     file = getattr(sys.modules.get(name), "__file__", None)
     # In a kernel __main__ is the notebook, whatever file it says.
-    return name != "__main__" and (name in sys.builtin_module_names or (file or "").startswith(FOREIGN))
+    return name != "__main__" and (name in sys.builtin_module_names or (file or "").startswith(_FOREIGN))
 
 
 def _instructions(code, names, attributes):
@@ -352,7 +352,7 @@ def _sources(modules: frozenset[str]) -> dict[str, str]:
 
 def _file(module):
     """The file of a module of course_lib, None for what is no module."""
-    path = HERE.joinpath(*module.split(".")[1:])
+    path = paths.HERE.joinpath(*module.split(".")[1:])
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
 
 
@@ -475,8 +475,8 @@ def _write(path, name, state, about):
     """Keep a result; what stands in the way costs only that."""
     try:
         content = save(state, {"about": json.dumps(about | {"checksum": _checksum(state, about["tree"])})})
-        if len(content) > LIMIT:
-            raise OSError(f"its {len(content) / 1e9:.1f} GB are more than the {LIMIT / 1e9:.1f} GB of the cache")
+        if len(content) > CACHE_BYTES:
+            raise OSError(f"its {len(content) / 1e9:.1f} GB are more than the {CACHE_BYTES / 1e9:.1f} GB of the cache")
         paths.write_bytes(path, content)
         _shrink(path)
     except OSError as error:
@@ -494,9 +494,9 @@ def _shrink(newest):
             if file.suffix in (".safetensors", ".damaged"):
                 files.append((about.st_mtime, about.st_size, file))
             elif file.name.startswith(paths.PART) or file.suffix == ".lock":
-                if time.time() - about.st_mtime > LEFTOVER:
+                if time.time() - about.st_mtime > LEFTOVER_SECONDS:
                     file.unlink()
-    spare = LIMIT - sum(size for _, size, _ in files)
+    spare = CACHE_BYTES - sum(size for _, size, _ in files)
     for _, size, file in sorted(files):
         if spare >= 0:
             break
@@ -516,7 +516,7 @@ def _alone(path, name) -> Iterator[None]:
             lock.acquire(timeout=0.2)
         except filelock.Timeout:
             _say(f"{name}: another process computes it at the moment; waiting for it.")
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=LOCK_SECONDS)
     except (OSError, NotImplementedError):  # a Timeout is an OSError, too
         yield
         return

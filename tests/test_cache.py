@@ -239,7 +239,7 @@ def test_code_of_the_library_is_part_of_it_with_all_that_it_imports():
     key = cache._Key()
     key.follow(in_notebook("def make():\n    return maps.cam", maps=maps)["make"])
     assert key.modules == {"course_lib.maps"}
-    files = {Path(path).relative_to(cache.HERE).as_posix() for path in cache._sources(frozenset(key.modules))}
+    files = {Path(path).relative_to(paths.HERE).as_posix() for path in cache._sources(frozenset(key.modules))}
     assert {"__init__.py", "maps.py"} <= files and "wsss/learner.py" not in files
     learner = {Path(path).name for path in cache._sources(frozenset({"course_lib.wsss.learner"}))}
     assert {"learner.py", "engine.py", "contrast.py", "checkpoints.py", "dense.py"} <= learner
@@ -254,7 +254,7 @@ def test_a_change_far_below_changes_the_key(tmp_path, monkeypatch):
         "other": "",
     }.items():
         (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.setattr(cache, "HERE", tmp_path)
+    monkeypatch.setattr(paths, "HERE", tmp_path)
     hashes = cache._sources.__wrapped__
     before = hashes(frozenset({"course_lib.high"}))
     assert {Path(path).stem for path in before} == {"__init__", "high", "middle", "low"}
@@ -326,7 +326,7 @@ def test_a_full_disk_costs_only_the_cache(monkeypatch, capsys, place):
 
 
 def test_what_is_larger_than_the_cache_is_not_kept(monkeypatch, capsys, place):
-    monkeypatch.setattr(cache, "LIMIT", 1000)
+    monkeypatch.setattr(cache, "CACHE_BYTES", 1000)
     cached("features", Counted(torch.zeros(1000)), data="")
     assert "not kept: its 0.0 GB are more than" in capsys.readouterr().err and not [*place.glob("*.safetensors")]
 
@@ -342,8 +342,8 @@ def test_what_was_not_used_for_longest_goes(monkeypatch, place):
     cached("used", make, data="")
     (place / f"{paths.PART}left").write_text("half")
     (place / f"{paths.PART}written").write_text("half")
-    os.utime(place / f"{paths.PART}left", (now - 2 * cache.LEFTOVER,) * 2)
-    monkeypatch.setattr(cache, "LIMIT", int(3.5 * entry.stat().st_size))
+    os.utime(place / f"{paths.PART}left", (now - 2 * cache.LEFTOVER_SECONDS,) * 2)
+    monkeypatch.setattr(cache, "CACHE_BYTES", int(3.5 * entry.stat().st_size))
     cached("newest", make, data="")
     assert {file.name.split("-")[0] for file in place.glob("*.safetensors")} == {"used", "newer", "newest"}
     assert [file.name for file in place.glob(f"{paths.PART}*")] == [f"{paths.PART}written"]
