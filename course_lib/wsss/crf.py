@@ -21,7 +21,7 @@ kernels are normalised, and a pixel's message to itself stays in.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from course_lib.data.voc import IGNORE
@@ -158,7 +158,7 @@ def unary_from_scores(scores: Float[Tensor, "*sets c H W"]) -> Float[Tensor, "*s
 
 
 def unary_from_labels(
-    labels: Int[Tensor, "*sets H W"], num_classes: int, certainty: float = CERTAINTY
+    labels: Integer[Tensor, "*sets H W"], num_classes: int, certainty: float = CERTAINTY
 ) -> Float[Tensor, "*sets c H W"]:
     """Negative logarithms: of the certainty for a pixel's label, and of what is left for each of the other classes.
 

@@ -98,10 +98,10 @@ def lattice(points: Float[Tensor, "d n"]) -> Lattice:
     return Lattice(splat, blurs, Bags(vertex.view(n, v), weight))
 
 
-# points d n -> of the simplex around each: cell v n, coordinates / v of its vertex of remainder 0; rank v n, in what order
-# (from last to first) axes fall on the way along its vertices; weight n v, of its vertices of remainder 0, 1, ...
+# points d n -> the simplex around each: cell v n, coordinates / v of its vertex of remainder 0; rank v n, the order in
+# which axes fall on the way along its vertices, the last first; weight n v of its vertices of remainder 0, 1, ...
 def _simplices(points):
-    v, axis = len(points) + 1, torch.arange(1, len(points) + 1, device=points.device)[:, None]
+    v, axis = len(points) + 1, torch.arange(1, len(points) + 1, dtype=points.dtype, device=points.device)[:, None]
     # Turned into the plane of sum 0; scaled so that splat, blur and slice together have the variance 1, and by 1 / v.
     points = points * (2 / 3 / (axis * (axis + 1))).sqrt()
     above = points.flip(0).cumsum(0).flip(0)
