@@ -1,0 +1,221 @@
+"""Chimeras: what a body tells is what its level says, parts are exact, and the study counts what it names."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from course_lib.course import studies
+from course_lib.data.miniature import fingerprint
+from course_lib.data.voc import IGNORE, Voc
+from course_lib.worlds import chimeras, creatures, minis
+from course_lib.worlds.chimeras import CHIMERA_BODIES, CHIMERA_HEADS, CHIMERA_LEVELS, CHIMERA_PARTS, chimera
+from course_lib.wsss.recipes import recipe
+
+LEVELS = sorted(CHIMERA_LEVELS.values())
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        small = replace(chimeras.CHIMERA_RECIPE, images={"trainaug": 16, "val": 16})
+        patch.setattr(chimeras, "CHIMERA_RECIPE", small)
+        patch.setattr(minis, "SCORED", 16)
+        return minis.mini_voc(tmp_path_factory.mktemp("data"), "chimeras-partly")
+
+
+# the world ------------------------------------------------------------------------------------------------------------
+
+
+def hue_of_body(head, body, tells, seed):
+    """Which of the five hues of bodies one has: the mean colour of its light pixels, in sixths of a circle."""
+    picture, parts = (np.asarray(one, int) for one in chimera(head, body, tells, np.random.default_rng(seed), 48))
+    pixels = picture[(parts[..., 2] > 0) & (parts[..., 3] > 0), :3]
+    colour = pixels[pixels.max(1) > 120].mean(0)
+    hues = [creatures.shade((place + 0.5) / len(CHIMERA_HEADS), 0.6, 1.0) for place in range(len(CHIMERA_HEADS))]
+    like = [colour @ hue / np.linalg.norm(colour) / np.linalg.norm(hue) for hue in hues]
+    return int(np.argmax(like))
+
+
+@pytest.mark.parametrize("tells", LEVELS)
+def test_share_of_bodies_with_the_hue_of_their_head_is_that_of_the_level(tells):
+    count, rng = 300, np.random.default_rng(7)
+    heads, bodies = rng.integers(len(CHIMERA_HEADS), size=count), rng.integers(len(CHIMERA_BODIES), size=count)
+    hues = [hue_of_body(head, body, tells, seed) for seed, (head, body) in enumerate(zip(heads.tolist(), bodies.tolist()))]
+    share = np.mean(heads == hues)
+    expected = tells + (1 - tells) / len(CHIMERA_HEADS)  # some of those at random have it, too
+    assert abs(share - expected) <= 4 * (expected * (1 - expected) / count) ** 0.5
+    if tells < 1:
+        assert {*hues} == {*range(len(CHIMERA_HEADS))}
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2**32), st.integers(0, 4), st.integers(0, 4), st.integers(0, 3))
+def test_head_and_body_share_nothing_but_the_outline(seed, head, other, body):
+    """With another head of the same random numbers, where bodies say nothing, only pixels of the head change."""
+    one, parts = chimera(head, body, 0.0, np.random.default_rng(seed), 48)
+    two, again = chimera(other, body, 0.0, np.random.default_rng(seed), 48)
+    assert np.array_equal(np.asarray(parts), np.asarray(again)), "parts depend on neither"
+    parts, changed = np.asarray(parts), (np.asarray(one) != np.asarray(two)).any(2)
+    assert not (changed & (parts[..., 0] == 0)).any() and changed.any() == (head != other)
+    assert ((parts[..., 0] > 0) ^ (parts[..., 2] > 0))[parts[..., 3] > 0].all(), "a pixel is of one part"
+
+
+@pytest.mark.parametrize("tells", LEVELS)
+def test_parts_cover_the_objects_and_nothing_else(tells):
+    for number in range(6):
+        scene, parts = chimeras.chimera_scene(tells, "train", number, 0)
+        assert np.array_equal(parts > 0, scene.mask > 0) and parts.dtype == np.uint8
+        for instance in range(1, len(scene.labels) + 1):
+            found = np.bincount(parts[scene.instances == instance], minlength=3)
+            assert found[CHIMERA_PARTS["body"]] > found[CHIMERA_PARTS["head"]] or len(scene.labels) > 1
+        again, same = chimeras.chimera_scene(tells, "train", number, 0)
+        assert np.array_equal(scene.image, again.image) and np.array_equal(parts, same)
+
+
+def test_levels_differ_in_bodies_alone():
+    (kind, parts), (fully, same) = (chimeras.chimera_scene(tells, "val", 3, 1) for tells in (0.0, 1.0))
+    assert np.array_equal(kind.instances, fully.instances) and np.array_equal(parts, same)
+    changed = (kind.image != fully.image).any(2)
+    edge = np.stack([np.roll(parts, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]) == 2
+    assert changed.any() and not changed[~edge.any(0)].any(), "beyond the soft edges of bodies"
+
+
+def test_classes_are_pairs():
+    labels = torch.arange(20)
+    found = chimeras.shared_part(labels[:, None], labels)
+    assert [int(found[kind].sum(1).unique()) for kind in ("head", "body", "neither")] == [3, 4, 12]
+    names = list(chimeras.CHIMERAS.values())
+    for kind, word in (("head", 0), ("body", -1)):
+        for i, j in found[kind].nonzero().tolist():
+            assert names[i].split()[word] == names[j].split()[word] and i != j
+
+
+def test_layout_is_that_of_voc_with_parts(tree):
+    for split in ("trainaug", "val"):
+        data = Voc(tree, split)
+        assert len(data) == 16 and data.tags.shape == (16, 20) and data.confounded is None
+        for i, (image, tags) in enumerate(data):
+            mask, parts = data.mask(i), chimeras.part_mask(data, i)
+            assert image.shape == (3, 64, 64) and {*parts.unique().tolist()} <= {0, 1, 2}
+            assert not (parts[mask == 0] > 0).any() and (parts[(mask > 0) & (mask != IGNORE)] > 0).all()
+            assert {*mask.unique().tolist()} - {0, IGNORE} == {*(tags.nonzero()[:, 0] + 1).tolist()}
+    names = {minis.json.loads((tree / minis.NOTE).read_text())["source"]}
+    assert names == {"chimeras-partly"} and not (tree / "Tracks").exists()
+
+
+def test_each_level_has_a_fingerprint_of_its_own(tree):
+    worlds = {tells: chimeras.chimera_world(tells).fingerprint for tells in LEVELS}
+    assert len({*worlds.values()}) == 3 and fingerprint(tree) == worlds[0.5]
+    with pytest.raises(ValueError, match="chimeras-kind, chimeras-partly, chimeras-fully, but 'chimeras' came"):
+        minis.mini_voc(source="chimeras")
+
+
+# the study ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_seed_go_on_from_one_cam():
+    cases = studies.levels()
+    assert len(cases) == 3 * 3 * 5 and len({case.file for _, case in cases}) == len(cases)
+    for row, case in cases:
+        assert (case.start is None) == (row == "cam") and case.config.batch_size == 8
+        assert case.config.contrast.top_k * 64 == 8 * 4 * 4
+        assert case.config.contrast.labels == {"oracle": "true", "shuffled": "shuffled"}.get(row, "pseudo")
+        if case.start is not None:
+            assert (row, case.start) != ("cam", None) and case.start.method == "cam"
+            assert case.start.seed == case.config.seed
+    alike = {replace(case.config.contrast, labels="pseudo") for _, case in cases}
+    assert len(alike) == 1, "rows differ in their labels only"
+
+
+@pytest.mark.figures
+def test_a_run_of_each_row(tree, tmp_path, monkeypatch):
+    """Real trainings, of one epoch: rows go on from CAM, which stays as it was, and figures are shares."""
+    monkeypatch.setattr(studies.minis, "mini_voc", lambda **asked: tree)
+    studies._start.cache_clear(), studies._images.cache_clear()
+    runs = {}
+    for row, case in studies.levels()[:5]:
+        short = {"epochs": 1, "neck": 16}
+        start = case.start and replace(case.start, **short)
+        runs[row] = studies._measured(case._replace(config=replace(case.config, **short), start=start), tmp_path)
+    for row, run in runs.items():
+        for split in ("train", "val"):
+            reading, figures = next(iter(run["splits"][split].items()))
+            assert reading == ("without PCM" if row == "cam" else "with PCM")
+            assert {"head", "body", "label head", "label body", "tags", "miou"} <= {*figures}
+            assert all(0 <= value <= 100 for name, value in figures.items() if name != "threshold")
+    oracle, contrast, shuffled, seam = (runs[row]["splits"] for row in ("oracle", "seam+p2p", "shuffled", "seam"))
+    assert oracle != contrast and shuffled != contrast and seam != contrast, "labels of contrast made no difference"
+
+
+class Perfect:
+    """A network that gives each pixel what it is told; its trunk has stride 8."""
+
+    def __init__(self, maps):
+        self.maps, self.trunk, self.at = maps, type("Trunk", (), {"stride": 8}), 0
+
+    def prepare(self, images):
+        return images
+
+    def __call__(self, images):
+        own = self.maps[self.at : self.at + len(images)]
+        self.at += len(images)
+        return type("View", (), {"cam": own, "refined": own})
+
+
+@pytest.mark.parametrize("blind", [False, True], ids=["all", "heads only"])
+def test_figures_of_maps_that_are_the_masks(tree, monkeypatch, blind):
+    data = Voc(tree, "val")
+    masks = torch.stack([data.mask(i) for i in range(16)])
+    parts = torch.stack([chimeras.part_mask(data, i) for i in range(16)])
+    seen = masks.where((parts == CHIMERA_PARTS["head"]) | (not blind), torch.zeros_like(masks))
+    maps = (seen[:, None] == torch.arange(21)[:, None, None]).float()
+    batches = iter(maps[:, 1:].split(8))
+    monkeypatch.setattr(studies.seeds, "score_maps", lambda *asked: {"any": next(batches)})
+    config = recipe("seam", "small", contrast=studies.CHIMERA_CONTRAST, **studies.CHIMERA_TRAINING)
+    found = studies.part_figures(Perfect(maps), data, config, 0.5)
+    assert found["head"] == 100 and found["body"] == (0 if blind else 100)
+    assert {value for name, value in found.items() if name.startswith("mixed")} == {0}
+    assert found["tags"] == 100
+
+
+def test_seeds_of_the_other_class_are_counted_as_mixed(tree, monkeypatch):
+    data = Voc(tree, "val")
+    several = data.tags.sum(1) == 2
+    masks = torch.stack([data.mask(i) for i in range(16)]).long()
+    swapped = torch.where(masks > 0, (data.tags.float() @ torch.arange(1.0, 21))[:, None, None].long() - masks, masks)
+    swapped = torch.where(several[:, None, None] & (masks != IGNORE), swapped, masks)
+    maps = (swapped[:, None] == torch.arange(21)[:, None, None]).float()
+    batches = iter(maps[:, 1:].split(8))
+    monkeypatch.setattr(studies.seeds, "score_maps", lambda *asked: {"any": next(batches)})
+    config = recipe("seam", "small", contrast=studies.CHIMERA_CONTRAST, **studies.CHIMERA_TRAINING)
+    found = studies.part_figures(Perfect(maps), data, config, 0.5)
+    mixed = {name: value for name, value in found.items() if name.startswith("mixed")}
+    assert several.any() and mixed and {*mixed.values()} == {100} and 0 < found["body"] < 100
+
+
+def test_differences_are_of_pairs():
+    run = lambda row, seed, miou: {
+        "world": "w",
+        "row": row,
+        "seed": seed,
+        "splits": {split: {"with PCM": {"miou": miou}} for split in ("train", "val")},
+    }
+    table = {"runs": [run("seam", 0, 40.0), run("oracle", 0, 45.0), run("seam", 1, 50.0), run("oracle", 1, 57.0)]}
+    mean, low, high = studies.differences(table)["w"]["oracle"]["val"]
+    assert mean == 6 and low < mean < high and high - mean == pytest.approx(mean - low)
+
+
+def test_a_prediction_stands_before_what_was_measured(tmp_path, monkeypatch):
+    measured = {"commit": "c", "runs": [{"row": "seam", "world": "w"}]}
+    monkeypatch.setattr(studies, "measure", lambda *asked: measured)
+    monkeypatch.setattr(studies, "differences", lambda table: {})
+    studies.write("chimeras", tmp_path)
+    written = json.loads((tmp_path / "chimeras.json").read_text())
+    assert next(iter(written)) == "prediction" and written["prediction"] == studies.PREDICTIONS["chimeras"]
+    committed = json.loads((studies.paths.shelf() / "evidence" / "chimeras.json").read_text())
+    assert committed["prediction"] == studies.PREDICTIONS["chimeras"], "it stays as it was written before the study"
