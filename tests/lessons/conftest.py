@@ -1,6 +1,11 @@
 """What tests of lessons share: where the sources are, and how a notebook is executed for a test."""
 
+import functools
+import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -28,23 +33,45 @@ def notebook(source):
 
 # Instructions of another processor, such as "ATEN_CPU_CAPABILITY=default", for the kernels of solved lessons.
 OTHER_PROCESSOR = dict(pair.split("=", 1) for pair in os.environ.get("COURSE_OTHER_PROCESSOR", "").split())
+# No network but a loopback of its own, which kernels need.
+ALONE = ["unshare", "--user", "--map-root-user", "--net"]
+SCRIPT = """
+import json, subprocess, sys
+from pathlib import Path
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+from course_lib.course import run
+path, output, environment = sys.argv[1:]
+run.execute(Path(path), Path(output), "smoke", json.loads(environment))
+"""
+
+
+@functools.cache
+def permitted():
+    """Whether a process may have no network here."""
+    if not (shutil.which("unshare") and shutil.which("ip")):
+        return False
+    return not subprocess.run([*ALONE, "ip", "link", "set", "lo", "up"], capture_output=True).returncode
 
 
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
-    """A function that executes a notebook in the smoke profile and returns it with its outputs."""
+    """A function that executes a notebook strictly in the smoke profile and returns it with its outputs.
+
+    All is computed, nothing comes from the cache. Alone: without a network, where that is permitted.
+    """
     monkeypatch.delenv("NBGRADER_EXECUTION", raising=False)
 
-    def run_it(notebook, *, strict):
+    def run_it(notebook, *, alone=False):
         path, output = tmp_path / "lesson.ipynb", tmp_path / "run" / "lesson.ipynb"
         nbformat.write(notebook, path)
-        run.execute(
-            path,
-            output,
-            "smoke",
-            {"COURSE_STRICT": str(int(strict)), "COURSE_DEVICE": "cpu", "COURSE_RESULTS": str(tmp_path / "results")}
-            | (OTHER_PROCESSOR if strict else {}),
-        )
+        environment = {"COURSE_STRICT": "1", "COURSE_DEVICE": "cpu", "COURSE_RESULTS": str(tmp_path / "results")}
+        environment |= {"COURSE_CACHE": "off"} | OTHER_PROCESSOR
+        if alone and permitted():
+            command = [*ALONE, sys.executable, "-c", SCRIPT, path, output, json.dumps(environment)]
+            ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert ran.returncode == 0, ran.stderr[-6000:]
+        else:
+            run.execute(path, output, "smoke", environment)
         return nbformat.read(output, 4)
 
     return run_it

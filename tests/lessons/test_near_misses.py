@@ -101,6 +101,19 @@ def test_solutions_pass_their_checks_and_hidden_tests(source, prepared, capsys):
         execute(marker + hidden, f"/notebook/{number}/hidden", names)
 
 
+def test_untouched_stubs_fail_when_it_counts(source, prepared):
+    """A check asks for no more than the set-up cell and the answer, so the stub of each exercise is tried alone."""
+    handed_out = build.student(build.solved(source, build.address(ROOT)), source.stem)
+    stubs = {cell.metadata.get("nbgrader", {}).get("grade_id"): cell.source for cell in handed_out.cells}
+    _, exercises = prepared(source)
+    for number, (_, visible, *_) in exercises.items():
+        names, _ = prepared(source)
+        execute(stubs[f"exercise-{number.replace('.', '-')}"], f"/notebook/{number}/stub", names)
+        with pytest.raises(NotImplementedError):
+            execute(visible, f"/notebook/{number}/check", names)
+        assert checks.status[number] == "TODO"
+
+
 def test_every_exercise_names_five_mistakes(source):
     _, exercises = parts(source)
     for number in exercises:
