@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from scipy.sparse import csr_array
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,10 +34,16 @@ from course_lib.data.ilsvrc import Batch, Ilsvrc
 from course_lib.evaluate import episodes, localization, ranking, segmentation
 from course_lib.lesson import commit, peak_memory
 from course_lib.settings import Count
-from course_lib.wsss import View, contrast, seam
+from course_lib.wsss import View, affinity, contrast, crf, seam
 
 Contestants = dict[str, Callable[[], Any]]
-PEERS = {"grad-cam": "pytorch_grad_cam", "torchcam": "torchcam", "opencv-python-headless": "cv2", "easyfsl": "easyfsl"}
+PEERS = {
+    "grad-cam": "pytorch_grad_cam",
+    "torchcam": "torchcam",
+    "opencv-python-headless": "cv2",
+    "easyfsl": "easyfsl",
+    "pydensecrf2": "pydensecrf",
+}
 IMAGES, TARGETS = 16, 20  # photographs, and classes whose maps are asked for
 
 
@@ -199,11 +206,72 @@ def row_pixel_correlation() -> Contestants:
     def dense() -> Tensor:
         flat = features.flatten(2)
         flat = flat / (flat.norm(dim=1, keepdim=True) + seam.EPS)
-        affinity = (flat.mT @ flat).relu()
-        affinity = affinity / (affinity.sum(1, keepdim=True) + seam.EPS)
-        return (maps.flatten(2) @ affinity).view_as(maps)
+        alike = (flat.mT @ flat).relu()
+        alike = alike / (alike.sum(1, keepdim=True) + seam.EPS)
+        return (maps.flatten(2) @ alike).view_as(maps)
 
     return _agreed({"ours": ours, "all affinities at once": dense}, atol=1e-5, rtol=1e-3)
+
+
+def row_random_walk() -> Contestants:
+    """random walk of 256 steps of 21 maps of an image of 375 x 500 (47 x 63 features, 34 affinities of a pixel)"""
+    generator = torch.Generator().manual_seed(0)
+    scores, strength = (torch.rand(1, count, 47, 63, generator=generator) for count in (21, 34))
+    strength = 0.8 + 0.2 * strength
+    near, (h, w) = affinity.near_pixels(5), scores.shape[2:]
+    pixels = torch.arange(h * w).view(h, w)
+    ends = [  # sources and neighbours that lie on the grid
+        (pixels[: h - y, max(0, -x) : w - max(0, x)].flatten(), pixels[y:, max(0, x) : w + min(0, x)].flatten())
+        for y, x in near
+    ]
+    sources, targets = (torch.cat(part) for part in zip(*ends))
+    kept = torch.cat([strength[0, number].flatten()[first] for number, (first, _) in enumerate(ends)]) ** 8
+
+    def squared() -> Tensor:
+        walk = torch.eye(h * w)
+        walk[sources, targets] = walk[targets, sources] = kept
+        walk = walk / walk.sum(0)
+        for _ in range(8):
+            walk = walk @ walk
+        return (scores.flatten(2) @ walk).view_as(scores)
+
+    def sparse() -> Tensor:
+        own = torch.arange(h * w)
+        rows, columns = torch.cat((sources, targets, own)), torch.cat((targets, sources, own))
+        values = torch.cat((kept, kept, torch.ones(h * w)))
+        walk = csr_array((values.numpy(), (columns.numpy(), rows.numpy())), shape=(h * w, h * w))
+        walk = csr_array(walk / walk.sum(1)[:, None])
+        found = np.ascontiguousarray(scores[0].flatten(1).T.numpy())
+        for _ in range(256):
+            found = walk @ found
+        return torch.from_numpy(found.T.reshape(scores.shape))
+
+    contestants = {
+        "ours": lambda: affinity.random_walk(scores, strength, 5, 8, 256),
+        "dense matrix, squared eight times, as published": squared,
+        "sparse matrix of scipy, 256 products": sparse,
+    }
+    return _agreed(contestants, atol=1e-4, rtol=1e-3)
+
+
+def row_dense_crf() -> Contestants:
+    """dense CRF of a photograph of 500 x 375, 21 classes, 10 iterations; lattices are made anew"""
+    from pydensecrf.densecrf import DenseCRF2D
+    from sklearn.datasets import load_sample_image
+
+    image = np.ascontiguousarray(load_sample_image("china.jpg")[:375, :500])
+    coarse = 3 * torch.randn(1, 21, 9, 12, generator=torch.Generator().manual_seed(0))
+    unary = crf.unary_from_scores(F.interpolate(coarse, (375, 500), mode="bicubic")[0].softmax(0))
+
+    def package() -> np.ndarray:
+        peer = DenseCRF2D(500, 375, 21)
+        peer.setUnaryEnergy(unary.flatten(1).numpy())
+        peer.addPairwiseGaussian(sxy=3, compat=3)
+        peer.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+        return np.array(peer.inference(10)).reshape(unary.shape)
+
+    contestants = {"ours": lambda: crf.dense_crf(torch.from_numpy(image), unary).numpy(), "pydensecrf2": package}
+    return _agreed(contestants, atol=1e-3)
 
 
 def row_episodes() -> Contestants:
@@ -312,13 +380,21 @@ ROWS = {
         row_contrast_fine,
         row_threshold_sweep,
         row_pixel_correlation,
+        row_random_walk,
+        row_dense_crf,
         row_episodes,
         row_cmc_map,
         row_rerank,
         row_rerank_market,
     )
 }
-MEMORY = {"pixel_correlation", "rerank", "rerank_market"}  # rows whose peak memory is measured too, in a run of its own
+MEMORY = {
+    "pixel_correlation",
+    "dense_crf",
+    "random_walk",
+    "rerank",
+    "rerank_market",
+}  # rows whose peak memory is measured too, in a run of its own
 
 
 def main(rows: tyro.conf.Positional[tuple[str, ...]] = (), repeats: Count = 3) -> None:
