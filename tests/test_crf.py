@@ -219,7 +219,7 @@ def test_the_filter_is_that_of_loops_and_a_dictionary(d, spread, seed, monkeypat
     expected = torch.from_numpy(by_loops(points.numpy(), values.numpy()))
     made = lattice(points)
     torch.testing.assert_close(made.filter(values), expected, rtol=1e-9, atol=1e-9)
-    monkeypatch.setattr(permutohedral, "BLOCK", 7)
+    monkeypatch.setattr(permutohedral, "TOGETHER", 7)
     again = lattice(points)
     assert torch.equal(again.filter(values), made.filter(values))
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-BLOCK = 2**15  # points at a time while a lattice is made: what is computed of them stays in the processor's cache
+TOGETHER = 2**15  # points at a time while a lattice is made: what is computed of them stays in the processor's cache
 
 
 class Bags(NamedTuple):
@@ -82,7 +82,7 @@ def lattice(points: Float[Tensor, "d n"]) -> Lattice:
             "standard deviations; choose larger ones."
         )
     v, n = len(points) + 1, points.shape[1]
-    cells, ranks, weights = zip(*map(_simplices, points.split(BLOCK, 1)))
+    cells, ranks, weights = zip(*map(_simplices, points.split(TOGETHER, 1)))
     radix, low = _packing(cells)
     keys = torch.cat([_keys(cell - low, rank, radix) for cell, rank in zip(cells, ranks)])  # n v
     weight = torch.cat(weights)  # n v
