@@ -168,3 +168,26 @@ def test_what_does_not_fit_is_said():
     cam, saliency, tags = sample()
     with pytest.raises(ValueError, match=r"and of 3 classes for 3 images, got the shape \(3, 5, 4, 4\)"):
         saliency_loss(cam, saliency, tags[:, 1:])
+
+
+def test_pushes_are_what_a_small_step_gains():
+    """A region moved a little along its push lowers the loss by that much; the rule turns the push on a track round."""
+    cam, saliency, tags, background_first = golden()
+    maps = background_first(cam)
+    regions = {"left": torch.zeros(2, 4, 4, dtype=torch.bool), "all": torch.ones(2, 4, 4, dtype=torch.bool)}
+    regions["left"][:, :, :2] = True
+    found = eps.saliency_pushes(maps, saliency, tags, regions, overlap=-1.0)
+    for name, where in regions.items():
+        step = 1e-5 * tags[:, :, None, None] * where[:, None]
+        moved = torch.cat((maps[:, :1], maps[:, 1:] + step), 1)
+        gain = saliency_loss(maps, saliency, tags, -1.0) - saliency_loss(moved, saliency, tags, -1.0)
+        assert found[name] == pytest.approx(float(gain / 1e-5 / where.sum()), rel=1e-3)
+
+
+def test_a_class_that_fails_the_rule_is_not_pushed_off_its_track():
+    cam = torch.tensor([[-0.3, 0.0], [0.0, 3.0], [-2.0, 0.0]])[None, :, None]  # background, tagged, untagged
+    salient, tags = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[1.0, 0.0]])
+    parts = {"object": torch.tensor([[[True, False]]]), "track": torch.tensor([[[False, True]]])}
+    fails, passes = (eps.saliency_pushes(cam, salient, tags, parts, overlap) for overlap in (0.9, -1.0))
+    assert fails["object"] < 0 < passes["object"] and passes["track"] < 0
+    assert abs(fails["track"]) < 0.1 * abs(fails["object"])

@@ -31,6 +31,7 @@ from course_lib.wsss.learner import (
     TagLearner,
     fit,
     fit_once,
+    gradient_reach,
     loss_terms,
     train,
     training_images,
@@ -198,6 +199,23 @@ def test_terms_are_the_sums_that_the_table_names():
         assert found[method].keys() == terms.keys(), method
         for name, term in terms.items():
             torch.testing.assert_close(found[method][name], term, msg=f"{method}: {name}")
+
+
+def test_the_reach_of_a_loss_is_the_length_of_its_gradient():
+    pair = torch.nn.ModuleList((torch.nn.Linear(1, 1), torch.nn.Linear(2, 1)))
+    first, second = pair
+    terms = {"both": 3 * first.weight.sum() + 4 * first.bias.sum() + 12 * second.bias.sum(), "one": second.bias.sum()}
+    found = gradient_reach(terms, {"first": first, "second": second, "pair": pair})
+    assert found == pytest.approx(
+        {
+            ("both", "first"): 5,
+            ("both", "second"): 12,
+            ("both", "pair"): 13,
+            ("one", "first"): 0,
+            ("one", "second"): 1,
+            ("one", "pair"): 1,
+        }
+    )
 
 
 def test_statistics_for_evaluation_are_those_of_the_first_view(tree):

@@ -58,7 +58,7 @@ class ContrastConfig:
     sum_views: bool = False  # paper: the terms of the two views are added; code: averaged
     refined: bool = True  # paper: labels and confidences from the classifier's maps; code: from those refined by PCM
     min_max: bool = True  # paper: maps as they are, so that images compare; code: each map by its minimum and maximum
-    tagged: bool = True  # paper: any class can be a pixel's label; code: only one with a tag
+    tagged: bool = True  # open in the paper, whose 3.3 presumes tags; False: any class can be a pixel's label
     assigned: bool = False  # paper: the K pixels of a class are among those labelled so; code: any pixels of the batch
     # open in the paper: background pixels ranked by how far off all classes are; code: all equal, so the first K
     ranked_background: bool = False
@@ -78,7 +78,6 @@ class ContrastConfig:
             sum_views=True,
             refined=False,
             min_max=False,
-            tagged=False,
             assigned=True,
             ranked_background=True,
             unit_embeddings=True,

@@ -19,6 +19,7 @@ the second view is resized bilinearly to the size of its image first. (There the
 with the background and leave out aeroplanes, because the background had moved to the last channel; here they do not.)
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -72,3 +73,23 @@ def saliency_loss(
     probabilities = cam.softmax(1)
     front, back = explanations(probabilities, tags.to(cam.dtype), overlaps(probabilities, saliency) > overlap)
     return F.mse_loss(foreground * front + (1 - foreground) * back, saliency[:, 0])
+
+
+def saliency_pushes(
+    cam: Float[Tensor, "n c h w"],
+    saliency: Float[Tensor, "n 1 H W"],
+    tags: Float[Tensor, "n t"],
+    regions: dict[str, Bool[Tensor, "n h w"]],
+    overlap: float = OVERLAP,
+) -> dict[str, float]:
+    """Where a step on L_sal moves the maps of tagged classes: by region the mean of minus the gradient, their sum.
+
+    Above 0 the maps rise. It is in units of loss for a unit of a map.
+
+    Args: as in `saliency_loss`.
+        regions: masks on the grid of the maps, by name.
+    """
+    maps = cam.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(saliency_loss(maps, saliency, tags, overlap), maps)
+    push = -torch.einsum("nchw,nc->nhw", gradient[:, 1:], tags.to(gradient.dtype))
+    return {name: push[where].mean().item() for name, where in regions.items()}

@@ -13,7 +13,7 @@ The second view is the first one made smaller, and on request turned or shifted 
 terms are means over both, as released. What is trained how says a `TagTraining`, see `recipes`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -326,6 +326,21 @@ def fit_once(
     learner.load_state_dict(found["state"])
     net.eval()
     return found["history"], found["seen"]
+
+
+def gradient_reach(terms: Mapping[str, Tensor], parts: Mapping[str, nn.Module]) -> dict[tuple[str, str], float]:
+    """Which weights each term of a loss moves: by (term, part) the length of its gradient, 0 where none arrives.
+
+    Args:
+        terms: scalars of one forward pass, whose graph is kept.
+        parts: of the network.
+    """
+
+    def length(loss, module):
+        slopes = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
+        return float(torch.stack([loss.new_zeros(())] + [slope.norm() for slope in slopes if slope is not None]).norm())
+
+    return {(term, part): length(loss, module) for term, loss in terms.items() for part, module in parts.items()}
 
 
 def _optimizer(net, config):
