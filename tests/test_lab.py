@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,6 @@ from course_lib.course import lab
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
-TOKEN = "a-token-of-the-test"
 
 
 @pytest.fixture
@@ -65,34 +65,31 @@ def started(student):
         server.wait(60)
 
 
-def asked(address, token=TOKEN):
+def asked(address, token):
     request = urllib.request.Request(address, headers={"Authorization": f"token {token}"} if token else {})
     return urllib.request.urlopen(request, timeout=60).read().decode()
 
 
-def test_lab_shows_the_copies_and_nothing_of_instructors(started, student):
-    address = started(JUPYTER_TOKEN=TOKEN)
-    listed = {entry["name"] for entry in json.loads(asked(f"{address}/api/contents"))["content"]}
-    assert listed == NAMES  # neither src nor .jupyter
-    for path in ("../notebooks/src", "src", ".jupyter"):
-        with pytest.raises(urllib.error.HTTPError):
-            asked(f"{address}/api/contents/{path}")
-    for token in ("", "wrong"):
-        with pytest.raises(urllib.error.HTTPError, match="403"):
-            asked(f"{address}/api/contents", token)
-    page = asked(f"{address}/lab")
-    config = json.loads(page.split('id="jupyter-config-data" type="application/json">')[1].split("</script>")[0])
-    assert "@jupyter/nbgrader" in config["disabledExtensions"]
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        asked(f"{address}/formgrader")
-    assert (student / ".jupyter" / "runtime").is_dir() and not Path("/dev/null/home").exists()
-
-
-def test_lab_makes_a_token_of_its_own(started, student):
-    started()
+def test_lab_shows_the_copies_and_nothing_of_instructors_under_a_token_of_its_own(started, student):
+    address = started()
     [server] = (student / ".jupyter" / "runtime").glob("jpserver-*.json")
     server = json.loads(server.read_text())
     assert len(server["token"]) >= 32 and server["url"].startswith("http://127.0.0.1:")
+    ask = partial(asked, token=server["token"])
+    listed = {entry["name"] for entry in json.loads(ask(f"{address}/api/contents"))["content"]}
+    assert listed == NAMES  # neither src nor .jupyter
+    for path in ("../notebooks/src", "src", ".jupyter"):
+        with pytest.raises(urllib.error.HTTPError):
+            ask(f"{address}/api/contents/{path}")
+    for token in ("", "wrong"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            asked(f"{address}/api/contents", token)
+    page = ask(f"{address}/lab")
+    config = json.loads(page.split('id="jupyter-config-data" type="application/json">')[1].split("</script>")[0])
+    assert "@jupyter/nbgrader" in config["disabledExtensions"]
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        ask(f"{address}/formgrader")
+    assert not Path("/dev/null/home").exists()
 
 
 def test_root_is_allowed_on_loopback_only(tmp_path, monkeypatch):

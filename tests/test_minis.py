@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
+from tqdm import tqdm
 
-from course_lib.worlds import folders, minis
+from course_lib.worlds import folders, minis, tagged
 
 ABOUT = {"world": "test", "sizes": (1, 2)}
 
@@ -34,6 +36,29 @@ def test_once(tmp_path):
     before = contents(tmp_path)
     assert folder == tmp_path / "mini-x" and minis._once(folder, ABOUT, never) == folder
     assert contents(tmp_path) == before and not list(tmp_path.glob(".writing-*"))
+
+
+def test_a_bar_counts_the_images_that_are_written(tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __exit__(self, *error):
+            bars.append((self.desc.rstrip(": "), self.n, self.total))
+            return super().__exit__(*error)
+
+    monkeypatch.setattr(minis, "tqdm", Bar)
+    monkeypatch.setitem(minis.PER_ITEM, "creatures", {"train": 2, "val": 1})
+    recipe = replace(tagged.RECIPES["creatures"], images={"trainaug": 3, "val": 2})
+    monkeypatch.setitem(tagged.RECIPES, "creatures", recipe)
+    monkeypatch.setattr(minis, "SCORED", 2)
+    for write in (minis.mini_ilsvrc, minis.mini_voc):
+        write(tmp_path, source="creatures")
+    images = {name: len([*(tmp_path / name).rglob(f"{part}/**/*.[Jj][Pp]*")]) for name, part in (
+        ("mini-ilsvrc-creatures", "Data"), ("mini-voc-creatures", "JPEGImages"),
+    )}  # fmt: skip
+    assert bars == [(f"Writing {name}", count, count) for name, count in images.items()] and min(images.values()) > 4
+    minis.mini_voc(tmp_path, source="creatures")
+    assert len(bars) == 2  # nothing is written
 
 
 def test_an_edition_that_counted_no_files_is_read_as_it_is(tmp_path):

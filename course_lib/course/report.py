@@ -99,7 +99,7 @@ PAGE = """\
 {% if lesson.failed %}
 <td><span class="failed">failed: {{ lesson.failed }}</span></td>
 {% elif lesson.stale %}
-<td><span class="stale">stale: measured with {{ lesson.stale }}</span></td>
+<td><span class="stale">stale: measured {{ lesson.stale }}</span></td>
 {% else %}
 <td><span class="passed">ran through</span>
 {%- if lesson.torn %}, <span class="failed">{{ lesson.torn }}</span>{% endif %}</td>
@@ -120,7 +120,7 @@ PAGE = """\
 {% for lesson in lessons if lesson.figures %}
 {% set columns = {"Figure": none, "Measured": "number", lesson.evidence.seeds | length ~ " seeds": "number",
                   "In the paper": "number", "Note": "note"} %}
-{% call table(lesson.title ~ (", stale: measured with " ~ lesson.stale if lesson.stale), columns) %}
+{% call table(lesson.title ~ (", stale: measured " ~ lesson.stale if lesson.stale), columns) %}
 {% for figure in lesson.figures %}
 {% set known = lesson.evidence.figures[figure.name] %}
 <tr><th scope="row">{{ figure.name }}</th>
@@ -333,12 +333,18 @@ def _stale(result: dict[str, Any], profile: str, run: str | None) -> str:
     """
     reasons = []
     if result.get("run") != run:
-        reasons.append(f"the run of {result.get('time', 'an unknown time')}")
+        when = result.get("time", "")[:16].replace("T", " ")
+        reasons.append(f"by an earlier run, of {when}" if when else "by an earlier run")
     if result["profile"] != profile:
-        reasons.append(f"profile {result['profile']}")
+        reasons.append(f"in the profile {result['profile']}")
     if result.get("commit", commit()) != commit():
-        reasons.append(f"commit {result['commit']}")
-    return " and ".join(reasons)
+        reasons.append(_at(result["commit"]))
+    return ", ".join(reasons)
+
+
+def _at(measured: str | None) -> str:
+    """Which sources something was measured with, in words."""
+    return f"at commit {measured}" if measured else "with sources of no known commit"
 
 
 def _bench(path: Path) -> dict[str, Any]:
@@ -349,7 +355,7 @@ def _bench(path: Path) -> dict[str, Any]:
     versions = ", ".join(f"{name} {version}" for name, version in bench.get("versions", {}).items())
     caption = f"Ours and others, side by side in one run, one thread, median of several. {versions}"
     if bench.get("commit") != commit():
-        caption += f", stale: measured with commit {bench.get('commit')}"
+        caption += f", stale: measured {_at(bench.get('commit'))}"
     rows = [{name.replace("_", " "): row.get(name) for name in bench["rows"][0]} for row in bench["rows"]]
     numbers = {name for name in rows[0] if all(isinstance(row[name], int | float) for row in rows)}
     return {

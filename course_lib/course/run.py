@@ -21,14 +21,13 @@ import tyro
 from tqdm import tqdm
 
 from course_lib import paths
-from course_lib.course import build, report
+from course_lib.course import build, limits, report
 from course_lib.lesson import PROFILES, commit
 from course_lib.settings import Workers
 
 # Seconds that one cell may take: they end what hangs, on a busy machine too. The real benchmark may train for days.
 TIMEOUT = {"smoke": 900, "mini": 1800, "paper": None}
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-LESSON_MEMORY = 4 * 2**30  # bytes that a lesson may need
+LESSON_MEMORY = 3 * 2**30  # bytes that a lesson may need
 LONGEST_FIRST = ("07", "08", "03", "02", "06")  # so that no long one is left to the end
 ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _row = 0  # of the screen, for the bars of this process
@@ -57,7 +56,7 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     layout = "{desc:32.32} {bar:20} {n_fmt:>3}/{total_fmt} cells  {elapsed}"
     bar = {"desc": notebook.stem, "bar_format": layout, "position": progress, "leave": False}
-    threads = {name: os.environ.get(name, "1") for name in THREADS}
+    threads = {name: str(limits.threads(name)) for name in limits.THREAD_VARIABLES}
     course = {"COURSE_PROFILE": profile, "COURSE_RESULTS": str(paths.results())}
     started = time.perf_counter()
     with patch.dict(os.environ, threads | course | (environment or {})):  # a kernel gets what this process has
@@ -138,9 +137,8 @@ def _one(notebook: Path, output: Path, profile: str, strict: bool) -> tuple[str,
 
 def _fitting() -> int:
     """Lessons that fit beside each other: a core for each of a lesson's threads, and memory."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else LESSON_MEMORY
-    return max(1, min(cores // int(os.environ.get("OMP_NUM_THREADS", "1")), memory // LESSON_MEMORY))
+    memory = limits.memory() or LESSON_MEMORY
+    return max(1, min(limits.cores() // limits.threads(), memory // LESSON_MEMORY))
 
 
 def main(

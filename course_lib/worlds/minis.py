@@ -20,6 +20,8 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -28,6 +30,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
+from tqdm import tqdm
 
 from course_lib import paths
 from course_lib.backbones import imagenet_classes
@@ -57,6 +60,7 @@ NOVEL, VALIDATION, KINDS = 10, 6, 40  # classes of mini-imagenet; the others are
 WAYS = 5  # of an episode: no split has fewer classes
 NOTE = "miniature.json"
 GENERATION = "-[0-9a-f]{12}$"  # end of the name of a data set that lies beside another one
+_saved: ContextVar[tqdm | None] = ContextVar("saved", default=None)  # the bar of the data set that is written
 ANIMALS = ("bird", "hoofed", "furry", "fish", "sea", "crawling")  # groups in mini-cub
 
 
@@ -87,7 +91,8 @@ def mini_ilsvrc(root: str | Path = "", labels: str = "wnid", source: str = "phot
     }
     kind = labels if source == "photographs" else source
     folder = _folder(root, "mini-ilsvrc" if kind == "wnid" else f"mini-ilsvrc-{kind}", seed)
-    return _once(folder, about, lambda scratch: _write_ilsvrc(scratch, world, PER_ITEM[source], seed))
+    images = sum(PER_ITEM[source][split] * len(world.items[split]) for split in ("train", "val"))
+    return _once(folder, about, lambda scratch: _write_ilsvrc(scratch, world, PER_ITEM[source], seed), images)
 
 
 def mini_imagenet(root: str | Path = "", seed: int = 0) -> Path:
@@ -113,7 +118,8 @@ def mini_imagenet(root: str | Path = "", seed: int = 0) -> Path:
         "world": world.fingerprint,
     }
     folder = _folder(root, "mini-imagenet", seed)
-    return _once(folder, about, lambda scratch: _write_imagenet(scratch, world, novel, validation, seed))
+    images = PER_CLASS["imagenet"] * len(world.classes)
+    return _once(folder, about, lambda scratch: _write_imagenet(scratch, world, novel, validation, seed), images)
 
 
 def mini_cub(root: str | Path = "", seed: int = 0) -> Path:
@@ -127,7 +133,9 @@ def mini_cub(root: str | Path = "", seed: int = 0) -> Path:
     world = scenes.photo_world(pictures, "kind", seed)
     about = {"seed": seed, "groups": ANIMALS, "per_class": PER_CLASS["cub"], "world": world.fingerprint}
     folder = _folder(root, "mini-cub", seed)
-    return _once(folder, about, lambda scratch: _write_cub(scratch, world, _species(pictures), seed))
+    species = _species(pictures)
+    images = PER_CLASS["cub"] * len(species)
+    return _once(folder, about, lambda scratch: _write_cub(scratch, world, species, seed), images)
 
 
 def mini_market(root: str | Path = "", identity: str = "clothes", seed: int = 0) -> Path:
@@ -185,14 +193,26 @@ def mini_voc(root: str | Path = "", source: str = "photographs", seed: int = 0) 
         return scene, {"Tracks": track.astype(np.uint8) * 255}
 
     folder = _folder(root, "mini-voc" if source == "photographs" else f"mini-voc-{source}", seed)
-    return _once(folder, about, lambda scratch: _write_voc(scratch, list(world.classes.values()), recipe, drawn))
+    classes, images = list(world.classes.values()), sum(recipe.images.values())
+    return _once(folder, about, lambda scratch: _write_voc(scratch, classes, recipe, drawn), images)
 
 
 def _folder(root: str | Path, name: str, seed: int) -> Path:
     return paths.data_root(root) / (f"{name}-seed{seed}" if seed else name)
 
 
-def _once(folder: Path, about: dict, write: Callable[[Path], None]) -> Path:
+@contextmanager
+def _bar(title: str, images: int | None) -> Iterator[None]:
+    """A bar of the images that are saved meanwhile, with the time left if their number is known."""
+    with tqdm(desc=title, total=images, unit=" images", delay=1) as bar:
+        token = _saved.set(bar)
+        try:
+            yield
+        finally:
+            _saved.reset(token)
+
+
+def _once(folder: Path, about: dict, write: Callable[[Path], None], images: int | None = None) -> Path:
     """The folder of a data set, which is written once, whole or not at all, even if two processes want it.
 
     What is there is only read. Nothing that is there is ever removed: where the folder holds something else (the same
@@ -217,7 +237,8 @@ def _once(folder: Path, about: dict, write: Callable[[Path], None]) -> Path:
         else:
             raise FileExistsError(f"{folder} and {beside} hold other data; move one of them away and run again.")
         new = scratch / folder.name
-        write(new)
+        with _bar(f"Writing {folder.name}", images):
+            write(new)
         files = [path.relative_to(new) for path in new.rglob("*") if path.is_file()]
         counts = Counter(str(path.parent) for path in files)
         _write_lines(new / NOTE, [json.dumps({**about, "files": counts})])
@@ -276,6 +297,8 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 def _save(array: np.ndarray, path: Path, **options: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path, **options)
+    if path.suffix != ".png" and (bar := _saved.get()) is not None:  # an image, not a mask of one
+        bar.update()
 
 
 def _annotation(folder: str, file: str, scene: scenes.Scene, names: list[str], voc: bool = False) -> str:
