@@ -16,14 +16,18 @@ from course_lib.paths import HERE
 from course_lib.worlds import minis
 
 ROOT = Path(__file__).resolve().parents[1]
-RESEARCH = [name for name, (place, _) in COMMANDS.items() if ".experiments." in place]
+RESEARCH = [name for name, (place, _) in COMMANDS.items() if ".experiments." in place and name != "submission"]
 SHARED = ("--data", "--device", "--folder", "--workers")  # of all of them, in one spelling
-NEEDED = {"evaluate seeds": ["--checkpoint", "nowhere.safetensors"], "ablate": ["--table", "5"]}
+NEEDED = {
+    "evaluate seeds": ["--checkpoint", "nowhere.safetensors"],
+    "ablate": ["--table", "5"],
+    "submission": ["predictions", "--data", "voc"],
+}
 
 
 def asked(name, *options):
     """The words of a command, with what it does not run without."""
-    folder = [] if name.startswith("evaluate") else ["--folder", "out"]
+    folder = [] if name.startswith(("evaluate", "submission")) else ["--folder", "out"]
     return [*name.split(), *folder, *NEEDED.get(name, []), *options]
 
 
@@ -48,7 +52,8 @@ def test_one_spelling_for_the_same_thing(name, capsys):
     said = capsys.readouterr().out
     assert stop.value.code == 0 and f"python -m course_lib {name}" in said
     assert all(option in said for option in SHARED)
-    assert ("--weights" in said) if name.startswith("train") else ("--checkpoint" in said or name == "ablate")
+    started = name.startswith(("train", "run"))
+    assert ("--weights" in said) if started else ("--checkpoint" in said or name == "ablate")
     assert not {"--out", "--method,", "--config."} & set(said.split())
 
 
@@ -95,7 +100,10 @@ def nothing_is_done(monkeypatch, tmp_path):
 
     for place, _ in COMMANDS.values():
         module = importlib.import_module(place.partition(":")[0])
-        for work in ("train", "evaluate", "ablate", "ablate_tricks", "load", "run", "execute", "collect", "_write_all"):
+        for work in (
+            "train evaluate ablate ablate_tricks load run execute collect _write_all run_pipeline as_voc "
+            "check_submission write_submission"
+        ).split():
             if hasattr(module, work):
                 monkeypatch.setattr(module, work, begin)
     for module, works in {

@@ -61,6 +61,18 @@ COMMANDS = {
         "course_lib.experiments.wsss:evaluate_command",
         "measure seeds of a network that was trained from image tags",
     ),
+    "run wsss": (
+        "course_lib.experiments.pipeline:pipeline_command",
+        "from tags to seeds, pseudo masks and a segmentation network; your own photographs, too",
+    ),
+    "explain": (
+        "course_lib.experiments.explain:explain_command",
+        "draw maps of photographs of your own: of classes, or of what they resemble",
+    ),
+    "submission": (
+        "course_lib.experiments.pipeline:submission_command",
+        "write or check the archive of predictions that VOC's test server takes",
+    ),
     "ablate": (
         "course_lib.experiments.wsss:ablate_command",
         "measure rows of Tables 5 to 7 of pixel-to-prototype contrast, over random seeds",
@@ -68,7 +80,14 @@ COMMANDS = {
 }
 
 
-RESUMED = {*(name for name in COMMANDS if "train" in name), "evaluate localise", "ablate", "evidence", "data"}
+RESUMED = {
+    *(name for name in COMMANDS if "train" in name),
+    "evaluate localise",
+    "run wsss",
+    "ablate",
+    "evidence",
+    "data",
+}
 FAULTS = (TypeError, AttributeError, NameError, LookupError, AssertionError, ZeroDivisionError, NotImplementedError)
 REMEDIES = {
     errno.ENOENT: "name one that is there",

@@ -72,13 +72,13 @@ def shifted(maps: Shaped[Tensor, "... h w"], by: tuple[int, int], radius: int) -
     return maps[..., down : down + height, reach + right : reach + right + width]
 
 
-def widened(maps: Shaped[Tensor, "... h w"], radius: int, value: float) -> Shaped[Tensor, "... H W"]:
+def widened(maps: Shaped[Tensor, "... h w"], radius: int, value: float | int) -> Shaped[Tensor, "... H W"]:
     """Maps with a border of one value on the left, the right and below, so that every pixel of theirs is a source."""
     reach = radius - 1
     return F.pad(maps, (reach, reach, 0, reach), value=value)
 
 
-def filled(maps: Shaped[Tensor, "... h w"], multiple: int, value: float = 0.0) -> Shaped[Tensor, "... H W"]:
+def filled(maps: Shaped[Tensor, "... h w"], multiple: int, value: float | int = 0.0) -> Shaped[Tensor, "... H W"]:
     """Maps with one value on the right and below, up to sides that are multiples of a number."""
     return F.pad(maps, (0, -maps.shape[-1] % multiple, 0, -maps.shape[-2] % multiple), value=value)
 

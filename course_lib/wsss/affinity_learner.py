@@ -9,7 +9,7 @@ strong and one under a weak background, IRN from label images. Nobody drew a mas
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class AffinityTraining:
     size: Side = 448  # of a crop, or of the whole image, pixels
     scales: tuple[Positive, Positive] | None = (1.0, 1.0)  # of the image before the crop; None: no crop
     jitter: bool = True  # of colours: brightness, contrast, saturation 0.3, hue 0.1
+    radius: Annotated[int, (2, 64)] | None = None  # of pairs, on the grid; None: 5 (psa) or 10 (irn)
     borders: bool = False  # whether pixels near the border are sources of pairs, which small grids need
     width: Count = 64  # of a ResNet38's first convolution; less makes a network for trials
     taps: tuple[str, str, str] | None = None  # of timm's (psa); None: chosen there
@@ -115,7 +116,7 @@ def affinity_recipe(refine: Literal["psa", "irn"], backbone: str | None = None, 
         same = ("weights", "learning_rate", "size", "taps", "frozen")
         settings |= _CPU | {name: known[name] for name in same if name in known} | {"backbone": backbone}
         if refine == "irn":
-            settings |= {"backbone": LITE0, "weights": "pretrained"}
+            settings |= {"backbone": LITE0, "weights": "pretrained", "size": 192, "radius": 5, "epochs": 2}
     elif backbone is not None:
         settings["backbone"] = backbone
     return AffinityTraining(**{"refine": refine} | settings | chosen)
@@ -180,17 +181,21 @@ class AffinityLearner(nn.Module):
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Loss terms of a batch of SureImages."""
-        # Outside of the image lies the mean colour.
-        images = self.net.normalise(batch["image"]) * batch["inside"][:, None]
+        colours = self.net if self.config.refine == "irn" else self.net.trunk
+        images = colours.normalise(batch["image"]) * batch["inside"][:, None]  # outside lies the mean colour
         labels, borders = batch["labels"].long(), self.config.borders
         if self.config.refine == "irn":
             images = filled(images, max(self.net.strides))
             boundary, displacement = self.net(self.net.frozen(images))
             grid = labels.shape[1:]  # sides of the image that were filled up have none
             parts = (part[..., : grid[0], : grid[1]] for part in (boundary, displacement))
-            return irn.irn_loss(*parts, labels, fitting_radius(*grid, irn.TRAINED_RADIUS), borders)
+            return irn.irn_loss(
+                *parts, labels, fitting_radius(*grid, self.config.radius or irn.TRAINED_RADIUS), borders
+            )
         features = self.net(self.net.trunk.frozen(filled(images, self.net.trunk.stride)))
-        return psa.affinity_loss(features, labels, fitting_radius(*labels.shape[1:], psa.RADIUS), borders)
+        return psa.affinity_loss(
+            features, labels, fitting_radius(*labels.shape[1:], self.config.radius or psa.RADIUS), borders
+        )
 
 
 def train_affinity(
