@@ -150,14 +150,15 @@ def _keys(cell, rank, radix):
 # keys m in order -> for each axis: index m 3 of a vertex and its two neighbours, share m 3 (1, and 1/2 if they exist)
 def _neighbours(keys, radix):
     v, itself = len(radix) + 1, torch.arange(len(keys), dtype=torch.int32, device=keys.device)
-    # To a neighbour all coordinates fall by 1 and that of the axis rises by v - 1; or all rise and that one falls.
-    carry = v * (1 - radix.sum(dtype=radix.dtype))  # cells fall, too, where the remainder is 0
-    fall, rise = (torch.where(keys % v == remainder, carry, 0) - 1 for remainder in (0, v - 1))
+    # To a neighbour all coordinates fall by 1 and that of the axis rises by v - 1; from it, the other way round.
+    fall = torch.where(keys % v == 0, v * (1 - radix.sum(dtype=radix.dtype)), 0) - 1  # of remainder 0 cells fall, too
     for step in F.pad(v * radix, (0, 1)):
-        index, share = [itself], [torch.ones_like(itself)]
-        for wanted in (keys + (step + fall), keys - (step + rise)):
-            at = torch.searchsorted(keys, wanted, out_int32=True).clamp_max(len(keys) - 1)
-            there = keys[at] == wanted
-            index.append(torch.where(there, at, itself))
-            share.append(there / 2)
-        yield torch.stack(index, 1), torch.stack(share, 1)
+        wanted = keys + (step + fall)
+        at = torch.searchsorted(keys, wanted, out_int32=True).clamp_max(len(keys) - 1)
+        there = keys[at] == wanted
+        here, there = itself[there], at[there]
+        index = itself[:, None].repeat(1, 3)
+        index[here, 1], index[there, 2] = there, here
+        share = torch.tensor([1.0, 0.0, 0.0], device=keys.device).repeat(len(keys), 1)
+        share[here, 1] = share[there, 2] = 0.5
+        yield index, share
