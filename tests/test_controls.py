@@ -138,6 +138,13 @@ def test_class_agreement_is_its_definition_lowest_first():
         assert found[name] == pytest.approx(sum(slow) / len(slow), abs=1e-5)
 
 
+def test_same_answers_is_a_share_of_classes():
+    images = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [2, 1, 0]])
+    assert controls.same_answers(lambda x: x, images, lambda x: 2 * x) == 1
+    assert controls.same_answers(lambda x: x, images, lambda x: x.flip(1)) == 0.25
+    assert controls.same_answers(lambda x: -x, images, lambda x: -x) == 0
+
+
 @given(st.floats(-1, 1), st.floats(-1, 1), st.sampled_from([0.3, 0.01, 1e-4]))
 def test_crossing_is_found_within_the_tolerance_by_halving(at, step, tolerance):
     calls = []

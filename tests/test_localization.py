@@ -245,3 +245,11 @@ def test_the_grid_of_thresholds_is_an_argument():
 def test_a_grid_that_is_none_is_refused(thresholds):
     with pytest.raises(ValueError, match="ascending thresholds"):
         MaxBoxAcc(torch.tensor(thresholds))
+
+
+def test_hits_by_size_go_from_the_smallest_true_box_to_the_largest():
+    true = torch.tensor([[0, 0, 40, 40], [0, 0, 9, 19], [5, 5, 15, 15], [0, 0, 60, 60]])
+    found = torch.tensor([[0, 0, 40, 40], [0, 0, 9, 9], [50, 50, 90, 90], [0, 0, 9, 9]])  # the second: exactly 0.5
+    assert localization.hits_by_size(found, true, 4) == [0, 1, 1, 0]
+    assert localization.hits_by_size(found, true, 2) == [0.5, 0.5]
+    assert localization.hits_by_size(found[:3].float(), true[:3].float(), 2) == [0.5, 1]  # one image more in the first

@@ -89,10 +89,10 @@ def test_a_flipbook_is_one_labelled_slider_over_described_frames(monkeypatch):
     )
     assert re.findall(r'alt="([^"]+)"', html) == ["box at 0.1", "box at 0.2", "box at 0.3"]
     frames = re.findall(r"<img [^>]*>", html)
-    assert ["hidden" in frame for frame in frames] == [True, False, True]
+    assert ["hidden" in frame for frame in frames] == [False, True, True]
     slider = re.search(r"<label>threshold \(share\) (<input [^>]*>)</label>", html)[1]
-    assert 'min="0" max="2" value="1"' in slider and 'data-lm-suppress-shortcuts="true"' in slider
-    assert '["0.1", "0.2", "0.3"]' in unescape(slider) and "<output>0.2</output>" in html
+    assert 'min="0" max="2" value="0"' in slider and 'data-lm-suppress-shortcuts="true"' in slider
+    assert '["0.1", "0.2", "0.3"]' in unescape(slider) and "<output>0.1</output>" in html
     assert not plt.get_fignums()
 
 

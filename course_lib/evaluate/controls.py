@@ -9,6 +9,7 @@ tomorrow, takes other questions:
     two objects      is each class hotter on its own object than on the other?    own_object_hotter
     energy           how much of the heat lies on the object, for its area?       energy_per_area
     energy by part   and how much on each part of it, and on the background?      energy_by_part
+    a change         does the answer stay the same?                               same_answers
     a free choice    how far must it go until one method errs as much as another? crossing
 
 The curve over thresholds and the baselines that never look at the image belong to `localization.MaxBoxAcc`. Randomness
@@ -118,6 +119,18 @@ def class_agreement(
         a, b = (weighted_map(features, rule(classes))[:, 0] for classes in (own, other))
         found[name] = float(map_correlation(a, b).mean())
     return {name: found[name] for name in sorted(found, key=found.get)}
+
+
+def same_answers(
+    classify: Callable[[Tensor], Float[Tensor, "b c"]], images: Tensor, change: Callable[[Tensor], Tensor]
+) -> float:
+    """Share of images, 0..1, that get the same class before and after a change.
+
+    Args:
+        classify: scores of images; the class is the one with the largest.
+        change: makes other images of them, such as mirrored ones.
+    """
+    return float((classify(images).argmax(1) == classify(change(images)).argmax(1)).double().mean())
 
 
 def crossing(error_at: Callable[[float], float], limit: float, low: float, high: float, tolerance: float) -> float:

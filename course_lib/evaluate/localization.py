@@ -69,6 +69,17 @@ def baseline_boxes(size: tuple[int, int]) -> Int[Tensor, "20 4"]:
     return torch.cat((start, start + side - 1), 1).long()
 
 
+def hits_by_size(found: Num[Tensor, "n 4"], true: Num[Tensor, "n 4"], groups: int) -> list[float]:
+    """Share of boxes with IoU >= 0.5 with the true one, 0..1, in groups of images of equal number.
+
+    Args:
+        true: one box for each image; the groups run from the smallest area, (x1 - x0) (y1 - y0), to the largest.
+    """
+    hit = (_iou(found, true) >= 0.5).double()
+    order = (true[:, 2:] - true[:, :2]).prod(1).argsort(stable=True)
+    return [part.mean().item() for part in hit[order].tensor_split(groups)]
+
+
 @dataclass(frozen=True)
 class Localization:
     """Localisation accuracies of a set of images, as shares in 0..1. Curves run over the thresholds of `MaxBoxAcc`."""

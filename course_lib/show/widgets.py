@@ -1,4 +1,4 @@
-"""Figures that answer to a hand: `live` redraws with the kernel, `flipbook` needs none.
+"""Interactive figures: `live` redraws with the kernel, `flipbook` needs none.
 
 Both put the picture into HTML of their own, so that it has alternative text, never stacks up, and is the same in
 JupyterLab, Colab and a test run.
@@ -55,17 +55,15 @@ def flipbook(draw: Callable[..., Figure], values: Sequence, *, label: str, alt: 
 
     Args:
         draw: draw(value) returns the figure; all of one size.
-        values: in the order of the slider; it starts in the middle.
+        values: in the order of the slider; it starts at the first one.
         label: what the slider sets, with the unit.
         alt: alt(value) describes the frame.
     """
     if not len(values):
         raise ValueError("A flipbook needs at least one value, but values is empty.")
-    start = len(values) // 2
     names = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     frames = [
-        image_tag(draw(value), alt(value), attributes="" if index == start else "hidden ")
-        for index, value in enumerate(values)
+        image_tag(draw(value), alt(value), attributes="hidden " if index else "") for index, value in enumerate(values)
     ]
     turn = (
         "const book = this.closest('figure'), at = Number(this.value);"
@@ -75,12 +73,12 @@ def flipbook(draw: Callable[..., Figure], values: Sequence, *, label: str, alt: 
     )
     # JupyterLab would take the arrow keys for itself, unless the input itself says that they are its own.
     slider = (
-        f'<input type="range" min="0" max="{len(names) - 1}" value="{start}" aria-valuetext="{escape(names[start])}" '
+        f'<input type="range" min="0" max="{len(names) - 1}" value="0" aria-valuetext="{escape(names[0])}" '
         f'data-lm-suppress-shortcuts="true" style="width:18em;vertical-align:middle" oninput="{escape(turn)}">'
     )
     display(
         HTML(
             f'<figure class="flipbook" style="margin:0"><label>{escape(label)} {slider}</label> '
-            f"<output>{escape(names[start])}</output><div>{''.join(frames)}</div></figure>"
+            f"<output>{escape(names[0])}</output><div>{''.join(frames)}</div></figure>"
         )
     )

@@ -1,5 +1,15 @@
 """Wrong answers that students give in lesson 01, and a fragment of the message that each of them must get."""
 
+BY_SIZE = """
+def area(boxes):
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+def hits_by_size(found, true, groups):
+    hit = (iou(found, true).diagonal() >= 0.5).double()
+    order = area(true).argsort(stable=True)
+    return [hit[part].mean().item() for part in order.chunk(groups)]
+"""
+
 NEAR_MISSES = {
     "01.1": [
         (
@@ -292,5 +302,20 @@ def region_box(heatmap, threshold):
 """,
             "region 1, the first",
         ),
+    ],
+    "01.4": [
+        ("sorted by what was found", BY_SIZE.replace("area(true)", "area(found)"), "a bad box says nothing"),
+        ("width alone", BY_SIZE.replace("area(true)", "(true[:, 2] - true[:, 0])"), "by the width alone"),
+        ("not sorted", BY_SIZE.replace("area(true).argsort(stable=True)", "torch.arange(len(true))"), "did not sort"),
+        (
+            "largest first",
+            BY_SIZE.replace("argsort(stable=True)", "argsort(stable=True).flip(0)"),
+            "smallest first is asked for",
+        ),
+        ("mean IoU", BY_SIZE.replace(">= 0.5", "+ 0.0"), "You took the mean IoU"),
+        ("more than", BY_SIZE.replace(">= 0.5", "> 0.5"), "An IoU of exactly 0.5"),
+        ("counted", BY_SIZE.replace("mean()", "sum()"), "You counted"),
+        ("percent", BY_SIZE.replace("hit[part]", "100 * hit[part]"), "These are percentages"),
+        ("misses", BY_SIZE.replace(">= 0.5", "< 0.5"), "These are the shares of misses"),
     ],
 }

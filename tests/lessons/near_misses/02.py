@@ -10,6 +10,28 @@ def distance_weights(query, reference, eps=1e-6):
 
 SHARED = WEIGHTS.format("weights / weights.sum(-1, keepdim=True)")
 
+AGREEMENT = """
+def agreement(features, rules, own, other):
+    found = {{}}
+    for name, rule in rules.items():
+        a, b = (maps.weighted_map(features, rule(classes))[:, 0] for classes in (own, other))
+        found[name] = ({0}).mean().item()
+    plain = dict(zip(rules, range(9)))
+    return {{name: found[name] for name in sorted({1}, key={1}.get)}}
+"""
+
+SEARCH = """
+def change_of_places(error_at, limit, low, high, tolerance):
+    low, high = {start}
+    while high - low > tolerance:
+        middle = (low + high) / 2
+        if error_at(middle) {op} limit:
+            low = middle
+        else:
+            high = middle
+    return {end}
+"""
+
 NEAR_MISSES = {
     "02.1": [
         (
@@ -227,6 +249,116 @@ def distance_map(features, weights):
     return torch.stack(maps, 1)
 """,
             "images come first",
+        ),
+    ],
+    "02.4": [
+        (
+            "differences of raw maps",
+            AGREEMENT.format("(a - b).abs().mean((1, 2))", "found"),
+            "their scale carries no meaning",
+        ),
+        (
+            "weights",
+            """
+def agreement(features, rules, own, other):
+    found = {name: controls.map_correlation(rule(own), rule(other)).mean().item() for name, rule in rules.items()}
+    return dict(sorted(found.items(), key=lambda pair: pair[1]))
+""",
+            "You compared the weights",
+        ),
+        (
+            "all images at once",
+            AGREEMENT.format("torch.corrcoef(torch.stack((a.flatten(), b.flatten())))[0, 1]", "found"),
+            "correlation of all images at once",
+        ),
+        (
+            "no mean taken off",
+            AGREEMENT.format("torch.cosine_similarity(a.flatten(1), b.flatten(1))", "found"),
+            "left out the mean of each map",
+        ),
+        (
+            "size alone",
+            AGREEMENT.format("controls.map_correlation(a, b).abs()", "found"),
+            "size of each correlation",
+        ),
+        ("sum", AGREEMENT.format("controls.map_correlation(a, b).sum()", "found"), "You summed over the images"),
+        ("first image", AGREEMENT.format("controls.map_correlation(a, b)[0]", "found"), "first image alone"),
+        (
+            "own class twice",
+            AGREEMENT.format("controls.map_correlation(a, a)", "found"),
+            "one and the same class",
+        ),
+        ("not sorted", AGREEMENT.format("controls.map_correlation(a, b)", "plain"), "their order is not"),
+        (
+            "most alike first",
+            AGREEMENT.format("controls.map_correlation(a, b)", "found").replace(
+                "key=found.get", "key=lambda n: -found[n]"
+            ),
+            "their order is not",
+        ),
+        (
+            "names alone",
+            AGREEMENT.format("controls.map_correlation(a, b)", "found").replace("return {", "return list({")[:-2]
+            + "})\n",
+            "Expected a dictionary",
+        ),
+    ],
+    "02.5": [
+        (
+            "a fine grid",
+            """
+def change_of_places(error_at, limit, low, high, tolerance):
+    for factor in torch.arange(low, high, tolerance).tolist():
+        if error_at(factor) <= limit:
+            return factor
+""",
+            "You measured more than 12 times",
+        ),
+        ("the wrong half", SEARCH.format(op="<", start="low, high", end="(low + high) / 2"), "You kept the wrong half"),
+        (
+            "not below",
+            SEARCH.format(op=">=", start="low, high", end="(low + high) / 2"),
+            "You went on where the error equals",
+        ),
+        ("error", SEARCH.format(op=">", start="low, high", end="error_at(high)"), "That is the error at the place"),
+        ("error before", SEARCH.format(op=">", start="low, high", end="error_at(low)"), "error before the place"),
+        ("length", SEARCH.format(op=">", start="low, high", end="high - low"), "the last interval's length"),
+        (
+            "one halving",
+            """
+def change_of_places(error_at, limit, low, high, tolerance):
+    middle = (low + high) / 2
+    if error_at(middle) > limit:
+        low = middle
+    else:
+        high = middle
+    return middle
+""",
+            "That is the first middle",
+        ),
+        (
+            "fixed ends",
+            SEARCH.format(op=">", start="-1.0, 1.0", end="(low + high) / 2"),
+            "as they are given",
+        ),
+        (
+            "outside",
+            """
+def change_of_places(error_at, limit, low, high, tolerance):
+    factor = low - tolerance
+    while error_at(factor) > limit:
+        factor += tolerance
+    return factor
+""",
+            "outside of low",
+        ),
+        (
+            "nothing measured",
+            """
+def change_of_places(error_at, limit, low, high, tolerance):
+    return -0.637
+""",
+            "You never called error_at",
         ),
     ],
 }
