@@ -266,20 +266,14 @@ def test_no_class_has_more_queries_than_allowed():
         episodes.dirichlet_counts(3, 12, 1, seeded(), most=3)
 
 
-def test_gains_of_uneven_episodes_are_paired_and_turn_where_they_stay_positive(monkeypatch):
-    features, labels = data((20, 18, 17, 19, 21, 16))
-    gains, turning = episodes.uneven_gains(features, labels, [15, 1], epsilon=0.0)
-    drawn = sample(labels, 5, 1, (15, 1, 1, 1, 1), 200, seeded())
-    difference = recalls(features, drawn, "rectified", epsilon=0.0) - recalls(features, drawn, "cosine")
-    assert gains[1] == pytest.approx(100 * difference.mean().item())
-    assert turning == (15 if gains[0] > 0 >= gains[1] else 1 if min(gains) > 0 else None)
-    for shown, expected in (([2.0, -1.0, 1.0, -2.0], 15), ([2.0, 1.0, -1.0, 5.0], 8), ([-1.0, 2.0, 2.0, 2.0], None)):
-        answers = iter(shown)
-        monkeypatch.setattr(
-            episodes,
-            "recalls",
-            lambda features, drawn, method, answers=answers, **options: torch.tensor(
-                [next(answers) / 100 if method == "rectified" else 0.0]
-            ),
-        )
-        assert episodes.uneven_gains(features, labels, [15, 8, 4, 1])[1] == expected
+def test_gains_of_uneven_episodes_are_paired_and_turn_at_the_smallest_that_gains():
+    generator = seeded(1)
+    labels = torch.arange(6).repeat_interleave(20)
+    features = torch.rand(6, 12, generator=generator)[labels] + 0.9 * torch.rand(120, 12, generator=generator)
+    gains, turning = episodes.uneven_gains(features, labels, [1, 15, 4])
+    drawn = sample(labels, 5, 1, (15, 4, 4, 4, 4), 200, seeded())
+    difference = recalls(features, drawn, "rectified") - recalls(features, drawn, "cosine")
+    assert gains[2] == pytest.approx(100 * difference.mean().item())
+    assert gains[0] < -3 and gains[1] > gains[2] > 2 and turning == 4
+    assert episodes.uneven_gains(features, labels, [1])[1] is None
+    assert episodes.uneven_gains(features, labels, [1], epsilon=0.0)[0] != gains[:1]

@@ -204,19 +204,14 @@ def uneven_gains(
         options: of "rectified", as in `recalls`.
     Returns:
         for each number the mean gain in points, of accuracies that weigh all classes equally; and the smallest number
-        from which on every one gains, None if the largest does not.
+        at which it gains, None if it does at none.
     """
     gains = []
     for count in others:
         drawn = sample(labels, 5, 1, (15, *[count] * 4), episodes, Generator().manual_seed(0))
         after, before = recalls(features, drawn, "rectified", **options), recalls(features, drawn, "cosine")
         gains.append(100 * (after - before).mean().item())
-    turning = None
-    for count, gain in sorted(zip(others, gains), reverse=True):
-        if gain <= 0:
-            break
-        turning = count
-    return gains, turning
+    return gains, min((count for count, gain in zip(others, gains) if gain > 0), default=None)
 
 
 @torch.no_grad()

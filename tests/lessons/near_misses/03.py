@@ -60,6 +60,34 @@ def epoch(
     return EPOCH.format(mode=mode, step=step, value=value, result=result)
 
 
+DRIFT = """
+def row_drift(make, features, labels, classes, steps=30):
+    layer = nn.Linear(features.shape[1], classes)
+    {start}
+    optimizer = make(layer.parameters())
+    for _ in range({steps}):
+        {clear}
+        F.cross_entropy(layer(features), labels).backward()
+        optimizer.step()
+    w = layer.weight
+    return {result}
+
+def keepers():
+    return {kept}
+"""
+ROWS = "(w.mean(0).norm() / w.norm(dim=1).mean()).item()"
+
+
+def drift(
+    start="nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)",
+    steps="steps",
+    clear="optimizer.zero_grad()",
+    result=ROWS,
+    kept='{"SGD", "SGD, momentum", "SGD, decay"}',
+):
+    return DRIFT.format(start=start, steps=steps, clear=clear, result=result, kept=kept)
+
+
 NEAR_MISSES = {
     "03.1": [
         ("no minus", prototype(loss="F.cross_entropy(scale * distance, labels)"), "A sign is missing"),
@@ -188,5 +216,24 @@ def triplet_loss(features, labels, margin=0.3):
         ),
         ("no step", epoch(step=f"{FORWARD}; optimizer.zero_grad(); value.backward()"), "The weights have not moved"),
         ("a tensor", epoch(value="value"), "keeps its graph"),
+    ],
+    "03.4": [
+        ("from random weights", drift(start="pass"), "started at random"),
+        ("gradients add up", drift(clear="pass"), "have added up"),
+        ("one step", drift(steps="1"), "This is one step"),
+        ("the sum of the rows", drift(result=ROWS.replace("w.mean(0)", "w.sum(0)")), "the sum of the rows"),
+        (
+            "mean over the features",
+            drift(result=ROWS.replace("w.mean(0)", "w.mean(1)")),
+            "take the mean over the classes",
+        ),
+        ("not divided", drift(result="w.mean(0).norm().item()"), "The division by the mean length is missing"),
+        ("a tensor", drift(result=ROWS.replace(".item()", "")), "Use .item()"),
+        (
+            "Adam keeps it",
+            drift(kept='{"SGD", "SGD, momentum", "SGD, decay", "Adam"}'),
+            "keepers() is wrong about Adam",
+        ),
+        ("momentum forgotten", drift(kept='{"SGD", "SGD, decay"}'), "keepers() is wrong about SGD, momentum"),
     ],
 }

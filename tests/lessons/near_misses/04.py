@@ -16,17 +16,6 @@ def accuracy_interval(correct):
     return each.mean(), {}
 """
 
-SHIFT = """
-def shifted(support, query):
-    return {}
-"""
-
-JOIN = """
-def joining(cosines, surest):
-    mine = F.one_hot(cosines.argmax(1), cosines.shape[1]).mT.bool()
-    {}
-"""
-
 RECTIFIED = """
 def rectified(support, query, joins, epsilon):
     prototype = support.mean(2)
@@ -43,6 +32,31 @@ PARTS = {
     "joins": "joins",
     "end": "torch.where(joins.any(-1, keepdim=True), sums, prototype)",
 }
+
+TURNING = """
+def turning_point(features, labels, others):
+    gains = []
+    for count in others:
+        queries = {queries}
+        chosen = episodes.sample(labels, 5, {shots}, queries, 200, Generator().manual_seed(0))
+        after = episodes.recalls(features, chosen, {method!r})
+        before = episodes.recalls(features, chosen, {base!r})
+        gains.append({gain})
+    {end}
+"""
+END = "return gains, min((n for n, v in zip(others, gains) if v > 0), default=None)"
+
+
+def turning(
+    queries="(15, count, count, count, count)",
+    shots=1,
+    method="rectified",
+    base="cosine",
+    gain="100 * (after - before).mean().item()",
+    end=END,
+):
+    return TURNING.format(queries=queries, shots=shots, method=method, base=base, gain=gain, end=end)
+
 
 NEAR_MISSES = {
     "04.1": [
@@ -133,91 +147,6 @@ def accuracy_interval(correct):
     ],
     "04.3": [
         (
-            "wrong sign",
-            SHIFT.format("query - support.mean((1, 2))[:, None] + query.mean(1, keepdim=True)"),
-            "The sign is wrong",
-        ),
-        (
-            "one vector for all",
-            SHIFT.format("query + support.mean((0, 1, 2)) - query.mean((0, 1))"),
-            "each has its own means",
-        ),
-        (
-            "scaled again",
-            SHIFT.format("F.normalize(query + support.mean((1, 2))[:, None] - query.mean(1, keepdim=True), dim=-1)"),
-            "they stay as they are",
-        ),
-        (
-            "only the support",
-            SHIFT.format("query + support.mean((1, 2))[:, None]"),
-            "The mean of the queries is missing",
-        ),
-        ("only centred", SHIFT.format("query - query.mean(1, keepdim=True)"), "you only centred the queries"),
-        (
-            "the vector",
-            SHIFT.format("(support.mean((1, 2))[:, None] - query.mean(1, keepdim=True)).expand_as(query)"),
-            "add it to the queries",
-        ),
-    ],
-    "04.4": [
-        ("all of them", JOIN.format("return mine"), "Too many join"),
-        (
-            "nearest to each class",
-            JOIN.format("return torch.zeros_like(mine).scatter(2, cosines.topk(surest, 2).indices, True)"),
-            "whatever their pseudo-label",
-        ),
-        (
-            "strangers",
-            JOIN.format(
-                "return torch.zeros_like(mine).scatter("
-                "2, torch.where(mine, cosines, -torch.inf).topk(surest, 2).indices, True)"
-            ),
-            "took strangers",
-        ),
-        (
-            "least sure",
-            JOIN.format("""value, place = torch.where(mine, -cosines, -torch.inf).topk(surest, 2)
-    return torch.zeros_like(mine).scatter(2, place, value > -torch.inf)"""),
-            "least sure queries",
-        ),
-        (
-            "the margin",
-            JOIN.format("""best = cosines.topk(2, 1).values
-    margin = (best[:, 0] - best[:, 1])[:, None].expand_as(cosines)
-    value, place = torch.where(mine, margin, -torch.inf).topk(surest, 2)
-    return torch.zeros_like(mine).scatter(2, place, value > -torch.inf)"""),
-            "the lead over other classes",
-        ),
-        (
-            "surest by softmax",
-            JOIN.format("""value, place = (cosines.softmax(1) * mine).topk(surest, 2)
-    return torch.zeros_like(mine).scatter(2, place, value > 0)"""),
-            "the lead over other classes",
-        ),
-        (
-            "surest of the episode",
-            JOIN.format("""for episode, cosine in zip(mine, cosines):
-        surest_ones = cosine.max(0).values.argsort(descending=True)[:surest]
-        for q in range(cosine.shape[1]):
-            if q not in surest_ones:
-                episode[:, q] = False
-    return mine"""),
-            "Z surest of all queries",
-        ),
-        (
-            "classes of a query",
-            JOIN.format("return torch.zeros_like(mine).scatter(1, cosines.topk(surest, 1).indices, True)"),
-            "Z best queries of each class",
-        ),
-        (
-            "queries first",
-            JOIN.format("""value, place = torch.where(mine, cosines, -torch.inf).topk(surest, 2)
-    return torch.zeros_like(mine).scatter(2, place, value > -torch.inf).mT"""),
-            "classes come before queries",
-        ),
-    ],
-    "04.5": [
-        (
             "no epsilon",
             RECTIFIED.format(**{name: text.replace("epsilon * ", "") for name, text in PARTS.items()}),
             "epsilon is missing",
@@ -247,6 +176,30 @@ def accuracy_interval(correct):
             "scaled",
             RECTIFIED.format(**PARTS | {"end": "F.normalize(" + PARTS["end"] + ", dim=-1)"}),
             "scaled the result",
+        ),
+    ],
+    "04.4": [
+        ("shares", turning(gain="(after - before).mean().item()"), "multiply by 100"),
+        ("wrong sign", turning(gain="100 * (before - after).mean().item()"), "The sign is wrong"),
+        (
+            "all queries alike",
+            turning(gain="100 * episodes.accuracies(after - before, chosen.labels).mean().item()"),
+            "the mean of all queries",
+        ),
+        ("shift alone", turning(method="shift"), "the shift alone"),
+        ("even after all", turning(queries="count"), "as many queries as the others"),
+        ("against L2", turning(base="l2"), "You compare with L2"),
+        ("five shots", turning(shots=5), "This is 5-shot"),
+        ("gains alone", turning(end="return gains"), "Two things are expected"),
+        (
+            "the first of the list that gains",
+            turning(end="return gains, next((n for n, v in zip(others, gains) if v > 0), None)"),
+            "the smallest that gains is",
+        ),
+        (
+            "the largest that loses",
+            turning(end="return gains, max((n for n, v in zip(others, gains) if v <= 0), default=None)"),
+            "the smallest that gains is",
         ),
     ],
 }
