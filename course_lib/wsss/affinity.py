@@ -101,7 +101,7 @@ def pair_mean(values: Float[Tensor, "b o y x"], pairs: Bool[Tensor, "b o y x"]) 
 
     The pairs of all processes are counted, so that the mean over processes is the mean of the whole batch.
     """
-    count = gathered(pairs.sum()[None]).sum()
+    count = gathered(pairs.sum()[None]).sum().to(values.dtype)
     return processes() * torch.where(pairs, values, 0.0).sum() / (count + EPSILON)
 
 
