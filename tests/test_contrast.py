@@ -247,13 +247,15 @@ def test_one_pixel_against_the_prototypes():
 
 
 def test_the_presets_are_the_two_ends():
-    assert CODE == ContrastConfig() and len(DIFFERENCES) == 11
+    assert CODE == ContrastConfig() and len(DIFFERENCES) == 10
     assert replace(CODE, **{name: getattr(PAPER, name) for name in DIFFERENCES}) == PAPER
     saliency = ContrastConfig.code(saliency=True)
     assert (saliency.top_k, saliency.background) == (16, 0.1) and replace(saliency, top_k=32, background=0.2) == CODE
 
 
-@pytest.mark.parametrize("name", [*DIFFERENCES, "mine_prototypes", "mine_pixels", "top_k", "background", "temperature"])
+@pytest.mark.parametrize(
+    "name", [*DIFFERENCES, "tagged", "mine_prototypes", "mine_pixels", "top_k", "background", "temperature"]
+)
 @pytest.mark.parametrize("preset", [CODE, PAPER], ids=["code", "paper"])
 def test_every_field_changes_something(preset, name):
     *views, tags, noise = sample(5, images=4, classes=9, sides=(8, 8), tagged=0.25)

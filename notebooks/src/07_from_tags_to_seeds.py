@@ -13,10 +13,10 @@
 #
 # **You will**
 # 1. train a network on image tags, read a label for every pixel from it, and score 60 thresholds in one pass;
-# 2. write the pixel correlation of SEAM, and see what it spreads over, and what it should not;
-# 3. take a class that never shows up without its railroad, and find out which method tells the two apart, and why.
+# 2. write the pixel correlation of SEAM, and measure what it spreads over;
+# 3. find out which method tells a class from the track it always stands on, and which line of a loss decides it.
 #
-# **Time** 90 minutes to work through; about ten minutes on a CPU, less on a GPU.
+# **Time** MINUTES minutes to work through; about three minutes on a CPU, less on a GPU.
 # **Before** [01 Class activation maps](01_class_activation_maps.ipynb).
 #
 # **Source** Wang et al., *Self-supervised Equivariant Attention Mechanism* (SEAM, CVPR 2020); Lee et al., *Railroad is
@@ -33,37 +33,42 @@ SEED = 0
 # %% tags=["setup"]
 # {{setup}}
 import copy
+import hashlib
 import time
+from types import SimpleNamespace
 
-import ipywidgets
 import torch
 import torch.nn.functional as F
 from IPython.display import Markdown, display
-from matplotlib.figure import Figure
 from torch.utils.data import Subset
 
-from course_lib import evidence
+from course_lib import evidence, wsss
 from course_lib.worlds import minis, saliency
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.evaluate.segmentation import SEED_THRESHOLDS, ThresholdSweep
 from course_lib.show import plots, widgets
-from course_lib.checks import check, same
+from course_lib.checks import check, same, yours
 from course_lib.lesson import start
 from course_lib.published import SEED_MIOU
 from course_lib.wsss import eps, recipes, seam, seeds
 from course_lib.wsss.cam_net import build
-from course_lib.wsss.learner import TagLearner, fit, train, training_images
+from course_lib.wsss.learner import TagLearner, fit_once, training_images
 
 lesson = start("07", PROFILE, DATA_ROOT, DEVICE, SEED)
 
 # %% [markdown]
+# ## Words
+#
+# {{words}}
+
+# %% [markdown]
 # ## What a tag knows
 #
-# Someone drew masks around every object of PASCAL VOC: minutes of work an image. A **tag** takes seconds: *there
-# is a bird*. Weakly supervised segmentation asks how much of the mask is hidden in the tags. Our miniature has VOC's
-# layout: eight broad classes of photographs on backgrounds, one to three objects in a scene, tags for training, and masks
-# **for scoring only**. Photographs and backgrounds of "val" were never trained on.
+# Someone drew masks around every object of PASCAL VOC: minutes of work for an image. A **tag** takes seconds: *there is
+# a bird*. Weakly supervised segmentation asks how much of a mask can be learned from tags. Our miniature has VOC's
+# layout: eight broad classes of photographs on backgrounds, one to three objects in a scene, tags for training, and
+# masks **for scoring only**. The photographs and backgrounds of "val" are not in the training set.
 
 # %%
 folder = minis.mini_voc(lesson.data, "photographs", SEED)
@@ -86,17 +91,19 @@ seen, seen_tags, seen_masks, seen_saliency, seen_tracks = gathered(data["train"]
 images, tags, masks, salient, tracks = gathered(data["val"])
 
 # %% [markdown]
-# *Before you run the cell:* look at one tag and guess. Of how many of the image's pixels does it speak: in the smallest
-# case, in the median, in the largest? And there is a trap in these training scenes. One class has a habit. Which one?
+# *Predict.* A tag describes one object. Which share of the image's pixels does that object cover, in the median?
+
+# %% tags=["prediction"]
+lesson.predict("07.a", None)   # your guess, in %
 
 # %%
 confounded = names.index(data["val"].confounded)
+vehicle = names[confounded]
 habit = seen_tags[:, confounded - 1].bool()
 chosen = torch.cat((habit.nonzero()[:3, 0], (~habit).nonzero()[:5, 0]))
 told = [", ".join(names[c + 1] for c in seen_tags[i].nonzero()[:, 0]) for i in chosen]
 shares = torch.stack([(seen_masks == c).float().mean((1, 2))
-                      for c in range(1, len(names))],
-                     1)[seen_tags.bool()]
+                      for c in range(1, len(names))], 1)[seen_tags.bool()]
 low, middle, high = 100 * shares.quantile(torch.tensor([0.0, 0.5, 1.0]))
 rows_of = [*chosen[:4], *chosen[:4], *chosen[4:], *chosen[4:]]
 titles = [title for part in (told[:4], told[4:])
@@ -104,14 +111,25 @@ titles = [title for part in (told[:4], told[4:])
 plots.show(plots.grid([seen[i] for i in rows_of], titles, classes=names, side=1.7,
                       masks=[seen_masks[i] if place // 4 % 2 else None
                              for place, i in enumerate(rows_of)],
-                      title="What is trained on: words. The median object covers "
-                            f"{middle:.0f} % of the image"),
+                      title=f"Tags, and masks: an object covers {middle:.0f} % of its "
+                            "image in the median"),
            alt=f"Eight training scenes with their tags ({'; '.join(told)}), and the "
                "masks that are kept for scoring.")
-print(f"a tagged class covers {low:.1f} % of its image at least, {middle:.0f} % in the "
-      f"median, {high:.0f} % at most")
-print(f"a tag says yes or no {len(names) - 1} times; the mask has "
-      f"{seen_masks[0].numel():,} pixels")
+lesson.outcome("07.a", middle, "%")
+print(f"smallest {low:.1f} %, largest {high:.0f} %; a tag list has {len(names) - 1} "
+      f"answers, a mask has {seen_masks[0].numel():,} pixels")
+
+# %% [markdown]
+# One class has a habit: in training, each of its scenes has a band of gravel, a *track*, and no other scene has one.
+# So the class and its track cannot be told apart by tags. It is our **confounded class**, and it returns below.
+
+# %%
+with_track = seen_tracks.any(2).any(1)
+with_it, without_it = (100 * with_track[scenes_of].float().mean().item()
+                       for scenes_of in (habit, ~habit))
+lesson.claim(f"In training, {with_it:.0f} % of the scenes with a {vehicle} have a "
+             f"track, and {without_it:.0f} % of the others.",
+             with_it > 99 and without_it < 1)
 
 # %% [markdown]
 # ## Several tags at once
@@ -123,7 +141,7 @@ print(f"a tag says yes or no {len(names) - 1} times; the mask has "
 # $$L_{\text{tags}} = -\frac{1}{NC} \sum_{n, c} \Big( y_{nc} \log \sigma(x_{nc}) + (1 - y_{nc}) \log\big(1 - \sigma(x_{nc})\big)
 # \Big), \qquad \sigma(x) = \frac{1}{1 + e^{-x}} .$$
 #
-# ### Exercise 07.1 · The loss of tags (2 points, 10 minutes)
+# ### Exercise 07.1 · The loss of tags (2 points, 6 minutes)
 #
 # Write `tag_loss(logits, tags)`, both `n c`, tags 0 or 1; the result is one number, the mean over images **and** classes.
 # It has to be **stable**: a logit of −200 for a class that is there costs 200, not infinity. (In float32 $\sigma(-200)$
@@ -187,27 +205,38 @@ if isinstance(worst := tag_loss(edge, torch.tensor([[0.0, 1.0]])), torch.Tensor)
 assert abs(worst - 60) < 1e-3
 ### END HIDDEN TESTS
 
+
 # %% [markdown]
-# From here on the lesson uses the library's `wsss.tag_loss`. The network is an EfficientNet-Lite0 of which the last block
-# learns, a 1 × 1 convolution, and one more for the maps: the mean of a map is its logit, as in lesson 01, only that the
-# mean comes last. What the frozen blocks make of the scenes and their mirror images is computed once and serves all
-# trainings.
+# The network is an EfficientNet-Lite0 of which the last block learns, a 1 × 1 convolution, and one more for the maps. The
+# mean of a map is its logit, as in lesson 01; only the order differs: the mean comes last. The frozen blocks are the same
+# for all trainings of this lesson. So what they make of a picture is computed once.
+#
+# The trainings here are short: 192 pixels in place of 288, and 8 epochs in place of 16. At the end stands a table of full
+# trainings with several random seeds.
 
 # %%
+TRAININGS = {  # name: method; of EPS the threshold of its rule, and what is salient
+    "CAM": ("cam", eps.OVERLAP, ""), "SEAM": ("seam", eps.OVERLAP, ""),
+    "EPS": ("eps", eps.OVERLAP, "saliency"),
+    "EPS without its rule": ("eps", -1.0, "saliency"),
+    "EPS with masks": ("eps", eps.OVERLAP, "masks")}
+
 def recipe(method):
     """The settings of a method on a CPU; "smoke" makes everything small."""
     tiny = {"size": 64, "small": 48, "epochs": 2, "scored_at": 64}
+    short = {"size": 192, "epochs": 8, "scored_at": 192}
     return recipes.recipe(method, data=str(folder), seed=SEED,
-                          **lesson.choose(smoke=tiny, mini={}, paper={}))
+                          **lesson.choose(smoke=tiny, mini=short, paper={}))
 
-kept = training_images(recipe("cam"), progress=False)
-scenes = Subset(kept, range(lesson.choose(smoke=48, mini=len(kept), paper=len(kept))))
-steps = len(scenes) // recipe("cam").batch_size                           # of an epoch
-print(f"{len(scenes)} training scenes, {steps} steps an epoch, {recipe('cam').epochs} "
-      "epochs")
+known = Voc(folder, "trainaug")
+count = lesson.choose(smoke=48, mini=len(known), paper=len(known))
+scenes = Subset(training_images(recipe("cam"), progress=lesson.profile != "smoke"),
+                range(count))
+steps = count // recipe("cam").batch_size                                 # of an epoch
+print(f"{count} training scenes, {steps} steps an epoch, {recipe('cam').epochs} epochs")
 
 # %% [markdown]
-# While a network learns we watch four scenes of "val" after each epoch; the pages are turned below.
+# While a network learns, we keep its maps of four scenes of "val" after each epoch. You will turn these pages below.
 
 # %%
 has, on_track = tags[:, confounded - 1].bool(), tracks.any(2).any(1)
@@ -219,7 +248,17 @@ watched = torch.tensor(list(dict.fromkeys(first))[:4])
 shown_class = [confounded - 1 if has[i] else int(tags[i].argmax()) for i in watched]
 
 # %%
-nets, pages, rows = {}, {}, {}
+frozen = SimpleNamespace(kept={})
+
+def remembering(prepare):
+    """`prepare` of a network, which computes what frozen blocks make of pictures once:
+    all networks here have the same."""
+    def answer(pictures, **options):
+        key = hashlib.sha256(pictures.cpu().numpy()).hexdigest(), str(options)
+        if key not in frozen.kept:
+            frozen.kept[key] = prepare(pictures, **options)
+        return frozen.kept[key]
+    return answer
 
 def maps_of(net, pictures, tags):
     """Scores in 0..1 of the tagged classes, read as the method was published: b c H W,
@@ -229,56 +268,100 @@ def maps_of(net, pictures, tags):
         seeds.score_maps(net, pictures.to(device), tags.to(device)).values())).cpu()
 
 # %%
-def learn(method):
-    """Train a method from the tags, keep a page of each epoch, and score its seeds on
-    both splits."""
-    def watch(net, step):
-        if step % steps == 0:
-            pages[method].append(maps_of(net.eval(), images[watched],
-                                         tags[watched])[range(4), shown_class])
-            net.train()
+class Training(TagLearner):
+    """The library's training; the rule of EPS may have another threshold."""
 
-    pages[method] = []
-    net, history = train(recipe(method), images=scenes, watch=watch, progress=False)
-    nets[method] = net
-    watch(net, 0)
-    net.eval()
-    for split, part in data.items():
-        rows[method, split] = seeds.score(net, part)
-    print(f"{method}: tag loss of the first epoch {history[0]['tags']:.3f}, of the "
-          f"last {history[-1]['tags']:.3f}")
+    def __init__(self, method, overlap):
+        torch.manual_seed(SEED)                     # all start from the same weights
+        super().__init__(build(recipe(method).architecture(names),
+                               recipe(method).weights), recipe(method))
+        self.register_buffer("overlap", torch.tensor(overlap))
+        self.net.prepare = remembering(self.net.prepare)
+
+    def step(self, batch):
+        if self.config.method != "eps":
+            return super().step(batch)
+        cam, wanted = self.net(batch["views"][0]).cam, batch["tags"]
+        return {"tags": wsss.tag_loss(cam.mean((2, 3))[:, 1:], wanted),
+                "saliency": eps.saliency_loss(cam, batch["saliency"] / 255, wanted,
+                                              self.overlap)}
 
 # %%
-learn("cam")
+def with_masks(part):
+    """The same scenes, with their masks in the place of saliency maps."""
+    kept = copy.copy(part.dataset)
+    mask = torch.stack([known.mask(i)[None] for i in range(len(known))])
+    front = ((mask > 0) & (mask != IGNORE)).to(torch.uint8) * 255
+    side = recipe("eps").size
+    kept.saliency = F.interpolate(front, (side, side))                # nearest
+    return Subset(kept, part.indices)
 
+def watch(net, step):
+    """Maps of the watched scenes after each epoch: 4 H W."""
+    if step % steps:
+        return None
+    training = net.training
+    maps = maps_of(net.eval(), images[watched], tags[watched])
+    net.train(training)
+    return maps[range(len(watched)), shown_class]
+
+# %%
+nets, pages, rows = {}, {}, {}
+
+def learn(name):
+    """Train, or read what was trained before from the cache; score the seeds on both
+    splits."""
+    method, overlap, teacher = TRAININGS[name]
+    learner = Training(method, overlap)
+    history, seen_of = fit_once(learner,
+                                with_masks(scenes) if teacher == "masks" else scenes,
+                                watch, progress=lesson.profile != "smoke",
+                                takes="under a minute")
+    nets[name], pages[name] = learner.net, list(seen_of.values())
+    for split, part in data.items():
+        rows[name, split] = seeds.score(nets[name], part)
+    first, last = history[0]["tags"], history[-1]["tags"]
+    print(f"{name}: tag loss of the first epoch {first:.3f}, of the last {last:.3f}")
+
+learn("CAM")
+
+# %% [markdown]
+# What does the trained network answer, and what do its answers cost on scenes that it has not seen?
+
+# %%
 @torch.inference_mode()
-def tag_logits(method):
-    """Logits of the tags on val: n c, without the background."""
-    net = nets[method]
-    parts = (net(net.prepare(part.to(net.trunk.mean.device),
-                             size=recipe("cam").size)).cam for part in images.split(10))
+def tag_logits(name, pictures):
+    """Logits of the tags of pictures: n c, without the background."""
+    net = nets[name]
+    parts = (net(net.prepare(part.to(lesson.device), size=recipe("cam").size)).cam
+             for part in pictures.split(10))
     return torch.cat([cam.mean((2, 3))[:, 1:].cpu() for cam in parts])
 
-logits = {"cam": tag_logits("cam")}
-named = logits["cam"] > 0
-print(f"on val, of the tags that are true {named[tags == 1].float().mean():.0%} are "
-      f"found; of those that the network names {(tags[named] == 1).float().mean():.0%} "
-      "are true")
+price = yours("07.1", tag_loss, wsss.tag_loss)
+logits = {"CAM": tag_logits("CAM", images)}
+named = logits["CAM"] > 0
+on_seen = float(price(tag_logits("CAM", seen), seen_tags))
+on_val = float(price(logits["CAM"], tags))
+found, right = named[tags == 1].float().mean(), (tags[named] == 1).float().mean()
+print(f"on val, {found:.0%} of the true tags are found; {right:.0%} of the tags that "
+      "the network names are true")
+lesson.claim(f"The tag loss is {on_seen:.2f} on scenes of the training set and "
+             f"{on_val:.2f} on val.", on_val > on_seen)
 
 # %% [markdown]
 # ## From maps to seeds
 #
-# A map is scaled by its maximum, and only the classes that the image **is tagged with** keep theirs. A **seed** is then
-# one label for each pixel: the class of the highest score if it exceeds a threshold, else background,
+# A map is scaled by its maximum, and only the classes that the image **is tagged with** keep theirs. A **seed of an image**
+# is then one label for each pixel: the class of the highest score if that exceeds a threshold, else background,
 #
 # $$\hat y(x) = \begin{cases} \arg\max_c s_c(x) & \text{if } \max_c s_c(x) > t \\ 0 & \text{otherwise.} \end{cases}$$
 #
-# Two things are easily overlooked when such figures are compared. The tags are given **also on val**, so this is not the
-# mIoU of a segmentation. And the threshold is chosen **with the masks** of the set that is scored, in the papers, too: it
+# Two things are easily overlooked. The tags are given **also on val**, so the score of seeds is not that of a
+# segmentation. And the threshold is chosen **with the masks** of the set that is scored, in the papers too: the score
 # says how good a map could be.
 #
-# Agreement is pooled: all pixels of all images go into one confusion matrix $N$ (rows truth, columns seed; void pixels,
-# 255, go nowhere), and then
+# All pixels of all images go into one confusion matrix $N$ (rows truth, columns seed; a void pixel, 255, goes nowhere).
+# Then
 #
 # $$\text{IoU}_c = \frac{N_{cc}}{\sum_k N_{ck} + \sum_k N_{kc} - N_{cc}}, \qquad \text{mIoU} = \text{mean over the classes, the
 # background among them.}$$
@@ -287,17 +370,12 @@ print(f"on val, of the tags that are true {named[tags == 1].float().mean():.0%} 
 def confusion_at(best, score, truth, threshold, classes):
     """Confusion matrix of the seeds at one threshold: rows truth, columns seed."""
     seed = torch.where(score > threshold, best, 0)
-    counted = truth != 255
+    counted = truth != IGNORE
     return (truth[counted] * classes
             + seed[counted]).bincount(minlength=classes**2).view(classes, classes)
 
-def overlap(confusion):
-    """IoU of each class, from counts (... c c)."""
-    hits = confusion.diagonal(dim1=-2, dim2=-1)
-    return hits / (confusion.sum(-1) + confusion.sum(-2) - hits)
-
 some = slice(lesson.choose(smoke=6, mini=30, paper=60))
-scores = torch.cat([maps_of(nets["cam"], *pair)
+scores = torch.cat([maps_of(nets["CAM"], *pair)
                     for pair in zip(images[some].split(10), tags[some].split(10))])
 score, best = (values.flatten() for values in scores.max(1))
 best, truth = best + 1, masks[some].flatten().long()    # 1, 2, ...: 0 is the background
@@ -309,11 +387,11 @@ print(f"{len(SEED_THRESHOLDS)} thresholds, one after the other, for {len(scores)
       f"images: {seconds_slow:.2f} s")
 
 # %% [markdown]
-# ### Exercise 07.2 · All thresholds at once (3 points, 15 minutes)
+# ### Exercise 07.2 · All thresholds at once (3 points, 10 minutes)
 #
-# VOC's training set has 1,464 images, and a good many networks are to be compared. But the winner of a pixel does not
-# depend on the threshold! Only the number of thresholds that its score exceeds does. So count the pixels **once**, by
-# (truth, winner, number of thresholds strictly below the score), and read every confusion matrix from that histogram.
+# The class that wins a pixel does not depend on the threshold. Only the number of thresholds that its score exceeds
+# matters. So count the pixels **once**, by (truth, winner, number of thresholds strictly below the score), and read every
+# confusion matrix from that histogram.
 #
 # Write `confusions(best, score, truth, thresholds, classes)`: `best` (1, 2, ...), `score` and `truth` (0, 1, ..., or 255)
 # are vectors over all pixels, `thresholds` is an ascending tensor of length s; the result is `s c c`, the same numbers as
@@ -387,8 +465,10 @@ assert one.tolist() == [[[0, 1], [0, 1]], [[0, 1], [1, 0]]]
 assert confusions(*map(torch.tensor, ([1], [0.3], [0], [0.1])), 3).shape == (1, 3, 3)
 ### END HIDDEN TESTS
 
+
 # %% [markdown]
-# From here on the lesson uses `segmentation.ThresholdSweep`, which is what you have just written, batch by batch.
+# From here on the lesson uses `segmentation.ThresholdSweep`, which does the same, batch by batch. The curves below are
+# drawn with your own function, once it has passed.
 
 # %%
 began = time.perf_counter()
@@ -396,49 +476,61 @@ sweep = ThresholdSweep(names)
 sweep.accumulate(scores, masks[some])
 found = sweep.compute()
 speed = seconds_slow / (time.perf_counter() - began)
-assert torch.equal(found.confusion, slowly)
-print(f"the same numbers, {speed:.0f} times as fast")
-apart = torch.stack(
-    [overlap(confusion_at(*image, found.best_threshold, len(names))).nanmean()
-     for image in zip(
-         *(part.view(len(scores), -1) for part in (best, score, truth)))]).mean()
-print(f"pooled mIoU {found.best.miou:.1%}; the mean of the images' own mIoU "
-      f"{apart:.1%} is another number")
+lesson.claim("One pass gives the same confusion matrices as the loop over "
+             f"{len(SEED_THRESHOLDS)} thresholds, {speed:.0f} times as fast.",
+             torch.equal(found.confusion, slowly) and speed > 2)
+
+def confusions_by_library(best, score, truth, thresholds, classes):
+    """`ThresholdSweep`, with the arguments of exercise 07.2."""
+    maps = torch.zeros(classes - 1, len(best)).scatter(0, best[None] - 1, score[None])
+    sweep = ThresholdSweep([str(c) for c in range(classes)], thresholds.tolist())
+    sweep.accumulate(maps[None, :, :, None], truth[None, :, None])
+    return sweep.compute().confusion
 
 # %% [markdown]
 # ## Where does the map end?
 #
-# A classifier needs no more than what gives the class away, and the literature's complaint about CAM is that it shows no
-# more: *the head, not the body*. *Before you run the cell:* with the threshold from 0 to 1, how will precision and recall
-# of the seed move? And if you want to be sure (a precision of 80 %), how much of the objects is left?
+# The literature's complaint about CAM is that it shows too little: *the head, not the body*. *Predict.* Choose the
+# threshold so that the seed is sure: a precision of 80 %. Which share of the objects' pixels is left (recall)?
+
+# %% tags=["prediction"]
+lesson.predict("07.b", None)   # your guess, in %
 
 # %%
-fine = ThresholdSweep(names, [i / 50 for i in range(50)])
-fine.accumulate(scores, masks[some])
-cam_sweep = fine.compute()
-# s c, the background left out
-hits = cam_sweep.confusion.diagonal(dim1=1, dim2=2)[:, 1:]
-precision = 100 * (hits / cam_sweep.confusion.sum(1)[:, 1:]).nanmean(1)
-recall = 100 * (hits / cam_sweep.confusion.sum(2)[:, 1:]).nanmean(1)
+fine = torch.arange(50) / 50
+counts = yours("07.2", confusions, confusions_by_library)(best, score, truth, fine,
+                                                          len(names)).double()  # s c c
+hits, columns, of_truth = counts.diagonal(dim1=1, dim2=2), counts.sum(1), counts.sum(2)
+miou = 100 * (hits / (columns + of_truth - hits)).nanmean(1)
+precision = 100 * (hits / columns)[:, 1:].nanmean(1)  # s, the background left out
+recall = 100 * (hits / of_truth)[:, 1:].nanmean(1)
+top = int(miou.argmax())
 sure = (int((precision >= 80).float().argmax()) if (precision >= 80).any()
         else int(precision.argmax()))
-sure_threshold = cam_sweep.thresholds[sure].item()
 plots.show(plots.curve(
-    cam_sweep.thresholds,
-    {"mIoU": 100 * cam_sweep.miou, "precision": precision, "recall": recall},
+    fine, {"mIoU": miou, "precision": precision, "recall": recall},
     "background threshold, share of the map's maximum", "%, mean over the classes",
-    f"Seeds of CAM: mIoU is best at {cam_sweep.best_threshold:.2f}; at a precision of "
+    f"Seeds of CAM: mIoU is best at {fine[top]:.2f}; at a precision of "
     f"{precision[sure]:.0f} % a recall of {recall[sure]:.0f} % is left"),
            alt="mIoU, precision and recall of CAM's seeds over the threshold. mIoU is "
-               f"best at {cam_sweep.best_threshold:.2f}, where they are "
-               f"{100 * cam_sweep.best.precision[1:].nanmean():.0f} % and "
-               f"{100 * cam_sweep.best.recall[1:].nanmean():.0f} %.")
+               f"best at {fine[top]:.2f}, where they are {precision[top]:.0f} % and "
+               f"{recall[top]:.0f} %.")
+lesson.outcome("07.b", recall[sure], "%")
+
+# %%
+train_cam, val_cam = (rows["CAM", split]["without PCM"] for split in data)
+lesson.claim("At the best threshold these seeds spill over more than they miss: "
+             f"recall {train_cam['recall']:.0f} % and precision "
+             f"{train_cam['precision']:.0f} % on train, {val_cam['recall']:.0f} and "
+             f"{val_cam['precision']:.0f} % on val. So the complaint about CAM is not "
+             "what we see here.",
+             all(row["recall"] > row["precision"] + 2 for row in (train_cam, val_cam)))
 
 # %%
 four = torch.arange(len(scores))[tags[some].sum(1) == 1][:4]
 if len(four) < 4:
     four = torch.arange(4)
-levels = (cam_sweep.best_threshold, sure_threshold)
+levels = fine[top].item(), fine[sure].item()
 panels = [seeds.hard_seeds(scores[four], level) for level in levels]
 heat = [scores[i].amax(0) for i in four]
 titles = [", ".join(names[c + 1] for c in tags[i].nonzero()[:, 0]) for i in four]
@@ -449,43 +541,44 @@ plots.show(plots.grid(
     masks=[*masks[four], *[None] * 4, *panels[0], *panels[1]], classes=names,
     title="The mask, the map, the best seed, and what is left where the map is sure"),
            alt="Four scenes of val: masks, maps of CAM, seeds at the best threshold, "
-               "which spill over the outline, and seeds at a high threshold, which "
-               "cover a part of the object only.")
+               "and seeds at the threshold of the wanted precision.")
 
 # %% [markdown]
-# One threshold cannot mend it: where the seed covers the body, it spills over its outline, and where it is sure, it is a
-# part. (SEAM's authors name both: too little of the object, and background beside it.) What all methods of this lesson
-# try is to give the map **more to learn from than the tag**.
+# One threshold cannot give both. Where the seed covers the body, it spills over its outline. Where it is sure, it is a
+# part. All methods of this lesson give the map **more to learn from than the tag**.
 #
 # ## SEAM: the same map at two scales
 #
-# Scale an image down, and its mask shrinks with it. In supervised training this comes for free, as the mask is scaled
-# along. No tag asks the *map* to follow. *Before you run the cell:* how much will the map of CAM differ from itself, at
-# two scales of one image, in percent of its maximum?
+# Scale an image down, and its mask shrinks with it: a map should be **equivariant**. With masks, a training enforces this.
+# No tag asks a *map* to follow. *Predict.* By how much does the map of CAM differ between two scales of one image, in
+# percent of its maximum?
+
+# %% tags=["prediction"]
+lesson.predict("07.c", None)   # your guess, in %
 
 # %%
 @torch.inference_mode()
 def two_scales(net, pictures, refined=False):
     """Maps of both views on the grid of the small one, in 0..1: (b c h w, b c h w); the
     first one is A(cam)."""
-    pictures = pictures.to(net.trunk.mean.device)
+    pictures = pictures.to(lesson.device)
     views = [net(net.prepare(pictures, size=size))
              for size in (recipe("seam").size, recipe("seam").small)]
     large, small = (seam.min_max_scaled(view.refined if refined
                                         else view.cam)[:, 1:].cpu() for view in views)
     return seam.resize(large, tuple(small.shape[2:])), small
 
-def inequivariance(method, refined=False):
+def inequivariance(name, refined=False):
     """Mean |difference| of the maps of tagged classes between two scales, % of their
     maximum, on val."""
-    pairs = (two_scales(nets[method], part, refined) for part in images.split(10))
+    pairs = (two_scales(nets[name], part, refined) for part in images.split(10))
     apart = [(large - small).abs().mean((2, 3)) for large, small in pairs]
     return 100 * torch.cat(apart)[tags.bool()].mean().item()
 
 # %%
-moved = {"CAM": inequivariance("cam")}
-large, small = (maps[range(4), shown_class]  # 4 h w
-                for maps in two_scales(nets["cam"], images[watched]))
+moved = {"CAM": inequivariance("CAM")}
+large, small = (maps[range(len(watched)), shown_class]  # 4 h w
+                for maps in two_scales(nets["CAM"], images[watched]))
 heat = F.interpolate(torch.stack((large, small, (large - small).abs())),  # 3 4 H W
                      images.shape[2:], mode="bilinear")
 titles = ([names[c + 1] for c in shown_class] + ["A(map of the image)"] * 4
@@ -496,6 +589,7 @@ plots.show(plots.grid([*images[watched]] * 4, titles, side=1.6,
                             "the maximum apart on val"),
            alt="Four scenes of val, the maps of both scales, and their differences, "
                f"{moved['CAM']:.1f} % in the mean.")
+lesson.outcome("07.c", moved["CAM"], "%")
 
 # %% [markdown]
 # SEAM makes this a loss. With $A$ a scaling, $m$ the maps, and $\tilde m$ the maps after the **pixel correlation module**
@@ -508,7 +602,7 @@ plots.show(plots.grid([*images[watched]] * 4, titles, side=1.6,
 #
 # $$y_j = \frac{\sum_i q_i \, \mathrm{relu}(\cos(f_i, f_j))}{\sum_i \mathrm{relu}(\cos(f_i, f_j))} .$$
 #
-# ### Exercise 07.3 · Pixel correlation (3 points, 15 minutes)
+# ### Exercise 07.3 · Pixel correlation (3 points, 10 minutes)
 #
 # Write `correlated(maps, features)`: `maps` is `n c h w`, `features` is `n k h w`, the result `n c h w`. Add `1e-5` to
 # the length of a feature and to the sum in the denominator: a pixel whose feature is zero resembles none, and gets zeros.
@@ -575,50 +669,93 @@ assert torch.allclose(correlated(torch.ones(1, 2, 2, 3), torch.rand(1, 4, 2, 3) 
                       torch.ones(1, 2, 2, 3), atol=1e-3)
 ### END HIDDEN TESTS
 
+
 # %% [markdown]
-# From here on the lesson uses `seam.pixel_correlation`. The equations leave much open that the numbers in the tables
-# depend on. Side by side:
+# From here on the lesson uses `seam.pixel_correlation`. The equations leave open much that the numbers in the tables
+# depend on:
 #
 # | | equations | released code, which we follow |
 # |---|---|---|
 # | tags | $L_{\text{tags}}$ | mean of both views, of logits that are means over up-sampled maps; here not up-sampled, as in its EPS branch |
-# | what PCM spreads, $q$ | the map | in 0..1, and at each pixel only the winning class is left |
+# | what PCM spreads, $q$ | the map | in 0..1, and at each pixel only the winning class is left; **no gradient** passes into $q$ |
 # | features $f$ of PCM | similarity of pixels | two depths and the colours, projected; no gradient into the backbone |
 # | ER, ECR | all classes | those without a tag are zero, and counted in the mean |
 # | ECR | mean of all differences | of the largest fifth in each image; no gradient into the guide |
 # | one term more | | "min-pool": the least active quarter of the pixels should be no class |
-# | scaling $A$ | any transformation | 448 to 134 pixels (128 with contrast); here 288 to 128 |
+# | scaling $A$ | any transformation | 448 to 134 pixels (128 with contrast); here 192 to 128, in full trainings 288 to 128 |
 # | optimiser | SGD | its momentum is 0.0005: weight decay lands in its place; here AdamW |
+#
+# So ECR and min-pool teach PCM alone: its features, and nothing in front of them. Lesson 08 measures this.
 
 # %%
-learn("seam")
-for reading, row in rows["seam", "val"].items():
-    print(f"on val, SEAM {reading:12} mIoU {row['miou']:.1f} %, CAM "
-          f"{rows['cam', 'val']['without PCM']['miou']:.1f} %")
-moved |= {"SEAM, without PCM": inequivariance("seam"),
-          "SEAM, with PCM": inequivariance("seam", refined=True)}
+learn("SEAM")
+moved |= {"SEAM, without PCM": inequivariance("SEAM"),
+          "SEAM, with PCM": inequivariance("SEAM", refined=True)}
 for name, value in moved.items():
     print(f"{name:18} two scales are {value:.1f} % apart")
 
+# %%
+def published(name, split):
+    """The row of the method's published reading."""
+    return next(iter(rows[name, split].values()))
+
+ours = {split: (published("SEAM", split)["miou"], published("CAM", split)["miou"])
+        for split in data}
+lesson.claim("SEAM's seeds, read with PCM, score more than CAM's: "
+             + ", ".join(f"{after:.1f} against {before:.1f} % on {split}"
+                         for split, (after, before) in ours.items()) + ".",
+             all(after > before + 1 for after, before in ours.values()))
+plain = rows["SEAM", "val"]["without PCM"]["miou"]
+lesson.claim("Most of that comes from reading with PCM: without it SEAM's own maps "
+             f"score {plain:.1f} % on val.",
+             plain - ours["val"][1] < 0.5 * (ours["val"][0] - ours["val"][1]))
+
 # %% [markdown]
-# (A map that lights up more has more to differ in: compare maps of one kind.)
+# (The differences between scales compare maps of one kind only: a map that lights up more has more to differ in.)
 #
-# ### What a pixel resembles
+# ### What PCM spreads
 #
-# PCM never sees a class. *Before you run the cell:* take a pixel on an object, and one beside it. On how much of the
-# object will the first one's likeness lie, and will it stop at the outline?
+# Below, PCM of the trained network is applied once more to SEAM's own maps.
 
 # %%
 def features_of_pcm(net, pictures):
     """Features f of each pixel on the grid of the maps, of length 1: b 192 h w."""
-    prepared = net.prepare(pictures.to(net.trunk.mean.device), size=recipe("seam").size)
+    prepared = net.prepare(pictures.to(lesson.device), size=recipe("seam").size)
     taps = net.trunk.trained({name: maps
                               for name, maps in prepared.items() if name != "colours"})
     joined = torch.cat((prepared["colours"], net.similar4(taps["conv4"]).relu(),
-                        net.similar5(taps["conv5"]).relu()),
-                       1)
+                        net.similar5(taps["conv5"]).relu()), 1)
     return F.normalize(net.similar(joined), dim=1).cpu()
 
+# %%
+spreading = yours("07.3", correlated, seam.pixel_correlation)
+with torch.inference_mode():
+    pictures = images[watched].to(lesson.device)
+    raw = nets["SEAM"](nets["SEAM"].prepare(pictures, size=recipe("seam").size)).cam
+    before = seam.winning_maps(raw.cpu())
+    after = spreading(before, features_of_pcm(nets["SEAM"], pictures))
+pair = torch.stack([m[range(len(watched)), [c + 1 for c in shown_class]]
+                    for m in (before, after)])  # 2 4 h w
+pair = pair / pair.amax((2, 3), keepdim=True).clamp_min(1e-6)
+heat = F.interpolate(pair, images.shape[2:], mode="bilinear").clamp(0, 1)
+area = 100 * (heat > 0.5).float().mean((1, 2, 3))
+plots.show(plots.grid([*images[watched]] * 2, ["winning class"] * 4 + ["after PCM"] * 4,
+                      heatmaps=[*heat.flatten(0, 1)], side=1.7,
+                      title=f"Above half of its maximum: {area[0]:.0f} % of the pixels "
+                            f"before PCM, {area[1]:.0f} % after"),
+           alt="Four scenes of val with the winning map of one class, and the same map "
+               "after pixel correlation.")
+
+# %% [markdown]
+# ### What a pixel resembles
+#
+# No mask and no class enters PCM's features. *Predict.* Two pixels of one object, and a pixel of it and one of the
+# background: how many times as large is the likeness of the first pair, after training?
+
+# %% tags=["prediction"]
+lesson.predict("07.d", None)   # your guess, such as 1.5
+
+# %%
 @torch.inference_mode()
 def likeness(net, numbers):
     """relu(cos) between all pixels of val's images `numbers`: n hw hw, and the grid's
@@ -626,44 +763,43 @@ def likeness(net, numbers):
     f = torch.cat([features_of_pcm(net, part) for part in images[numbers].split(10)])
     return (f.flatten(2).mT @ f.flatten(2)).relu(), tuple(f.shape[2:])
 
-# %%
-grown, grid = likeness(nets["seam"], watched)
-# row and column of each cell
-cells = torch.cartesian_prod(*map(torch.arange, grid)).float()
-cell_size = torch.tensor(images.shape[2:]) / torch.tensor(grid)  # pixels: height, width
+grown, grid = likeness(nets["SEAM"], watched)
+cells = torch.cartesian_prod(*map(torch.arange, grid)).float()    # row, column of each
+cell_size = torch.tensor(images.shape[2:]) / torch.tensor(grid)   # in pixels
 smooth = lambda mask: F.interpolate(mask[None, None].float(), grid, mode="area")[0, 0]
-panels, titles = [], []
-for n, i in enumerate(watched):
-    own = F.avg_pool2d(smooth(masks[i] == shown_class[n] + 1)[None], 3, 1,
-                       1)[0].flatten()
-    inside = int(own.argmax())
-    name = names[shown_class[n] + 1]
-    beside, what = ((tracks[i], "on the track") if tracks[i].any() and has[i]
-                    else (masks[i] == 0, f"beside the {name}"))
-    near = (cells - cells[inside]).norm(dim=1)
-    for pixel, where in ((inside, f"on the {name}"),
-                         (int((smooth(beside).flatten() - 0.02 * near).argmax()),
-                          what)):
-        heat = F.interpolate(grown[n, pixel].view(1, 1, *grid), images.shape[2:],
-                             mode="bilinear")[0, 0].clamp(0, 1)
-        (y0, x0), (y1, x1) = ((cells[pixel] + step) * cell_size for step in (0, 1))
-        framed = plots.overlay(images[i], heat)
-        framed[int(y0):int(y1), int(x0):int(x1)] = 255  # the pixel that is asked: white
-        panels.append(framed)
-        titles.append(where)
-order = [0, 2, 4, 6, 1, 3, 5, 7]
+
+def framed(n, pixel):
+    """Scene n with the likeness of one cell to all others; the cell itself is white."""
+    heat = F.interpolate(grown[n, pixel].view(1, 1, *grid), images.shape[2:],
+                         mode="bilinear")[0, 0].clamp(0, 1)
+    (y0, x0), (y1, x1) = ((cells[pixel] + step) * cell_size for step in (0, 1))
+    picture = plots.overlay(images[watched[n]], heat)
+    picture[int(y0):int(y1), int(x0):int(x1)] = 255
+    return picture
 
 # %%
-plots.show(plots.grid([panels[i] for i in order], [titles[i] for i in order], side=1.7,
+asked = []                                        # scene, cell, where it lies
+for n, i in enumerate(watched):
+    name, own = names[shown_class[n] + 1], smooth(masks[i] == shown_class[n] + 1)
+    inside = int(F.avg_pool2d(own[None], 3, 1, 1)[0].argmax())
+    rail = tracks[i].any() and has[i]
+    beside = smooth(tracks[i] if rail else masks[i] == 0).flatten()
+    near = (cells - cells[inside]).norm(dim=1)
+    asked += [(n, inside, f"on the {name}"), (n, int((beside - 0.02 * near).argmax()),
+                                              "on the track" if rail
+                                              else f"beside the {name}")]
+asked = asked[::2] + asked[1::2]
+plots.show(plots.grid([framed(n, pixel) for n, pixel, _ in asked],
+                      [where for *_, where in asked], side=1.7,
                       title="What the white cell resembles, after training on tags"),
            alt="Eight pictures: likeness of one cell (white) to all others, above for "
                "a cell on the object, below for one beside it.")
 
+# %%
 def knows_objects(net):
     """Mean likeness of two pixels of the same object, of an object and the background,
     and of the background, on val."""
-    numbers = torch.arange(len(images))
-    found = likeness(net, numbers)[0]
+    found = likeness(net, torch.arange(len(images)))[0]
     there = F.interpolate(((masks > 0) & (masks != IGNORE))[:, None].float(), grid,
                           mode="area").flatten(1)
     front, back = (there > 0.9) & (tags.sum(1, keepdim=True) == 1), there < 0.1
@@ -673,24 +809,36 @@ def knows_objects(net):
                   / max(1, (a[:, :, None] & b[:, None]).sum().item())
             for name, (a, b) in pairs.items()}
 
-# %%
-torch.manual_seed(SEED)
-unlearned = build(recipe("seam").architecture(names), recipe("seam").weights).to(
-    nets["seam"].trunk.mean.device)
-alike = {"before training": knows_objects(unlearned),
-         "after training": knows_objects(nets["seam"])}
+untrained = Training("seam", eps.OVERLAP).net.to(lesson.device)
+alike = {"before training": knows_objects(untrained),
+         "after training": knows_objects(nets["SEAM"])}
 for when, values in alike.items():
     print(f"likeness {when:16} "
-          + "   ".join(f"{name} {value:.2f}" for name, value in values.items())
-          + "   object to object / to background: "
-            f"{values['object, object'] / values['object, background']:.1f}")
+          + "   ".join(f"{name} {value:.2f}" for name, value in values.items()))
+
+# %%
+old, new = alike.values()
+ratio = [values["object, object"] / values["object, background"]
+         for values in (old, new)]
+lesson.outcome("07.d", ratio[1], "times")
+lesson.claim("Two pixels of an object are more alike than a pixel of it and one of the "
+             f"background: {ratio[0]:.1f} times before training, {ratio[1]:.1f} times "
+             "after.", ratio[1] > 1.5 * ratio[0])
+lesson.claim("But they became less alike, not more: "
+             f"{old['object, object']:.2f} -> {new['object, object']:.2f}. What stays "
+             "most alike is background and background: "
+             f"{new['background, background']:.2f}.",
+             new["object, object"] < old["object, object"] - 0.05
+             and new["background, background"] > new["object, object"])
 
 # %% [markdown]
-# Turn the pages of both trainings. Same weights at the start, same batches:
+# So "PCM finds objects" says too much. It learns to tell an object from what is around it.
+#
+# Turn the pages of both trainings. They start from the same weights and see the same batches:
 
 # %%
 def page(epoch):
-    heat = {"CAM": pages["cam"][epoch], "SEAM, with PCM": pages["seam"][epoch]}
+    heat = {"CAM": pages["CAM"][epoch], "SEAM, with PCM": pages["SEAM"][epoch]}
     mean = ", ".join(f"{name} {maps.mean():.2f}" for name, maps in heat.items())
     return plots.grid(
         [*images[watched]] * 3,
@@ -699,22 +847,22 @@ def page(epoch):
         masks=[*masks[watched], *[None] * 8], side=1.6,
         title=f"After {epoch} epochs; mean score: {mean}")
 
-widgets.flipbook(page, list(range(len(pages["cam"]))), label="epochs of training",
+widgets.flipbook(page, list(range(len(pages["CAM"]))), label="epochs of training",
                  alt=lambda epoch: "Maps of CAM and SEAM on four scenes of val after "
                                    f"{epoch} epochs, under their masks.")
 
 # %% [markdown]
 # ## EPS: a second teacher
 #
-# A **saliency map** $S$ says what stands out, whatever it is. It knows no classes, but it knows outlines. EPS explains it
-# by the maps: with $p$ the softmax over the classes and the background,
+# A **saliency map** $S$ says what stands out, whatever it is. It has no classes, but it has outlines. EPS explains it by
+# the maps: with $p$ the softmax over the classes and the background,
 #
 # $$L_{\text{sal}} = \text{mean}\,(S' - S)^2, \qquad S' = \lambda \sum_{c \in \mathcal{F}} p_c
 # + (1 - \lambda)\Big(1 - \sum_{c \in \mathcal{B}} p_c\Big) .$$
 #
 # Which classes belong to the foreground $\mathcal F$? Not every tagged one, say the authors: saliency may have missed an
-# object. So there is a rule: a tagged class whose confident pixels lie on salient ones, by a share of more than $\tau$,
-# is foreground; a tagged class that does not is taken together with the background, $\mathcal B$.
+# object. So there is a rule. A tagged class belongs to $\mathcal F$ if more than the share $\tau$ of its confident pixels
+# is salient. A tagged class that fails is taken together with the background, $\mathcal B$.
 #
 # | | equations | released code, which we follow |
 # |---|---|---|
@@ -724,16 +872,14 @@ widgets.flipbook(page, list(range(len(pages["cam"]))), label="epochs of training
 # | classes without a tag | – | in neither set: in the second sum what they hold counts as foreground |
 # | saliency | of a network that learned from **masks** of other images | PFAN's; **ours is computed from the image alone** |
 #
-# Ours takes superpixels, asks which of them hang together with the image's border, and calls salient what does not and
-# differs in colour. No mask was used, of no image. How good is it, and does it tell a vehicle from its track? (You have
-# met the trap by now: in training, the class in question always stands on gravel, and nothing else ever does.)
+# Ours takes superpixels and asks which of them hang together with the image's border. Salient is what does not, and
+# differs in colour. No mask was used, of no image. How much of the objects, and of the track, is salient?
 
 # %%
 def salient_share(where, of):
     """Share of some pixels that are salient, %."""
     return 100 * (of > 127)[where].float().mean().item()
 
-vehicle = names[confounded]
 share = {}
 for split, (mask, track, of) in {"train": (seen_masks, seen_tracks, seen_saliency),
                                  "val": (masks, tracks, salient)}.items():
@@ -746,6 +892,7 @@ for split, (mask, track, of) in {"train": (seen_masks, seen_tracks, seen_salienc
     print("       salient: " + ", ".join(f"{value:.0f} % of {what}"
                                          for what, value in share[split].items()))
 
+# %%
 of_habit = habit.nonzero()[:4, 0]
 plots.show(plots.grid(
     [*seen[of_habit]] * 2, [f"{vehicle} on its track"] * 4 + ["saliency"] * 4, side=1.7,
@@ -753,36 +900,54 @@ plots.show(plots.grid(
     title=f"Training: {share['train'][vehicle]:.0f} % of the {vehicle} pixels are "
           f"salient, and {share['train']['its track']:.0f} % of the track's"),
            alt=f"Four training scenes with a {vehicle} on a band of gravel, and their "
-               "saliency maps, bright on the objects and mostly dark on the band.")
+               f"saliency maps; {share['train'][vehicle]:.0f} % of the {vehicle} and "
+               f"{share['train']['its track']:.0f} % of the band are bright.")
+lesson.claim(f"Saliency tells the {vehicle} from its track in training: "
+             f"{share['train'][vehicle]:.0f} % of the one is salient, "
+             f"{share['train']['its track']:.0f} % of the other.",
+             share["train"][vehicle] > share["train"]["its track"] + 30)
 
 # %% [markdown]
-# *Before you run the cell:* CAM calls the track a vehicle, as the tags allow. The saliency map knows better. Will EPS,
-# which learns from both, leave the track alone? By how much will the share of the track that is called vehicle fall?
+# CAM calls the track a vehicle, as the tags allow. The saliency map knows better, and EPS learns from both. *Predict.*
+# Which share of the track does EPS call a vehicle on val?
+
+# %% tags=["prediction"]
+lesson.predict("07.e", None)   # your guess, in %
 
 # %%
-learn("eps")
-LABELS = {"cam": "CAM", "seam": "SEAM", "eps": "EPS", "free": "EPS without its rule",
-          "oracle": "EPS with masks"}
+learn("EPS")
 
-def published(method, split):
-    """The row of the method's published reading."""
-    return next(iter(rows[method, split].values()))
-
-def taken(method):
+def taken(name):
     """How much of the track is called vehicle, in the words of a table row."""
-    cells = [f"{published(method, split).get('track', float('nan')):.0f} %"
+    cells = [f"{published(name, split).get('track', float('nan')):.0f} %"
              for split in data]
-    return (f"| {LABELS[method]} | {' | '.join(cells)} | "
-            f"{published(method, 'val')['iou'][vehicle] or float('nan'):.1f} % |")
+    return (f"| {name} | {' | '.join(cells)} | "
+            f"{published(name, 'val')['iou'][vehicle] or float('nan'):.1f} % |")
 
 head = (f"| | track called {vehicle}, train | ... on val | IoU of {vehicle}, val |\n"
         "|---|---|---|---|\n")
-display(Markdown(head + "\n".join(taken(method) for method in ("cam", "seam", "eps"))))
+display(Markdown(head + "\n".join(taken(name) for name in ("CAM", "SEAM", "EPS"))))
+lesson.outcome("07.e", published("EPS", "val").get("track"), "%")
 
 # %% [markdown]
-# If you expected a clean cure, so did we. The saliency hardly marks the track, and yet EPS lets go of it, or does not at
-# all: both happen on the same photographs, with other initial weights (see the seeds at the end). What decides? The rule.
-# *In which share of its training scenes will the class pass it, against the others? And what becomes of one that fails?*
+# Saliency hardly marks the track, so one expects a cure. With other initial weights of the same training, EPS lets go of
+# the track, or keeps it. A table of full trainings shows both:
+
+# %%
+table = evidence.table("methods")
+if table is None:
+    display(Markdown("The table of many seeds (data/evidence/methods.json) is not "
+                     "there: this run stands alone."))
+else:
+    kept_track = evidence.values(table, "photographs", "eps", "val", "track")
+    lesson.claim(f"EPS either keeps the track or lets it go. In {len(kept_track)} "
+                 f"trainings it called these shares of it a {vehicle}: "
+                 + ", ".join(f"{value:.0f}" for value in kept_track) + " %.",
+                 all(value < 30 or value > 80 for value in kept_track)
+                 and min(kept_track) < 30 < 80 < max(kept_track))
+
+# %% [markdown]
+# What decides? The rule is a suspect. Look at how often each class passes it.
 
 # %%
 @torch.inference_mode()
@@ -791,7 +956,7 @@ def passing(net):
     confounded class, and all others."""
     of = []
     for pictures, values in zip(seen.split(10), seen_saliency.split(10)):
-        cam = net(net.prepare(pictures.to(net.trunk.mean.device),
+        cam = net(net.prepare(pictures.to(lesson.device),
                               size=recipe("eps").size)).cam.float().cpu()
         small = F.interpolate(values[:, None] / 255, cam.shape[2:], mode="nearest")
         of.append(eps.overlaps(cam.softmax(1), small) > eps.OVERLAP)
@@ -800,254 +965,308 @@ def passing(net):
     return {vehicle: of[there & mine].float().mean().item(),
             "other classes": of[there & ~mine].float().mean().item()}
 
-rule = {"EPS": passing(nets["eps"])}
-print("pass the rule: " + ", ".join(f"{name} in {value:.0%} of its scenes"
-                                    for name, value in rule["EPS"].items()))
+rule = {"EPS": passing(nets["EPS"])}
 track_area, vehicle_area = (100 * where[habit].float().mean().item()
                             for where in (seen_tracks, seen_masks == confounded))
-print(f"in training scenes with a {vehicle}, the track covers {track_area:.0f} %, and "
-      f"the {vehicle} {vehicle_area:.0f} %")
+lesson.claim(f"The {vehicle} passes the rule in {rule['EPS'][vehicle]:.0%} of its "
+             "training scenes, other classes in "
+             f"{rule['EPS']['other classes']:.0%} of theirs.",
+             rule["EPS"][vehicle] < rule["EPS"]["other classes"] - 0.2)
+lesson.claim(f"In these scenes the track is larger than the {vehicle}: "
+             f"{track_area:.0f} against {vehicle_area:.0f} % of the pixels.",
+             track_area > vehicle_area + 2)
 
 # %% [markdown]
-# A class whose map lies on its track **fails the rule, and is taken with the background**. There it may lie on the track
-# as long as it likes: $1 - p_{\text{background}} - p_{\text{vehicle}}$ is as small as it should be. Nothing pushes it
-# off, so it fails again; worse, on the object itself, which is salient, the same sum should be large, and the class is
-# pushed *away*. A class that passes is pushed off what is not salient, and passes more easily. Made for objects
-# that saliency has missed, the rule may keep the railroad. If that is so, EPS **without the rule** must let it go. And if
-# it is the holes in our saliency that make the class fail, then the rule does no harm with the best saliency there is:
-# the **masks themselves** (an oracle; no method may have it). *Predict both rows before you run them.*
+# ### Exercise 07.4 · An experiment: where does the rule push? (4 points, 12 minutes)
+#
+# What becomes of a class whose map lies on the object **and** on the track? The gradient answers. A training step moves
+# each value of a map against the gradient of the loss. So *minus* the gradient is the **push** on it: above 0, the map
+# rises there.
+#
+# 1. Write `pushes(cam, saliency, tags, regions, overlap)`. `cam` is `n c h w`, the background first; `saliency` is
+#    `n 1 h w` in 0..1; `tags` is `n t`; `regions` is a dict of masks `n h w`, bool, by name; `overlap` is $\tau$. The loss
+#    is `eps.saliency_loss(cam, saliency, tags, overlap)`. Return a dict: for each region the mean push over its pixels, of
+#    all **tagged** classes together (of their sum).
+# 2. Experiment. Make a scene of a few pixels: a row of object, track and background, one tagged class and another one.
+#    Let the map of the tagged class lie on object and track, less sure on the object. Only the object is salient. With an
+#    `overlap` above the true one the class fails the rule; with −1 it passes.
+# 3. Write down what you found in `conclusion()`: for each of the four cases `"up"`, `"down"`, or `"left alone"` (less than
+#    a tenth of the other region's push).
+#
+# <details><summary>Hint 1</summary>Which of the tensors needs a gradient, and why not the one that you were given, but a copy?
+# After <code>backward()</code>, which channel of its gradient belongs to the first tag?</details>
+# <details><summary>Hint 2</summary><code>cam.clone().requires_grad_()</code> is a copy that collects a gradient. Its channels from 1 on
+# are those of the tags: set those without a tag to zero by a product, add the rest up over the classes, turn the sign, and
+# take the mean inside each region. For the scene: logits of about 3 where the class is sure, 0.5 where it is less sure.</details>
+# <details><summary>Hint 3</summary>A ball on a slope, and where it rolls:
+# <code>place = torch.tensor([1.0, -2.0, 3.0]).clone().requires_grad_()</code>, <code>place.square().sum().backward()</code>. Its push is
+# <code>-place.grad</code>: <code>[-2, 4, -6]</code>. On the left of 1.5 it is <code>-place.grad[place &lt; 1.5].mean()</code>: <code>1</code>.</details>
+
+# %% exercise="07.4"
+def pushes(cam, saliency, tags, regions, overlap):
+    """Mean push of EPS' saliency loss on the maps of tagged classes: name of a region
+    -> a number, above 0 where the maps rise."""
+    ### BEGIN SOLUTION
+    maps = cam.clone().requires_grad_()
+    eps.saliency_loss(maps, saliency, tags, overlap).backward()
+    push = -(maps.grad[:, 1:] * tags[:, :, None, None]).sum(1)            # n h w
+    return {name: push[where].mean().item() for name, where in regions.items()}
+    ### END SOLUTION
+
+def conclusion():
+    """Where a class goes whose map lies on object and track: "up", "down" or
+    "left alone" for each case."""
+    ### BEGIN SOLUTION
+    return {"fails, on the object": "down", "fails, on the track": "left alone",
+            "passes, on the object": "up", "passes, on the track": "down"}
+    ### END SOLUTION
+
+# %% check="07.4" points=4
+with check("07.4", hint="Minus the gradient of tagged classes, region's mean.") as ask:
+    pile = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    bright = (torch.arange(5) < 2).float().expand(2, 1, 3, 5)
+    listed = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    areas = {"a": pile[:, 3] > 0.3, "b": bright[:, 0] > 0}
+    def slope(tau, channels):                                                # n h w
+        leaf = pile.clone().requires_grad_()
+        down, = torch.autograd.grad(eps.saliency_loss(leaf, bright, listed, tau), leaf)
+        return torch.einsum("nc,nchw->nhw", channels, down)
+    def means(field, size=len):
+        return torch.stack([field[a].sum() / size(field[a]) for a in areas.values()])
+    front, light = F.pad(listed, (1, 0)), torch.tensor([[[[1.0, 0]]]])
+    for tau in (-1.0, 0.9):
+        came, truly = ask(pushes, pile, bright, listed, areas, tau), slope(tau, front)
+        assert list(came) == ["a", "b"], "Return a dict with the names of the regions."
+        got = torch.tensor([*map(float, came.values())])
+        same(got, -means(truly), "pushes(...)", atol=1e-7, suspects={
+            "This is the gradient: a step goes against it.": means(truly),
+            "Channel 0 takes part: it is the background; tags begin at channel 1.":
+                -means(slope(tau, F.pad(listed, (1, 0), value=1))),
+            "Classes without a tag take part.":
+                -means(slope(tau, torch.ones(2, 4) - torch.eye(4)[0])),
+            "The rule has its usual threshold: pass `overlap` on.":
+                -means(slope(0.4, front)),
+            "You added the pixels of a region up: take their mean.":
+                -means(truly, lambda region: 1)})
+        line = torch.tensor([[[[-0.3, 0]], [[0, 3]], [[-2, 0]]]])
+        felt = eps.saliency_pushes(line, light, light[0, 0], {
+            "object": light[0] > 0, "track": light[0] < 1}, tau)
+        case, most = "fails" if tau > 0 else "passes", max(map(abs, felt.values()))
+        for spot, force in felt.items():
+            way = "left alone" if abs(force) < most / 10 else ("down", "up")[force > 0]
+            assert ask(conclusion).get(f"{case}, on the {spot}") == way, (
+                f"{case}, on the {spot}: the experiment says something else.")
+### BEGIN HIDDEN TESTS
+single_pixel = {"one": torch.ones(1, 1, 1, dtype=torch.bool)}
+assert pushes(torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1, 1), torch.ones(1, 1),
+              single_pixel, -1.0)["one"] > 0
+### END HIDDEN TESTS
+
+# %% [markdown]
+# The same measurement on the network that EPS has just trained, in training scenes whose only tag is the confounded
+# class: with its rule, and as if the class passed.
 
 # %%
-class Variation(TagLearner):
-    """EPS with another threshold of the rule: below 0 every tagged class explains
-    foreground, wherever it lies."""
-
-    def __init__(self, overlap):
-        torch.manual_seed(SEED)                 # the weights that EPS started from, too
-        super().__init__(build(recipe("eps").architecture(names),
-                               recipe("eps").weights),
-                         recipe("eps"))
-        self.overlap = overlap
-
-    def step(self, batch):
-        cam, tags = self.net(batch["views"][0]).cam, batch["tags"]
-        return {"tags": F.multilabel_soft_margin_loss(cam.mean((2, 3))[:, 1:], tags),
-                "saliency":
-                    eps.saliency_loss(cam, batch["saliency"] / 255, tags, self.overlap)}
-
-def vary(name, overlap, scenes):
-    """Train a variation, and score it like the others."""
-    learner = Variation(overlap)
-    fit(learner, scenes, progress=False)
-    nets[name] = learner.net.eval()
-    for split, part in data.items():
-        rows[name, split] = seeds.score(nets[name], part)
+alone = habit & (seen_tags.sum(1) == 1)
+with torch.inference_mode():
+    pictures = seen[alone][:40].to(lesson.device)
+    learned_maps = nets["EPS"](nets["EPS"].prepare(pictures,
+                                                   size=recipe("eps").size)).cam.cpu()
+grid_of = lambda where: F.interpolate(where[alone][:40, None].float(),
+                                      learned_maps.shape[2:], mode="area")[:, 0] > 0.5
+regions = {f"on the {vehicle}": grid_of(seen_masks == confounded),
+           "on the track": grid_of(seen_tracks)}
+measure = yours("07.4", pushes, eps.saliency_pushes)
+force_of = {rule_of: measure(learned_maps.clone(),
+                             seen_saliency[alone][:40, None] / 255,
+                             seen_tags[alone][:40], regions, tau)
+            for rule_of, tau in {"with the rule": eps.OVERLAP,
+                                 "if it passed": -1.0}.items()}
+largest = max(abs(value) for row in force_of.values() for value in row.values())
+for rule_of, row in force_of.items():
+    print(f"{rule_of:14} push " + "   ".join(f"{name} {100 * value / largest:+.0f}"
+                                             for name, value in row.items())
+          + "   (largest: 100)")
 
 # %%
-vary("free", -1.0, scenes)
-truths = Voc(folder, "trainaug")
-told = torch.stack([truths.mask(i)[None] for i in range(len(truths))])
-oracle = copy.copy(kept)                       # the same scenes, with masks as saliency
-oracle.saliency = ((told > 0) & (told != IGNORE)).to(torch.uint8) * 255
-if recipe("eps").size != told.shape[-1]:
-    oracle.saliency = F.interpolate(oracle.saliency, (recipe("eps").size,) * 2)
-vary("oracle", eps.OVERLAP, Subset(oracle, range(len(scenes))))
-rule |= {LABELS[name]: passing(nets[name]) for name in ("free", "oracle")}
-display(Markdown(head + "\n".join(taken(method) for method in LABELS)))
+held_back, pushed_off = (100 * row["on the track"] / largest
+                         for row in force_of.values())
+lesson.claim(f"The rule takes away the push off the track: {held_back:+.0f} with it, "
+             f"{pushed_off:+.0f} if the class passed.",
+             pushed_off < 0 and abs(held_back) < 0.5 * abs(pushed_off))
+
+# %% [markdown]
+# A class whose map lies on its track fails the rule, and is taken with the background. There it may stay on the track:
+# $1 - p_{\text{background}} - p_{\text{vehicle}}$ is small there, as it should be. So it fails again.
+#
+# Two trainings test this cause. EPS **without the rule** must let the track go. And with the **masks themselves** in the
+# place of saliency (an oracle: no method may have it) holes in saliency cannot be the reason for failing. *Predict.* Which
+# share of the track will each call a vehicle on val?
+
+# %% tags=["prediction"]
+lesson.predict("07.f", None)   # without the rule: your guess, in %
+lesson.predict("07.g", None)   # with masks: your guess, in %
+
+# %%
+learn("EPS without its rule")
+
+# %%
+learn("EPS with masks")
+
+# %%
+rule |= {name: passing(nets[name])
+         for name in ("EPS without its rule", "EPS with masks")}
+display(Markdown(head + "\n".join(taken(name) for name in TRAININGS)))
+on_rails = {name: published(name, "val").get("track", float("nan"))
+            for name in TRAININGS}
+lesson.outcome("07.f", on_rails["EPS without its rule"], "%")
+lesson.outcome("07.g", on_rails["EPS with masks"], "%")
+lesson.claim("A class that never comes without its track is its track, for CAM and "
+             f"SEAM: they call {on_rails['CAM']:.0f} and {on_rails['SEAM']:.0f} % of "
+             f"it a {vehicle}.", min(on_rails["CAM"], on_rails["SEAM"]) > 60)
+lesson.claim("Without its rule EPS lets the track go: "
+             f"{on_rails['EPS without its rule']:.0f} %.",
+             on_rails["EPS without its rule"] < on_rails["CAM"] - 20)
+
+# %%
+kept_on = on_rails["EPS with masks"]
+words = ("Better saliency is no cure by itself: with masks in its place, EPS still "
+         "calls " if kept_on > 50 else "With masks in the place of saliency EPS lets "
+         "go of most of the track in this run: it calls ")
+lesson.claim(f"{words}{kept_on:.0f} % of the track a {vehicle}; the class passes the "
+             f"rule in {rule['EPS with masks'][vehicle]:.0%} of its scenes.",
+             kept_on > 60 or kept_on < 40)
 
 # %%
 example = (has & on_track).nonzero()[:4, 0]
-found = {method: maps_of(nets[method], images[example], tags[example])
-         for method in LABELS}
-panels = {LABELS[method]: seeds.hard_seeds(maps, published(method, "val")["threshold"])
-          for method, maps in found.items()}
-count = len(example)
+rows_shown = ("CAM", "EPS", "EPS without its rule")
+panels = [seeds.hard_seeds(maps_of(nets[name], images[example], tags[example]),
+                           published(name, "val")["threshold"]) for name in rows_shown]
 plots.show(plots.grid(
-    [*images[example]] * (2 + len(panels)),
-    [f"scene {i}" for i in example] + ["mask"] * count
-    + [name for name in panels for _ in range(count)],
-    columns=count, side=1.6, masks=[None] * count + [*masks[example]]
-                             + [seed for group in panels.values() for seed in group],
-    classes=names, title="A railroad is not a train: " + ", ".join(
-        f"{name} takes {published(method, 'val').get('track', float('nan')):.0f} %"
-        for method, name in LABELS.items()) + " of the track"),
+    [*images[example]] * 5,
+    [f"scene {i}" for i in example] + ["mask"] * len(example)
+    + [name for name in rows_shown for _ in example],
+    columns=len(example), side=1.6,
+    masks=[None] * len(example) + [*masks[example]]
+          + [seed for group in panels for seed in group],
+    classes=names, title="Share of the track taken for the class: " + ", ".join(
+        f"{on_rails[name]:.0f} %" for name in rows_shown)),
            alt=f"Scenes of val with a {vehicle} on its track, their masks, and the "
-               f"seeds of {', '.join(panels)} at their best thresholds.")
+               f"seeds of {', '.join(rows_shown)} at their best thresholds.")
 
 # %% [markdown]
-# ## What the network has learnt to look for
+# ## What the network has learned to look for
 #
-# The seeds were given the tags. Ask the network itself, on val, where a coin decides whether a scene has a track. *Which
-# of the four cells below will be wrong?*
+# The seeds were given the tags. Now ask the network itself, on val, where a coin decides whether a scene has a track.
+# *Predict.* In which share of the scenes with a **track only** does CAM say "vehicle"?
+
+# %% tags=["prediction"]
+lesson.predict("07.h", None)   # your guess, in %
 
 # %%
-logits |= {method: tag_logits(method) for method in LABELS if method != "cam"}
-believes = {}
+logits |= {name: tag_logits(name, images) for name in TRAININGS if name != "CAM"}
+believes, cells_of = {}, [(a, b) for a in (True, False) for b in (True, False)]
 lines = [f"| says {vehicle} | {vehicle} and track | {vehicle} only | track only | "
-         "neither |",
-         "|---" * 5 + "|"]
-for method, name in LABELS.items():
-    said = logits[method][:, confounded - 1] > 0
-    cells = [100 * said[(has == a) & (on_track == b)].float().mean().item()
-             for a in (True, False) for b in (True, False)]
-    believes[method] = cells
-    lines.append(f"| {name} | " + " | ".join(f"{value:.0f} %" for value in cells)
-                 + " |")
+         "neither |", "|---" * 5 + "|"]
+for name in TRAININGS:
+    said = logits[name][:, confounded - 1] > 0
+    believes[name] = [100 * said[(has == a) & (on_track == b)].float().mean().item()
+                      for a, b in cells_of]
+    lines.append(f"| {name} | "
+                 + " | ".join(f"{value:.0f} %" for value in believes[name]) + " |")
 display(Markdown("\n".join(lines)))
-print("scenes:", [int(((has == a) & (on_track == b)).sum()) for a in (True, False)
-                  for b in (True, False)])
+print("scenes:", [int(((has == a) & (on_track == b)).sum()) for a, b in cells_of])
+lesson.outcome("07.h", believes["CAM"][2], "%")
+lesson.claim(f"CAM says {vehicle} in {believes['CAM'][2]:.0f} % of the scenes with a "
+             f"track only, and in {believes['CAM'][3]:.0f} % of those with neither.",
+             believes["CAM"][2] > believes["CAM"][3] + 15)
+free = believes["EPS without its rule"]
+lesson.claim("A map that has left the track is not yet a network that has: EPS without "
+             f"its rule says {vehicle} in {free[2]:.0f} % of the scenes with a track "
+             f"only, and in {free[3]:.0f} % of those with neither.",
+             free[2] > free[3] + 5)
 
 # %% [markdown]
-# A map that leaves the track is one thing; a network that no longer believes in it is another. Hold the last two rows
-# against the table before. The seeds knew the true tags. Who has to guess them is cured only as far as this table says.
-#
 # ## All seeds side by side
 #
-# One class can drag the mean of a method, or hide what it does to the others. So both, with PCM and without:
+# One class can drag the mean of a method, or hide what it does to the others. So the table has both: with the confounded
+# class and without it.
 
 # %%
 lines = [f"| method | maps | train: mIoU | without {vehicle} | val: mIoU | without "
-         f"{vehicle} | precision, recall on val |",
-         "|---" * 7 + "|"]
-for method, name in LABELS.items():
-    for reading, on_val in rows[method, "val"].items():
-        cells = [f"{rows[method, split][reading][figure]:.1f}" for split in data
-                 for figure in ("miou", "miou_others")]
-        lines.append(f"| {name} | {reading} | {' | '.join(cells)} | "
-                     f"{on_val['precision']:.0f}, {on_val['recall']:.0f} |")
+         f"{vehicle} | precision, recall on val |", "|---" * 7 + "|"]
+for name in TRAININGS:
+    for reading, on_val_of in rows[name, "val"].items():
+        figures = [f"{rows[name, split][reading][figure]:.1f}" for split in data
+                   for figure in ("miou", "miou_others")]
+        lines.append(f"| {name} | {reading} | {' | '.join(figures)} | "
+                     f"{on_val_of['precision']:.0f}, {on_val_of['recall']:.0f} |")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# This was one seed. Here it stands among others, each dot one training (a grey line joins trainings of one seed), in two
-# worlds: these photographs, and drawn creatures with a network from random weights. Large marks are what you have just
-# trained.
+# This was one random seed, and a short training. The next table is of full trainings with several random seeds, in two
+# worlds: these photographs, and drawn creatures with a network from random weights. For the track it lists every training:
+# those of EPS fall into two groups, and a mean of two groups describes neither.
 
 # %%
-table = evidence.table("methods")
-
-# %%
-def strip(figure_name, label, split="val"):
-    """All runs of the evidence, and the live one, in both worlds."""
-    figure, methods = Figure((9, 3.6), layout="constrained"), ("cam", "seam", "eps")
-    for axes, world in zip(figure.subplots(1, 2), ("photographs", "creatures")):
-        runs = torch.tensor([evidence.values(table, world, method, split, figure_name)
-                             for method in methods])  # 3 n
-        axes.plot(range(3), runs, color="0.85", linewidth=1, zorder=1)
-        for place, method in enumerate(methods):
-            axes.plot([place] * runs.shape[1], runs[place], "o",
-                      color=plots.PALETTE[place], markersize=5, alpha=0.8)
-            if world == "photographs":
-                axes.plot(
-                    [place], [published(method, split).get(figure_name, float("nan"))],
-                    "D", markersize=11, markerfacecolor="none", markeredgecolor="black")
-        steps = [evidence.t_interval((runs[place] - runs[0]).tolist())
-                 for place in (1, 2)]
-        axes.set_title(f"{world}, minus CAM:\nSEAM {steps[0][0]:+.1f} "
-                       f"[{steps[0][1]:+.1f}, {steps[0][2]:+.1f}], EPS "
-                       f"{steps[1][0]:+.1f} [{steps[1][1]:+.1f}, {steps[1][2]:+.1f}]",
-                       fontsize="small")
-        axes.set(xticks=range(3), xticklabels=[LABELS[method] for method in methods],
-                 ylabel=label)
-        axes.margins(x=0.2)
-    return figure
-
-# %%
-if table is None:
-    display(Markdown("The table of many seeds (data/evidence/methods.json) is not "
-                     "there: this run stands alone."))
-else:
-    for figure_name, label in (("miou", "mIoU of seeds on val, %"),
-                               ("track", "track called its class on val, %")):
-        plots.show(strip(figure_name, label),
-                   alt=f"Strip plots in two worlds: {label}; CAM, SEAM and EPS, every "
-                       "seed a dot.")
-
-# %% [markdown]
-# In square brackets stands the 95 % interval of the mean difference over the seeds. One that contains 0 is no finding.
-#
-# ## With your hands
-#
-# Turn the threshold: what grows first beyond its outline? Choose a scene with a track.
-
-# %%
-groups = {f"{vehicle} on its track": has & on_track,
-          f"{vehicle}, no track": has & ~on_track, "track only": ~has & on_track,
-          "neither": ~has & ~on_track}
-each = lesson.choose(smoke=1, mini=3, paper=3)
-choice = {f"{kind}: scene {i}": int(i) for kind, where in groups.items()
-          for i in where.nonzero()[:each, 0]}
-picked = list(choice.values())
-held = {method: dict(zip(picked, maps_of(nets[method], images[picked], tags[picked])))
-        for method in LABELS}
-
-# %% tags=["widget"]
-def steer(threshold, scene):
-    cut = {LABELS[method]: seeds.hard_seeds(maps[scene][None], threshold)[0]
-           for method, maps in held.items()}
-    taken = [100 * (seed[tracks[scene]] == confounded).float().mean()
-             for seed in cut.values()]  # NaN without a track
-    titles = [f"{name}\n{share:.0f} % of the track" if share == share else name
-              for name, share in zip(cut, taken)]
-    return plots.grid([images[scene]] * (2 + len(cut)), ["scene", "mask", *titles],
-                      masks=[None, masks[scene], *cut.values()], classes=names,
-                      columns=4, side=2.0)
-
-def tell(threshold, scene):
-    there = ", ".join(names[c + 1] for c in tags[scene].nonzero()[:, 0])
-    return (f"Scene {scene} with the tags {there}: its mask, and seeds of "
-            f"{', '.join(LABELS.values())} above {threshold:.2f}.")
-
-steering = widgets.live(steer, alt=tell,
-                        threshold=ipywidgets.FloatSlider(
-                            0.2, min=0, max=0.9, step=0.05,
-                            description="background threshold",
-                            continuous_update=False),
-                        scene=ipywidgets.Dropdown(options=choice, description="scene"))
-steering
+METHODS = {"cam": "CAM", "seam": "SEAM", "eps": "EPS"}
+if table is not None:
+    lines = ["| world | method | mIoU, train | mIoU, val | minus CAM, val | track "
+             "called its class, val |", "|---" * 6 + "|"]
+    for world in ("photographs", "creatures"):
+        before = evidence.values(table, world, "cam", "val")
+        for method, name in METHODS.items():
+            of_train, of_val, rails = (
+                evidence.values(table, world, method, split, figure)
+                for split, figure in (("train", "miou"), ("val", "miou"),
+                                      ("val", "track")))
+            differences = [b - a for a, b in zip(before, of_val)]
+            gain, low, high = evidence.t_interval(differences)
+            step = "" if method == "cam" else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]"
+            lines.append(f"| {world} | {name} | {evidence.over_seeds(of_train)} | "
+                         f"{evidence.over_seeds(of_val)} | {step} | "
+                         + ", ".join(f"{value:.0f}" for value in rails) + " |")
+            if method == "seam":
+                lesson.claim(f"{world}, val: SEAM minus CAM is {gain:+.1f} points, "
+                             f"95 % interval [{low:+.1f}, {high:+.1f}].", low > 0)
+    display(Markdown("\n".join(lines)))
 
 # %% [markdown]
 # ## What was measured
 #
-# **Holds**, in this run and in the seeds of the column beside it: what tags alone teach is far from nothing; SEAM's
-# seeds, with PCM, are better on the training set; PCM finds objects without a mask; and a class that never comes without
-# its track is its track, for CAM and for SEAM, whose PCM spreads along what looks alike: gravel looks like gravel.
-# **Holds in part:** EPS takes the railroad from the train where the class passes the rule, and does not where it fails.
-# The cause is measured: without the rule the track is let go. Better saliency alone need not do it, as the row with masks
-# says: where the map already lies on the track, the class overlaps too little with *any* map of objects, and fails. On VOC a
-# train fills more of the image than its rails, and passes more easily. How much SEAM and EPS gain on unseen photographs: see
-# the intervals above.
+# The claims above are the findings. Two causes stand behind them. PCM spreads a map along what looks alike, and gravel
+# looks like gravel: so SEAM cannot leave the track. And the rule of EPS asks where the map lies *now*: a class that lies
+# on its track fails, whatever saliency says. On VOC a train fills more of the image than its rails, and passes more easily
+# (Lee et al.); our miniature does not show that case.
 
 # %%
 lesson.record("speed of the sweep in one pass, against a loop over thresholds",
               f"{speed:.0f}", "times")
-
-# %%
-for method, name in LABELS.items():
+for name in TRAININGS:
     # EPS ends on either side of its rule: its figures are words, which are not held
     # against a range of seeds.
-    kept_as = (lambda value: f"{value:.1f}") if method in ("eps", "oracle") else float
+    kept_as = "{:.1f}".format if name in ("EPS", "EPS with masks") else float
     for split in data:
-        for reading, row in rows[method, split].items():
-            paper = (SEED_MIOU.get(method, {}).get(split)
-                     if row is published(method, split) else None)
+        for reading, row in rows[name, split].items():
+            paper = (SEED_MIOU.get(TRAININGS[name][0], {}).get(split)
+                     if row is published(name, split) else None)
             lesson.record(f"mIoU of seeds, {split}, {name} {reading}",
                           kept_as(row["miou"]), "%", paper=paper,
                           note=f"without {vehicle} {row['miou_others']:.1f}"
                           + ("; paper: VOC" if paper else ""))
-    on_val = published(method, "val")
-    lesson.record(f"track called {vehicle}, val, {name}",
-                  kept_as(on_val.get("track", float("nan"))), "%")
+    lesson.record(f"track called {vehicle}, val, {name}", kept_as(on_rails[name]), "%")
     lesson.record(f"IoU of {vehicle}, val, {name}",
-                  kept_as(on_val["iou"][vehicle] or 0.0), "%")
+                  kept_as(published(name, "val")["iou"][vehicle] or 0.0), "%")
     lesson.record(f"says {vehicle} on a track without one, {name}",
-                  kept_as(believes[method][2]), "%",
-                  note=f"on neither {believes[method][3]:.0f}")
-    if method in ("eps", "free", "oracle"):
-        lesson.record(f"{vehicle} passes the rule, {name}",
-                      kept_as(100 * rule[name][vehicle]), "%",
-                      note=f"other classes {rule[name]['other classes']:.0%}")
+                  kept_as(believes[name][2]), "%",
+                  note=f"on neither {believes[name][3]:.0f}")
 
 # %%
+for name, passes in rule.items():
+    kept_as = "{:.1f}".format if name in ("EPS", "EPS with masks") else float
+    lesson.record(f"{vehicle} passes the rule, {name}",
+                  kept_as(100 * passes[vehicle]), "%",
+                  note=f"other classes {passes['other classes']:.0%}")
 for name, value in moved.items():
     lesson.record(f"two scales apart, {name}", value, "%")
 for when, values in alike.items():
@@ -1055,23 +1274,12 @@ for when, values in alike.items():
                   values["object, object"] / values["object, background"], "times")
 lesson.record("salient share of the track, train", share["train"]["its track"], "%",
               note=f"of {vehicle} {share['train'][vehicle]:.0f}")
-
-# %%
-if lesson.profile != "smoke":
-    assert published("seam", "train")["miou"] > published("cam", "train")["miou"]
-    before, after = (values["object, object"] / values["object, background"]
-                     for values in alike.values())
-    assert after > 1.5 * before
-    assert share["train"][vehicle] > share["train"]["its track"] + 30
-    assert min(published(method, "val")["track"] for method in ("cam", "seam")) > 60
-    assert published("free", "val")["track"] < published("cam", "val")["track"] - 20
-    assert believes["cam"][2] > believes["cam"][3] + 20
 lesson.finish(fingerprint=fingerprint(folder))
 
 # %% [markdown]
 # ## You can now
 # - train maps from tags, make seeds of them, and score all thresholds from one histogram;
-# - say what an mIoU of seeds knows that it should not: the tags of val, and the best threshold;
+# - say what an mIoU of seeds uses that a segmentation does not have: the tags of val, and the best threshold;
 # - write PCM, show what a pixel resembles, and name what SEAM's code adds to its equations;
 # - test whether a class is taken for its surroundings, and trace a failed cure to the line of the loss that causes it.
 #

@@ -35,6 +35,26 @@ def correlated(maps, features):
 """
 SPREAD = {"over": 1, "affinity": "(f.mT @ f).relu()", "weights": "affinity / (affinity.sum(1, keepdim=True) + 1e-5)"}
 
+PUSHES = """
+def pushes(cam, saliency, tags, regions, overlap):
+    maps = {maps}
+    eps.saliency_loss(maps, saliency, tags, {tau}).backward()
+    push = {sign}({field}).sum(1)
+    return {{name: {means} for name, where in regions.items()}}
+"""
+PUSH = {
+    "maps": "cam.clone().requires_grad_()",
+    "tau": "overlap",
+    "sign": "-",
+    "field": "maps.grad[:, 1:] * tags[:, :, None, None]",
+    "means": "push[where].mean().item()",
+}
+CONCLUSION = """
+def conclusion():
+    return {{"fails, on the object": "{}", "fails, on the track": "{}",
+            "passes, on the object": "{}", "passes, on the track": "{}"}}
+"""
+
 NEAR_MISSES = {
     "07.1": [
         (
@@ -201,5 +221,39 @@ def correlated(maps, features):
 """,
             "correlated(...) has the shape (2, 3, 12)",
         ),
+    ],
+    "07.4": [
+        ("the gradient itself", PUSHES.format(**PUSH | {"sign": ""}), "a step goes against it"),
+        (
+            "background, too",
+            PUSHES.format(**PUSH | {"field": "maps.grad * F.pad(tags, (1, 0), value=1)[:, :, None, None]"}),
+            "Channel 0 takes part",
+        ),
+        ("all classes", PUSHES.format(**PUSH | {"field": "maps.grad[:, 1:]"}), "Classes without a tag take part"),
+        ("the usual rule", PUSHES.format(**PUSH | {"tau": "eps.OVERLAP"}), "pass `overlap` on"),
+        ("added up", PUSHES.format(**PUSH | {"means": "push[where].sum().item()"}), "take their mean"),
+        (
+            "a list",
+            PUSHES.replace(
+                "return {{name: {means} for name, where in regions.items()}}",
+                "return [{means} for where in regions.values()]",
+            ).format(**PUSH),
+            "Return a dict with the names",
+        ),
+        (
+            "the input collects the gradient",
+            PUSHES.format(**PUSH | {"maps": "cam.requires_grad_()"}).replace(
+                "maps.grad[:, 1:]", "(0 * maps.grad)[:, 1:]"
+            ),
+            "pushes(...)",
+        ),
+        (
+            "the object is left",
+            CONCLUSION.format("left alone", "left alone", "up", "down"),
+            "fails, on the object: the",
+        ),
+        ("the track is pushed", CONCLUSION.format("down", "down", "up", "down"), "fails, on the track: the"),
+        ("who passes falls", CONCLUSION.format("down", "left alone", "down", "down"), "passes, on the object: the"),
+        ("who passes stays", CONCLUSION.format("down", "left alone", "up", "up"), "passes, on the track: the"),
     ],
 }
