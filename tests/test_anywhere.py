@@ -183,10 +183,10 @@ def test_a_notebook_runs_in_a_kernel(bare):
     shutil.copytree(ROOT / "tests" / "lessons" / "miniature", bare.course / "lessons")
     code = """
 from pathlib import Path
-from course_lib.course import build, run
+from course_lib.course import build, kernels
 here = Path.cwd()
 [notebook, _] = build.build_solved(here / "lessons", here / "solved")
-run.execute(notebook, here / "run" / "lesson.ipynb", "smoke",
+kernels.execute(notebook, here / "run" / "lesson.ipynb", "smoke",
             {"COURSE_STRICT": "1", "COURSE_RESULTS": str(here / "Ergebnisse")})
 """
     ran = bare.python("-c", code, prefix=STRANGER if permitted(STRANGER) else [])  # kernels need the loopback

@@ -36,7 +36,7 @@ def runs(monkeypatch, inline_pool):
             json.dumps(result(parameters["SEED"], 20.0 + parameters["SEED"])),
         )
 
-    monkeypatch.setattr(evidence.run, "execute", execute)
+    monkeypatch.setattr(evidence.kernels, "execute", execute)
     monkeypatch.setattr(evidence, "ProcessPoolExecutor", inline_pool)
     return seeds
 

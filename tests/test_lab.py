@@ -62,12 +62,12 @@ def started(student):
     yield start
     for server in servers:
         server.terminate()
-        server.wait(60)
+        server.wait(300)
 
 
 def asked(address, token):
     request = urllib.request.Request(address, headers={"Authorization": f"token {token}"} if token else {})
-    return urllib.request.urlopen(request, timeout=60).read().decode()
+    return urllib.request.urlopen(request, timeout=300).read().decode()
 
 
 def test_lab_shows_the_copies_and_nothing_of_instructors_under_a_token_of_its_own(started, student):

@@ -20,7 +20,7 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from course_lib import evidence, paths
-from course_lib.course import build, report, run, studies
+from course_lib.course import build, kernels, report, studies
 from course_lib.data.files import BrokenFile
 from course_lib.lesson import commit
 from course_lib.settings import DISTINCT, RandomSeed
@@ -156,6 +156,6 @@ def _one(notebook: Path, folder: Path, seed: int) -> dict:
     result = place / f"{notebook.stem[:2]}.json"
     if not (found := studies.finished(result)):
         environment = {"COURSE_STRICT": "1", "COURSE_RESULTS": str(place)}
-        run.execute(notebook, place / notebook.name, "mini", environment, parameters={"SEED": seed})
+        kernels.execute(notebook, place / notebook.name, "mini", environment, parameters={"SEED": seed})
         found = report.read_result(result)
     return found

@@ -4,73 +4,24 @@ Solved lessons are built anew and run strictly: results come from them. A lesson
 from running, but the exit code says so.
 """
 
-import json
 import multiprocessing
 import os
-import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-from unittest.mock import patch
+from typing import Literal
 
-import papermill
 import tyro
-from tqdm import tqdm
 
-from course_lib import paths
 from course_lib.course import build, limits, report
+from course_lib.course.kernels import execute_and_keep, share_screen
 from course_lib.lesson import PROFILES, commit
 from course_lib.settings import Workers
 
-# Seconds that one cell may take: they end what hangs, on a busy machine too. The real benchmark may train for days.
-TIMEOUT = {"smoke": 900, "mini": 1800, "paper": None}
 LESSON_MEMORY = 3 * 2**30  # bytes that a lesson may need
 LONGEST_FIRST = ("07", "08", "03", "02", "06")  # so that no long one is left to the end
-ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_row = 0  # of the screen, for the bars of this process
-
-
-def execute(
-    notebook: Path,
-    output: Path,
-    profile: str,
-    environment: dict[str, str] | None = None,
-    progress: int | None = None,
-    parameters: dict[str, int | str] | None = None,
-) -> float:
-    """Seconds that one notebook took from top to bottom in a fresh kernel, in the notebook's place notebooks/.
-
-    Args:
-        notebook: what is executed.
-        output: where the executed notebook goes; it is written after each cell, on a failure too.
-        profile: "smoke", "mini" or "paper".
-        environment: variables that the kernel gets on top of this process's own.
-        progress: row of the screen for a bar, below the cursor; None for no bar.
-        parameters: of the notebook, beside its profile, such as {"SEED": 1}.
-    Raises:
-        papermill.PapermillExecutionError: at the first cell that raises.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    layout = "{desc:32.32} {bar:20} {n_fmt:>3}/{total_fmt} cells  {elapsed}"
-    bar = {"desc": notebook.stem, "bar_format": layout, "position": progress, "leave": False}
-    threads = {name: str(limits.threads(name)) for name in limits.THREAD_VARIABLES}
-    course = {"COURSE_PROFILE": profile, "COURSE_RESULTS": str(paths.results())}
-    started = time.perf_counter()
-    with patch.dict(os.environ, threads | course | (environment or {})):  # a kernel gets what this process has
-        papermill.execute_notebook(
-            notebook,
-            output,
-            parameters={"PROFILE": profile, **(parameters or {})},
-            kernel_name="python3",
-            cwd=build.course_root() / "notebooks",
-            execution_timeout=TIMEOUT[profile],
-            progress_bar=False if progress is None else bar,
-            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # notes on TCP and shutdown help nobody
-        )
-    return time.perf_counter() - started
 
 
 def run(notebooks: list[Path], output: Path, profile: str, strict: bool, at_once: int = 1) -> list[str]:
@@ -90,8 +41,8 @@ def run(notebooks: list[Path], output: Path, profile: str, strict: bool, at_once
     screen, free = spawn.RLock(), spawn.Queue()
     for row in range(at_once):
         free.put(row)
-    with ProcessPoolExecutor(at_once, spawn, _share_screen, (screen, free)) as pool:
-        one = partial(_one, output=output, profile=profile, strict=strict)
+    with ProcessPoolExecutor(at_once, spawn, share_screen, (screen, free)) as pool:
+        one = partial(execute_and_keep, output=output, profile=profile, strict=strict, commit=commit())
         running = {pool.submit(one, notebook): notebook.stem for notebook in queue}
         for done in as_completed(running):
             reason, seconds = done.result()
@@ -102,37 +53,6 @@ def run(notebooks: list[Path], output: Path, profile: str, strict: bool, at_once
             with screen:
                 print("\r\x1b[K" if sys.stderr.isatty() else "\n", line, sep="", file=sys.stderr, flush=True)
     return [notebook.stem for notebook in notebooks if notebook.stem in failed]
-
-
-def _share_screen(screen: Any, free: Any) -> None:
-    """A process that executes notebooks takes a row of the screen for its bars."""
-    global _row
-    tqdm.set_lock(screen)
-    _row = free.get()
-
-
-def _one(notebook: Path, output: Path, profile: str, strict: bool) -> tuple[str, float]:
-    """Execute one notebook and keep its result: why it failed ("" if it did not), and its seconds."""
-    number, started, reason = notebook.stem[:2], time.perf_counter(), ""
-    result = paths.results() / f"{number}.json"
-    result.unlink(missing_ok=True)
-    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    entry = {"lesson": number, "profile": profile, "commit": commit(), "run": os.environ.get("COURSE_RUN"), "time": now}
-    try:
-        execute(notebook, output / notebook.name, profile, {"COURSE_STRICT": str(int(strict))}, progress=_row)
-    except Exception as error:
-        reason = (ANSI_COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__])[-1]
-        entry["failed"] = reason
-    else:
-        if result.is_file():
-            entry = json.loads(result.read_text("utf-8"))
-        else:
-            entry["failed"] = "ran, but did not end with lesson.finish()"
-    seconds = time.perf_counter() - started
-    if not reason:
-        entry["wall_seconds"] = round(seconds, 1)
-    paths.write_text(result, json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
-    return reason, seconds
 
 
 def _fitting() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_lib.course import build, run
+from course_lib.course import build, kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 # The miniature course goes first: it proves the mechanics in seconds, whatever the lessons are about.
@@ -39,9 +39,9 @@ SCRIPT = """
 import json, subprocess, sys
 from pathlib import Path
 subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-from course_lib.course import run
+from course_lib.course import kernels
 path, output, environment = sys.argv[1:]
-run.execute(Path(path), Path(output), "smoke", json.loads(environment))
+kernels.execute(Path(path), Path(output), "smoke", json.loads(environment))
 """
 
 
@@ -71,7 +71,7 @@ def execute(tmp_path, monkeypatch):
             ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             assert ran.returncode == 0, ran.stderr[-6000:]
         else:
-            run.execute(path, output, "smoke", environment)
+            kernels.execute(path, output, "smoke", environment)
         return nbformat.read(output, 4)
 
     return run_it

@@ -16,15 +16,15 @@ import nbformat
 import pytest
 
 from course_lib import paths
-from course_lib.course import build, report, run
+from course_lib.course import build, kernels, report
 
 from .conftest import NAMES, ROOT, SOURCES
 
 CHROMIUM = shutil.which("chromium")
 TOKEN = "course"
 SHOTS = ROOT / "build" / "shots"
-# Every slider of every lesson is moved, without a browser, where the solved lesson is executed (`test_lessons.slid`); what
-# a browser does with them is the same in all, so a real lesson and the miniature one show it.
+# Every slider of every lesson is moved, without a browser, where the solved lesson is executed (`test_lessons.slid`);
+# what a browser does with them is the same in all, so a real lesson and the miniature one show it.
 WITH_WIDGETS = [
     (source, name)
     for source, name in zip(SOURCES, NAMES)
@@ -260,7 +260,7 @@ def executed(tmp_path_factory):
     """The miniature lesson with pictures, executed, and its result."""
     work = tmp_path_factory.mktemp("executed")
     notebook = build.build_solved(ROOT / "tests" / "lessons" / "miniature", work / "solved")[1]
-    run.execute(
+    kernels.execute(
         notebook, work / "run" / notebook.name, "smoke", {"COURSE_STRICT": "1", "COURSE_RESULTS": str(work / "results")}
     )
     return work
