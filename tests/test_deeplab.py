@@ -12,7 +12,7 @@ from course_lib.data.voc import Voc, write_mask
 from course_lib.worlds import minis
 from course_lib.wsss import deeplab, views
 from course_lib.wsss.deeplab import (
-    HEADS,
+    DEEPLAB_HEADS,
     MaskedImages,
     MaskTraining,
     SegmenterArchitecture,
@@ -49,7 +49,7 @@ def few(creatures, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", DEEPLAB_HEADS)
 def test_logits_have_one_channel_for_each_class(head):
     net = build_segmenter(replace(TINY, head=head))
     with torch.no_grad():

@@ -21,8 +21,8 @@ from course_lib.metric_learning.rules import NAMES, RULES
 from course_lib.settings import Count, Side, check_settings
 from course_lib.show import plots
 
-CLASS_RULES = tuple(name for name, (source, _) in RULES.items() if source == "classifier")
-LONGEST = 640  # pixels of the longer side in the picture
+CLASSIFIER_RULES = tuple(name for name, (source, _) in RULES.items() if source == "classifier")
+DRAWN_SIDE = 640  # pixels of the longer side in the picture
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Explanation:
     model: str = LITE0  # of timm, with weights of ImageNet
     checkpoint: str = ""  # weights of your own, for the network that --architecture names
     architecture: str = ""  # of timm, for --checkpoint
-    rule: Annotated[str, (*CLASS_RULES, *NAMES, *SHORT_NAMES, "")] = ""  # "": cam, or with references dist-cam
+    rule: Annotated[str, (*CLASSIFIER_RULES, *NAMES, *SHORT_NAMES, "")] = ""  # "": cam, or with references dist-cam
     name: Annotated[str, tyro.conf.arg(name="class")] = ""  # of a class; "": the likeliest ones
     top: Count = 3  # how many of these
     size: Side = 224  # shorter side of a photograph, as the network sees it
@@ -48,9 +48,9 @@ class Explanation:
             raise ValueError("Expected --checkpoint and --architecture together, got one of them; give both.")
         if not self.photos:
             raise ValueError("Expected a photograph, got none; name one or more.")
-        if self.reference and (self.name or self.rule in CLASS_RULES):
+        if self.reference and (self.name or self.rule in CLASSIFIER_RULES):
             raise ValueError("Expected classes or references, got both; leave out one of them.")
-        if self.rule and not self.reference and self.rule not in CLASS_RULES:
+        if self.rule and not self.reference and self.rule not in CLASSIFIER_RULES:
             raise ValueError(f"The rule {self.rule} compares photographs, got no reference; name one with --reference.")
         for path in (*self.photos, *self.reference):
             if not path.is_file():
@@ -63,7 +63,7 @@ def explain_command(config: Explanation) -> None:
     A map of a resemblance stands beside that with shuffled channels of the reference, that of another reference, and
     the sum of all channels. `depends` says how much of the map the reference makes: 0 none, 1 all.
     """
-    net, classes = network(config)
+    net, classes = explained_network(config)
     device = this_process(config.device).device
     net = net.to(device)
     rows = [explained(config, net, classes, path) for path in config.photos]
@@ -84,7 +84,7 @@ def explain_command(config: Explanation) -> None:
     print(f"Picture: {config.output}; its description: {config.output.with_suffix('.txt')}")
 
 
-def network(config: Explanation) -> tuple[backbones.Backbone, list[str]]:
+def explained_network(config: Explanation) -> tuple[backbones.Backbone, list[str]]:
     """The network, and the names of its classes: those of ImageNet, or numbers."""
     if not config.checkpoint:
         net = backbones.create(config.model)
@@ -102,17 +102,17 @@ def network(config: Explanation) -> tuple[backbones.Backbone, list[str]]:
 @torch.inference_mode()
 def explained(config: Explanation, net: backbones.Backbone, classes: list[str], path: Path) -> dict:
     """Panels, titles and words of one photograph, and its raw maps."""
-    photo, seen = photograph(path, config, net)
+    photo, seen = drawn_and_seen(path, config, net)
     size = tuple(photo.shape[1:])
     if config.reference:
         rule = config.rule or "dist-cam"
-        references = [photograph(other, config, net)[1] for other in config.reference]
+        references = [drawn_and_seen(other, config, net)[1] for other in config.reference]
         found = resemblance(net, seen, references, rule)
         drawn = lambda raw: plots.overlay(photo, maps.heatmap(raw[None], size)[0].cpu())
         panels, titles, said = [], [], []
         for number, other in enumerate(config.reference):
             depends = f"{found.dependence[number]:.2f}"
-            panels += [photo, photograph(other, config, net)[0], drawn(found.raw[number]), drawn(found.uniform)]
+            panels += [photo, drawn_and_seen(other, config, net)[0], drawn(found.raw[number]), drawn(found.uniform)]
             panels += [drawn(each[number]) for each in (found.shuffled, found.other) if each is not None]
             titles += [path.name, other.name, f"where it resembles\n{other.name}, depends {depends}"]
             titles += ["all channels\n(control)", "reference shuffled\n(control)"]
@@ -141,12 +141,12 @@ def explained(config: Explanation, net: backbones.Backbone, classes: list[str], 
     return {"panels": panels, "titles": [path.name, *names], "said": names, "raw": raw, "rule": rule}
 
 
-def photograph(
+def drawn_and_seen(
     path: Path, config: Explanation, net: backbones.Backbone
 ) -> tuple[UInt8[Tensor, "3 h w"], Float[Tensor, "1 3 H W"]]:
     """A photograph, upright, as it is drawn, and as the network sees it: its proportions are kept."""
     image = load(path, upright=True)
     scaled = lambda factor: [max(1, round(side * factor)) for side in image.shape[1:]]
-    drawn = transforms.resize(image, scaled(min(1.0, LONGEST / max(image.shape[1:]))), InterpolationMode.BICUBIC)
+    drawn = transforms.resize(image, scaled(min(1.0, DRAWN_SIDE / max(image.shape[1:]))), InterpolationMode.BICUBIC)
     seen = transforms.resize(image, scaled(config.size / min(image.shape[1:])), InterpolationMode.BICUBIC)
     return drawn, net.normalise(seen.to(net.mean.device))[None]

@@ -17,7 +17,7 @@ from course_lib.worlds import minis
 from course_lib.wsss.pipeline import PipelineConfig, run_pipeline
 from course_lib.wsss.submission import check_submission, write_submission
 
-ROWS = {
+STAGE_ROWS = {
     "seeds": "seeds, at the threshold of the method",
     "seeds, oracle threshold": "seeds, at the best threshold of these masks",
     "masks": "pseudo masks",
@@ -79,7 +79,7 @@ def as_table(result: dict[str, Any]) -> str:
     for split, rows in scores.items():
         for name, row in rows.items():
             at = f"{row['threshold']:.2f}" if "threshold" in row else ""
-            lines.append([split, ROWS[name], f"{row['miou']:.1f}", at, _paper(settings, split, name)])
+            lines.append([split, STAGE_ROWS[name], f"{row['miou']:.1f}", at, _paper(settings, split, name)])
     title = f"# {settings['method']}, {settings['refine']}, {settings['backbone']}"
     if not lines:
         return f"{title}\n\nThere are no masks, so nothing can be scored.\n"

@@ -52,8 +52,8 @@ from course_lib.wsss.cam_net import Architecture, trunk_of
 from course_lib.wsss.learner import window
 from course_lib.wsss.views import resize
 
-HEADS = ("large-fov", "aspp", "aspp-concat")
-RATES = (6, 12, 18, 24)  # dilations of ASPP
+DEEPLAB_HEADS = ("large-fov", "aspp", "aspp-concat")
+ASPP_RATES = (6, 12, 18, 24)  # dilations of ASPP
 SEGMENTATION_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the released test, each with its mirror image
 HUES = 180  # of OpenCV, in whose steps the jitter is published; PIL has 256
 
@@ -64,7 +64,7 @@ class SegmenterArchitecture:
 
     classes: tuple[str, ...] = CLASSES  # names, background first
     backbone: str = "resnet101"  # resnet38, small, or any of timm's that `dense.Timm` can take apart
-    head: Annotated[str, HEADS] = "aspp"
+    head: Annotated[str, DEEPLAB_HEADS] = "aspp"
     width: int = 64  # of a ResNet38's first convolution; less makes a network for trials
     taps: tuple[str, str, str] | None = None  # of timm's; None: chosen there
     frozen: str = ""  # of timm's, the last part that is not trained
@@ -109,7 +109,7 @@ class LargeFov(nn.Sequential):
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__(
-            *_normalised(channels, 512, 3, RATES[1]),
+            *_normalised(channels, 512, 3, ASPP_RATES[1]),
             *_normalised(512, 512, 1),
             nn.Dropout(0.5),
             nn.Conv2d(512, count, 1),
@@ -122,7 +122,7 @@ class Aspp(nn.Module):
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(nn.Conv2d(channels, count, 3, padding=rate, dilation=rate) for rate in RATES)
+        self.branches = nn.ModuleList(nn.Conv2d(channels, count, 3, padding=rate, dilation=rate) for rate in ASPP_RATES)
         for branch in self.branches:
             nn.init.normal_(branch.weight, std=0.01)
             nn.init.zeros_(branch.bias)
@@ -137,7 +137,7 @@ class AsppConcat(nn.Module):
 
     def __init__(self, channels: int, count: int) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(nn.Sequential(*_normalised(channels, 256, 3, rate)) for rate in RATES)
+        self.branches = nn.ModuleList(nn.Sequential(*_normalised(channels, 256, 3, rate)) for rate in ASPP_RATES)
         self.whole = nn.Sequential(*_normalised(channels, 256, 1))
         self.project = nn.Sequential(
             *_normalised(5 * 256, 256, 1), nn.Dropout(0.5), nn.Dropout(0.5), nn.Conv2d(256, count, 1)
@@ -215,7 +215,7 @@ class MaskTraining:
     data: str = ""  # a folder in VOC's layout, whose split trainaug is trained on; "": the miniature
     masks: str = ""  # folder of pseudo masks, ID.png; "": the true masks of the data
     backbone: str = "resnet101"  # resnet38, small (for creatures), or a name of timm's
-    head: Annotated[str, HEADS] = "aspp"  # large-fov (Table 3), aspp or aspp-concat (Table 4)
+    head: Annotated[str, DEEPLAB_HEADS] = "aspp"  # large-fov (Table 3), aspp or aspp-concat (Table 4)
     weights: str = "pretrained"  # to start from: pretrained (timm's), random, or for ResNet38 a path
     epochs: Count = 19  # passes through the images: 20,102 steps on VOC; released: 20,000
     batch_size: Count = 10  # of all processes together

@@ -59,7 +59,7 @@ from course_lib.wsss.affinity_learner import (
 )
 from course_lib.wsss.crf import CRF_SETTINGS, dense_crf, unary_from_labels, unary_from_scores
 from course_lib.wsss.deeplab import (
-    HEADS,
+    DEEPLAB_HEADS,
     SEGMENTATION_SCALES,
     MaskTraining,
     class_shares,
@@ -91,7 +91,7 @@ class PipelineConfig:
     weights: str = "pretrained"  # to start from: pretrained (timm's), random, or for ResNet38 a path
     refine: Literal[REFINEMENTS] = "crf"  # of seeds: none, crf, psa, irn; truth: no seeds, the true masks teach
     threshold: Share | None = None  # score of the background of seeds; None: that of the method
-    head: Literal[HEADS] | None = None  # of the segmentation network; None: that of its recipe
+    head: Literal[DEEPLAB_HEADS] | None = None  # of the segmentation network; None: that of its recipe
     segmenter: str = ""  # its backbone; "": resnet101 where seeds are of a resnet38, else that of the seeds
     segment: bool = True  # train a segmentation network on the masks
     crf_after: bool = False  # a CRF on its predictions, as in Tables 3 and 4
