@@ -16,9 +16,12 @@ from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.worlds import chimeras, creatures, minis
 from course_lib.worlds.chimeras import CHIMERA_BODIES, CHIMERA_HEADS, CHIMERA_LEVELS, CHIMERA_PARTS, chimera
-from course_lib.wsss import View
+from course_lib.wsss import View, contrast
 from course_lib.wsss.cam_net import CamNet
-from course_lib.wsss.recipes import recipe
+from course_lib.wsss.contrast import ContrastConfig, contrast_loss, contrast_terms, true_labels
+from course_lib.wsss.learner import training_images
+from course_lib.wsss.recipes import OWN_PIXELS, recipe
+from course_lib.wsss.views import Warp
 
 LEVELS = sorted(CHIMERA_LEVELS.values())
 
@@ -121,6 +124,87 @@ def test_each_level_has_a_fingerprint_of_its_own(tree):
         minis.mini_voc(source="chimeras")
 
 
+# labels of contrast ---------------------------------------------------------------------------------------------------
+
+
+def sample(seed=0, classes=4):
+    """Two views whose maps are the masks of the cells, masks of 2 x 2 pixels a cell, tags and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = torch.randint(0, classes, (3, 4, 5), generator=generator)
+    maps = (cells[:, None] == torch.arange(classes)[:, None, None]).double()
+    tags = maps[:, 1:].amax((2, 3))
+    views = [View(maps, maps, torch.randn(3, 8, 4, 5, generator=generator, dtype=torch.float64)) for _ in range(2)]
+    masks = cells.repeat_interleave(2, 1).repeat_interleave(2, 2).byte()
+    return views, masks, tags, torch.rand(2, 3, 4, 5, generator=generator), cells
+
+
+def test_a_cell_has_the_label_of_most_of_its_known_pixels():
+    masks = torch.tensor([[[1, 1, 2, IGNORE], [0, 1, IGNORE, IGNORE], [IGNORE, IGNORE, 3, 3], [IGNORE] * 2 + [0, 3]]])
+    labels, known = true_labels(masks.byte(), 4, (2, 2))
+    assert labels.tolist() == [[[1, 2], [0, 3]]] and known.tolist() == [[[True, True], [False, True]]]
+    flipped, _ = true_labels(masks.byte(), 4, (2, 2), Warp(torch.tensor([True])))
+    assert flipped.tolist() == [[[2, 1], [3, 0]]]
+
+
+@pytest.mark.parametrize("config", [OWN_PIXELS, ContrastConfig.paper()], ids=["recipe", "paper"])
+def test_true_labels_are_the_pseudo_labels_of_perfect_maps(config):
+    views, masks, tags, noise, _ = sample()
+    expected = contrast_loss(*views, tags, config, noise)
+    found = contrast_loss(*views, tags, replace(config, labels="true"), noise, masks=masks)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    blind = [view._replace(cam=view.cam.flip(0), refined=view.refined.flip(0)) for view in views]
+    cells = contrast_terms(*blind, tags, replace(config, labels="true"), noise, masks=masks)
+    assert not torch.allclose(cells["cross-cam"], contrast_terms(*blind, tags, config, noise)["cross-cam"], atol=1e-3)
+
+
+def test_unknown_cells_take_no_part():
+    (one, two), masks, tags, noise, _ = sample()
+    config = replace(OWN_PIXELS, labels="true", mine_pixels=False)
+    masks[0, :4] = IGNORE
+    expected = contrast_loss(one, two, tags, config, noise, masks=masks)
+    other = one.embeddings.clone()
+    other[0, :, :2] = torch.randn(8, 2, 5, dtype=torch.float64)
+    found = contrast_loss(one._replace(embeddings=other), two, tags, config, noise, masks=masks)
+    torch.testing.assert_close(found, expected)
+
+
+def test_shuffled_labels_are_those_of_other_pixels(monkeypatch):
+    views, _, tags, noise, cells = sample()
+    seen = {}
+    intra = contrast._intra
+    monkeypatch.setattr(contrast, "_intra", lambda *given: seen.update(labels=given[1]) or intra(*given))
+    terms = contrast_loss(*views, tags, replace(OWN_PIXELS, labels="shuffled"), noise)
+    assert all(torch.isfinite(term) for term in terms.values())
+    for labels in seen["labels"]:
+        assert torch.equal(labels.sort().values, cells.flatten().sort().values)
+        assert (labels != cells.flatten()).float().mean() > 0.4
+    assert not torch.equal(*seen["labels"]), "each view has an order of its own"
+
+
+def test_true_labels_need_masks():
+    views, _, tags, noise, _ = sample()
+    with pytest.raises(ValueError, match="Expected masks for true labels, got None; make the images"):
+        contrast_loss(*views, tags, replace(OWN_PIXELS, labels="true"), noise)
+
+
+def test_training_images_bring_masks_that_lie_on_them(tree):
+    """The mask of an image is turned as the image is."""
+    chosen = {"data": str(tree), "size": 64, "small": 32, "contrast": replace(OWN_PIXELS, labels="true")}
+    data, flips = Voc(tree, "trainaug"), set()
+    for kept in (False, True):
+        images = training_images(recipe("seam+p2p", "small", kept=kept, **chosen), progress=False)
+        for i in range(8):
+            item, mask = images[i], data.mask(i)
+            turned = not torch.equal(item["mask"], mask)
+            assert torch.equal(item["mask"], mask.flip(-1) if turned else mask)
+            flips.add(turned)
+            if not kept:
+                assert torch.equal(item["image"], data[i][0].flip(-1) if turned else data[i][0])
+    assert flips == {False, True}
+    plain = training_images(recipe("seam", "small", **chosen | {"contrast": OWN_PIXELS}), progress=False)
+    assert "mask" not in plain[0], "no mask is read where none is wanted"
+
+
 # the study ------------------------------------------------------------------------------------------------------------
 
 
@@ -213,16 +297,18 @@ def test_differences_are_of_pairs():
         "splits": {split: {"with PCM": {"miou": miou}} for split in ("train", "val")},
     }
     table = {"runs": [run("seam", 0, 40.0), run("oracle", 0, 45.0), run("seam", 1, 50.0), run("oracle", 1, 57.0)]}
-    mean, low, high = studies.differences(table)["w"]["oracle"]["val"]
+    mean, low, high = studies.paired_differences(table)["w"]["oracle"]["val"]
     assert mean == 6 and low < mean < high and high - mean == pytest.approx(mean - low)
 
 
 def test_a_prediction_stands_before_what_was_measured(tmp_path, monkeypatch):
     measured = {"commit": "c", "runs": [{"row": "seam", "world": "w"}]}
     monkeypatch.setattr(studies, "measure", lambda *asked: measured)
-    monkeypatch.setattr(studies, "differences", lambda table: {})
+    monkeypatch.setattr(studies, "paired_differences", lambda table: {})
     studies.write("chimeras", tmp_path)
     written = json.loads((tmp_path / "chimeras.json").read_text())
-    assert next(iter(written)) == "prediction" and written["prediction"] == studies.PREDICTIONS["chimeras"]
+    assert next(iter(written)) == "prediction" and written["prediction"] == studies.STUDY_PREDICTIONS["chimeras"]
     committed = json.loads((studies.paths.shelf() / "evidence" / "chimeras.json").read_text())
-    assert committed["prediction"] == studies.PREDICTIONS["chimeras"], "it stays as it was written before the study"
+    assert committed["prediction"] == studies.STUDY_PREDICTIONS["chimeras"], (
+        "it stays as it was written before the study"
+    )

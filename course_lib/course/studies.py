@@ -9,8 +9,8 @@ A training seed changes weights, batches and dropout; a data seed changes scenes
 them are for training and which for validation. All methods of one random seed start from the same weights and see the
 same batches, so what is compared are differences of a run with its own partner (see `course_lib.evidence`).
 
-Finished trainings are kept in build/evidence and not done again for the same sources. What PREDICTIONS says of a study
-was written, and committed with its table still empty, before the study ran; it stays as it was, right or wrong.
+Finished trainings are kept in build/evidence and not done again for the same sources. What STUDY_PREDICTIONS says of a
+study was written, and committed with its table still empty, before the study ran; it stays as it was, right or wrong.
 """
 
 import hashlib
@@ -78,7 +78,7 @@ CHIMERA_ROWS = {  # method and labels of contrast
     "oracle": ("seam+p2p", "true"),
     "shuffled": ("seam+p2p", "shuffled"),
 }
-PREDICTIONS = {
+STUDY_PREDICTIONS = {
     "chimeras": (
         "The gain of contrast over SEAM (mIoU of seeds on val) is largest at the level where CAM finds least of the "
         "bodies while more than half of the cells of bodies still have the right pseudo label. We expect that level to "
@@ -294,20 +294,20 @@ def write(name: str, folder: Path) -> dict[str, Any]:
     runs = paths.checkout() / "build" / "evidence" / f"wsss-{tree()}"
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     table = measure(STUDIES[name](), runs, here)
-    if name in PREDICTIONS:
-        table = {"prediction": PREDICTIONS[name]} | table | {"differences": differences(table)}
-    keep(table, folder / f"{name}.json")
+    if name in STUDY_PREDICTIONS:
+        table = {"prediction": STUDY_PREDICTIONS[name]} | table | {"differences": paired_differences(table)}
+    write_table(table, folder / f"{name}.json")
     return table
 
 
-def keep(table: dict[str, Any], path: Path) -> None:
+def write_table(table: dict[str, Any], path: Path) -> None:
     """Write a table with a line for each run, so that a change can be read."""
     lines = ",\n".join("  " + json.dumps(run) for run in table["runs"])
     head = json.dumps({key: value for key, value in table.items() if key != "runs"}, indent=1)
     paths.write_text(path, f'{head[:-2]},\n "runs": [\n{lines}\n ]\n}}\n')
 
 
-def differences(table: dict[str, Any], against: str = "seam") -> dict[str, dict[str, dict[str, list[float]]]]:
+def paired_differences(table: dict[str, Any], against: str = "seam") -> dict[str, dict[str, dict[str, list[float]]]]:
     """mIoU of each row minus that of another one, by world, row and split: mean and 95 % interval over their pairs."""
     pairs = dict.fromkeys((run["world"], run["row"]) for run in table["runs"] if run["row"] != against)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
