@@ -18,16 +18,24 @@ RANKS = (1, 5, 10)
 
 def parts_on_trial(
     measure: Callable[[tuple[str, ...]], float], energy: Mapping[str, float]
-) -> tuple[dict[str, float], str, str]:
-    """What hiding each part alone costs, the part that costs most, and the hottest part of the map.
+) -> tuple[dict[str, float], list[str], float]:
+    """What hiding each part alone costs, the parts by that cost, and how often a map agrees with it.
+
+    The agreement is the share of the pairs of parts of which the one that costs more is the hotter one: 0.5 is chance.
 
     Args:
         measure: a score, higher is better, with the named parts hidden; of () it is that of whole images.
         energy: of the map on each part, per area.
+    Raises:
+        ValueError: all parts cost the same.
     """
     whole = measure(())
     costs = {part: whole - measure((part,)) for part in energy}
-    return costs, max(costs, key=costs.get), max(energy, key=energy.get)
+    pairs = [(more, less) for more in energy for less in energy if costs[more] > costs[less]]
+    if not pairs:
+        raise ValueError(f"Expected parts of different costs, got {costs}; hide parts that differ.")
+    agree = sum(energy[more] > energy[less] for more, less in pairs) / len(pairs)
+    return costs, sorted(costs, key=costs.__getitem__, reverse=True), agree
 
 
 def market_scores(distances: Float[Tensor, "q g"], query: Market1501, gallery: Market1501) -> dict[str, float]:

@@ -21,6 +21,32 @@ def map_at_r(distance, labels):
     return {}
 """
 
+HUBS = """
+def hub_trial(features, k):
+    def spread(x):
+        return x / x.norm(dim=1, keepdim=True)
+    mean = features.mean(0)
+    views = {{"Euclidean": features, "cosine": spread(features), "cosine, centred": {centred}}}
+    largest = {{}}
+    for name, view in views.items():
+        distance = torch.cdist(view, view)
+        {mask}
+        near = distance.topk({k}, largest=False).indices
+        largest[name] = {count}
+    return {answer}
+"""
+
+
+def hubs(
+    centred="spread(features - mean)",
+    mask="distance.fill_diagonal_(torch.inf)",
+    k="k",
+    count="int(near.flatten().bincount().max())",
+    answer="largest, min(largest, key=largest.get)",
+):
+    return HUBS.format(centred=centred, mask=mask, k=k, count=count, answer=answer)
+
+
 NEAR_MISSES = {
     "05.1": [
         (
@@ -185,5 +211,30 @@ def map_at_r(distance, labels):
             "one too large",
         ),
         ("a NaN", PRECISION.format("((among * precision).sum(1) / R[:, 0]).mean()"), "something divided by 0"),
+    ],
+    "05.3": [
+        ("itself", hubs(mask="pass"), "stands in its own list"),
+        ("one more", hubs(k="k + 1"), "You looked at k + 1 images"),
+        ("places of a list", hubs(count="max(len(row) for row in near)"), "You counted the places of each list"),
+        ("a share", hubs(count="float(near.flatten().bincount().max()) / len(view)"), "This is a share of the lists"),
+        (
+            "scaled first",
+            hubs(centred="spread(features) - spread(features).mean(0)"),
+            "after scaling, the mean is another one",
+        ),
+        (
+            "the mean of each image",
+            hubs(centred="spread(features - features.mean(1, keepdim=True))"),
+            "it is the mean over images",
+        ),
+        ("not scaled again", hubs(centred="features - mean"), "it is a cosine again"),
+        (
+            "the largest",
+            hubs(answer="largest, max(largest, key=largest.get)"),
+            "with the largest hub, not the smallest",
+        ),
+        ("a name", hubs(answer='largest, "centred"'), "your own numbers name another distance"),
+        ("numbers alone", hubs(answer="largest"), "Return two things"),
+        ("keys", hubs(answer='{"L2": largest["Euclidean"]}, "L2"'), "The dict has the keys"),
     ],
 }

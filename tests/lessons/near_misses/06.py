@@ -21,6 +21,24 @@ def judge(
     return JUDGE.format(kept=kept, hit=hit, descending=descending, average=average)
 
 
+WHICH = """
+def which_part(measure, energy):
+    whole = measure(())
+    costs, gone = {{}}, []
+    for part in energy:
+        gone.append(part)
+        costs[part] = {cost}
+    order = sorted(costs, key=costs.get, reverse={reverse})
+    pairs = [(a, b) for a in energy for b in energy if {real}[a] > {real}[b]]
+    hits = sum(energy[a] > energy[b] for a, b in pairs)
+    return {answer}
+"""
+
+
+def which(cost="whole - measure((part,))", reverse="True", real="costs", answer="costs, order, hits / len(pairs)"):
+    return WHICH.format(cost=cost, reverse=reverse, real=real, answer=answer)
+
+
 NEAR_MISSES = {
     "06.1": [
         ("same camera kept", judge(kept="gallery_ids != -1"), "same person from the same camera was still there"),
@@ -84,6 +102,25 @@ def judge(distances, query_id, query_camera, gallery_ids, gallery_cameras):
         ),
     ],
     "06.2": [
+        ("what is left", which(cost="measure((part,))"), "This is the mAP that is left"),
+        ("the sign", which(cost="measure((part,)) - whole"), "The sign is the other one"),
+        (
+            "all the others",
+            which(cost="whole - measure(tuple(other for other in energy if other != part))"),
+            "You hid all the other parts",
+        ),
+        ("one after the other", which(cost="whole - measure(tuple(gone))"), "All parts before it stayed hidden"),
+        ("a share of mAP", which(cost="(whole - measure((part,))) / whole"), "This is a share of the mAP"),
+        ("cheapest first", which(reverse="False"), "starts with the cheapest part"),
+        ("alphabet", which(answer="costs, sorted(costs), hits / len(pairs)"), "does not follow your costs"),
+        ("a count", which(answer="costs, order, hits"), "the number of pairs that agree"),
+        ("the other share", which(answer="costs, order, 1 - hits / len(pairs)"), "the share that disagrees"),
+        ("all pairs of names", which(answer="costs, order, hits / len(energy) ** 2"), "all pairs of names"),
+        ("no comma", which(cost="whole - measure((part))"), "with its comma"),
+        ("costs alone", which(answer="costs"), "Return three things"),
+        ("a list", which(answer="list(costs.values()), order, hits / len(pairs)"), "an entry for each part"),
+    ],
+    "06.3": [
         (
             "one direction",
             """
@@ -154,7 +191,7 @@ def reciprocal(distances, k):
             "have a neighbour in common",
         ),
     ],
-    "06.3": [
+    "06.4": [
         (
             "likeness",
             """
