@@ -56,7 +56,7 @@ lesson = start("00", PROFILE, DATA_ROOT, DEVICE, SEED)
 # |---|---|---|
 # | 01 | a linear classifier (CAM) | heatmaps, boxes |
 # | 02–06 | a distance to a prototype (Dist-CAM) | heatmaps for networks without a classifier: few-shot learning, retrieval, re-identification |
-# | from 07 on | prototypes of pixels (pixel-to-prototype contrast) | masks learned from image tags |
+# | from 07 on | prototypes of pixels | masks learned from image tags |
 #
 # ## Words
 #
@@ -365,9 +365,12 @@ lesson.outcome("00.c", kept["mirrored"], "%")
 print(*(f"{name:15} {percent:3.0f} % keep their class"
         for name, percent in kept.items()), sep="\n")
 lesson.claim(f"More scenes keep their class mirrored ({kept['mirrored']:.0f} %) than "
-             f"upside down ({kept['upside down']:.0f} %): mirrored photographs were "
-             "in the training, animals on their heads were not.",
+             f"upside down ({kept['upside down']:.0f} %).",
              kept["mirrored"] > kept["upside down"] + 10)
+
+# %% [markdown]
+# Training usually mirrors photographs at random, and does not turn them upside down. What a network knows depends on what it was
+# shown.
 
 # %% [markdown]
 # ## What was measured

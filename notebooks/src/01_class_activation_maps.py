@@ -320,8 +320,8 @@ with check("01.2", hint="amin and amax over the last two axes") as ask:
     came = ask(scaled, mixed)
     assert not came.isnan().any(), ("A constant map gave NaN: 0 / 0. It should give "
                                     "zeros.")
-    assert not came[0, 1].any(), ("A constant map should give zeros, but "
-                                  f"{came[0, 1].max():.3g} came.")
+    assert not came[0, 1].any(), ("Expected zeros for a constant map, got "
+                                  f"{came[0, 1].max():.3g}.")
     same(came, want, "scaled(raw) with one constant map", axes="b c h w", suspects={
         "One constant map emptied all others: only the constant one becomes zeros.":
             0 * want,
@@ -699,7 +699,7 @@ assert hits_by_size(boxed, boxed.flip(0), 4) == [0, 0, 0, 0]
 # %% [markdown]
 # ### The experiment on all images
 #
-# *Before you run the cells:* CAM finds most of the objects. How many does it find in the quarter with the smallest ones?
+# *Before you run the cells:* how many objects does CAM find in the quarter of the images with the smallest ones?
 
 # %% tags=["prediction"]
 lesson.predict("01.f", None)     # your guess, in %

@@ -40,7 +40,7 @@ from IPython.display import Markdown, display
 from sklearn.linear_model import LogisticRegression
 from tqdm import tqdm
 
-from course_lib import backbones, maps, prototypes
+from course_lib import backbones, evidence, maps, prototypes
 from course_lib.cache import cached
 from course_lib.worlds import photographs as fetch, minis, scenes
 from course_lib.data.ilsvrc import Ilsvrc
@@ -382,8 +382,8 @@ picture = torch.from_numpy(scene.image.copy()).permute(2, 0, 1)
 scene_maps = look(picture[None])                                          # 1 1280 7 7
 
 # %% [markdown]
-# (This scene was picked because the second row of maps below comes out right. The end of the lesson counts how often that
-# happens.)
+# (This scene was picked because the maps of the second row below are right for both animals. The end of the lesson counts how
+# often that happens.)
 #
 # *Before you run the cells:* the third and the fourth class are not in the scene. Divide the mean heat on the two objects by
 # the mean heat of the whole map: 1 means that the map does not prefer the objects. Which number do you expect for the absent
@@ -418,6 +418,10 @@ for name, values in on_objects.items():
 absent = {name: sum(values[2:]) / 2 for name, values in on_objects.items()}
 present = {name: sum(values[:2]) / 2 for name, values in on_objects.items()}
 lesson.outcome("02.b", absent["Dist-CAM"])
+apart = torch.from_numpy(np.stack([scene.instances == 1, scene.instances == 2]))
+lesson.claim(f"In this scene the repaired maps of {' and '.join(pair)} are both hotter "
+             "on their own object than on the other one.", controls.own_object_hotter(
+                 heat["W = P - mean P"][None, :2], apart[None]).all())
 lesson.claim(f"Dist-CAM puts the absent classes on the two objects, too: "
              f"{absent['Dist-CAM']:.2f} times the mean heat. The repaired weights do "
              f"not: {absent['W = P - mean P']:.2f}.",
@@ -870,8 +874,8 @@ with check("02.5", hint="measure in the middle, keep one half, and so on") as as
         "use low, high and tolerance as they are given?")
     assert len(calls) <= 12, "With other low and high you measured more than 12 times."
 ### BEGIN HIDDEN TESTS
-found = change_of_places(lambda x: -x, -0.25, 0.0, 1.0, 0.3)
-assert abs(found - 0.25) <= 0.3
+near_quarter = change_of_places(lambda x: -x, -0.25, 0.0, 1.0, 0.3)
+assert abs(near_quarter - 0.25) <= 0.3
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -1065,8 +1069,8 @@ steering
 #
 # Table 1 of the paper reports that Dist-CAM lowers the top-1 localisation error of CAM on ILSVRC by 1.5 to 6.1 points, with six
 # other backbones. It does not describe how its metric models were trained. Here, on unseen photographs, the formula as printed
-# **does not reproduce** in direction. The column of random seeds beside the figures has other splits, scenes and random weights,
-# and shows the same. What could differ on ILSVRC: ResNet features, a network trained with the metric, context around the
+# **does not reproduce** in direction. The column of random seeds beside the figures comes from other splits, scenes and random
+# weights. What could differ on ILSVRC: ResNet features, a network trained with the metric, context around the
 # objects, and a CAM baseline in an unknown gauge.
 
 # %%
@@ -1101,6 +1105,11 @@ lesson.claim("The top-1 localisation error of Dist-CAM is "
              f"{top1['Dist-CAM (Eq. 4-6)'] - top1['CAM of a linear probe']:+.1f} "
              "points against CAM; the paper reports -1.5 with ResNet-50.",
              top1["Dist-CAM (Eq. 4-6)"] > top1["CAM of a linear probe"] + 5)
+seeds = {name: evidence.table("02")["figures"][f"GT-known error, {name}"]["values"]
+         for name in ("Dist-CAM (Eq. 4-6)", "CAM of a linear probe")}
+lesson.claim("With each of the random seeds of the column Dist-CAM errs more than CAM: "
+             + ", ".join(f"{a:.1f} against {b:.1f} %" for a, b in zip(*seeds.values()))
+             + ".", all(a > b + 10 for a, b in zip(*seeds.values())))
 lesson.finish(fingerprint=fingerprint(root))
 
 # %% [markdown]

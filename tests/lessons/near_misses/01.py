@@ -160,7 +160,7 @@ def scaled(raw):
                 out[b, c] = (raw[b, c] - raw[b, c].min()) / spread
     return out
 """,
-            "should give zeros, but 1 came",
+            "Expected zeros for a constant map, got 1",
         ),
     ],
     "01.3": [
