@@ -15,10 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "course_lib"
 WINGS = ("worlds", "experiments", "course")
 # Python tokens without comments and docstrings: neither documentation nor a shorter line is punished.
-# The library had 48,000 of them and all 92,000 when the wings were told apart; since then came readers that take any
-# input and checks that lend copies (library); photographs of any distribution, packs, working copies and their update,
-# checks of options (wings).
-LIBRARY, ALL = 50_400, 104_000
+# The library had 48,000 of them and all 92,000 when the wings were told apart. Since then came, in the library, readers
+# that take any input, checks that lend copies, claims, controls and figures of the fields; in the wings, photographs of
+# any distribution, packs, working copies, checks of options, chimeras. What refines seeds and segments is counted apart
+# (LATER), and so is the cache.
+LATER = {
+    *("cache.py", "data/own.py", "metric_learning/explain.py"),
+    *(
+        f"wsss/{name}.py"
+        for name in "affinity affinity_learner crf deeplab irn permutohedral pipeline psa submission".split()
+    ),
+}
+LIBRARY, LATER_PARTS, ALL = 56_000, 28_000, 145_000
 LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
     tokenize.ENCODING,
@@ -65,7 +73,9 @@ def test_the_library_is_compact(capsys):
         for name in ("library", *WINGS):
             print(f"| {name} | {tokens[name]:,} | {lines[name]:,} |")
         print(f"| all | {tokens.total():,} | {lines.total():,} |")
-    assert tokens["library"] <= LIBRARY
+    later = sum(size((PACKAGE / name).read_text(encoding="utf-8")) for name in LATER)
+    assert tokens["library"] - later <= LIBRARY
+    assert later <= LATER_PARTS
     assert tokens.total() <= ALL
 
 
