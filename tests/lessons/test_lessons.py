@@ -66,9 +66,10 @@ def test_student_version_passes_nbval_and_says_what_is_to_do(source, notebook, t
     }.items():
         monkeypatch.setenv(name, value)
     started = time.perf_counter()
-    command = f"-m pytest -q -p no:cacheprovider -p no:xdist -p nbval_outputs --rootdir={path.parent} --nbval-lax "
-    command += f"--nbval-current-env --nbval-cell-timeout 600 --nbval-sanitize-with {ROOT / 'tests' / 'sanitize.cfg'}"
-    nbval = subprocess.run([sys.executable, *command.split(), str(path)], capture_output=True, text=True, cwd=tmp_path)
+    command = "-m pytest -q -p no:cacheprovider -p no:xdist -p nbval_outputs --nbval-lax --nbval-current-env".split()
+    command += ["--nbval-cell-timeout", "600", "--nbval-sanitize-with", ROOT / "tests" / "sanitize.cfg"]
+    command += ["--rootdir", path.parent, path]
+    nbval = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path)
     assert nbval.returncode == 0, nbval.stdout[-3000:]
     if (took := time.perf_counter() - started) > SECONDS:
         warnings.warn(f"{source.stem} took {took:.0f} s in the smoke profile, where {SECONDS} are plenty", stacklevel=1)
