@@ -22,8 +22,8 @@
 #
 # **Sources** Shen et al.: *Distance-Based Class Activation Map for Metric Learning*, section 4.1 · Liu, Song, Qin:
 # *Prototype Rectification for Few-Shot Learning*, ECCV 2020 (BD-CSPN) · Snell, Swersky, Zemel: *Prototypical Networks for
-# Few-shot Learning*, NeurIPS 2017 · Tian et al.: *Rethinking Few-Shot Image Classification: a Good Embedding Is All You
-# Need?*, ECCV 2020 · Veilleux et al.: *Realistic Evaluation of Transductive Few-Shot Learning*, NeurIPS 2021.
+# Few-shot Learning*, NeurIPS 2017 · Tian et al.: *Rethinking Few-Shot Image Classification*,
+# ECCV 2020 · Veilleux et al.: *Realistic Evaluation of Transductive Few-Shot Learning*, NeurIPS 2021.
 
 # %% tags=["parameters"]
 # "smoke": seconds, does it run? · "mini": a minute on a CPU · "paper": "mini" with more
@@ -610,7 +610,7 @@ def after(rows, step):
     return (query - P[0]) @ plane, (P - P[0]) @ plane, (P @ query.mT).argmax(0)
 
 # %%
-figure, words, agrees = Figure((9.6, 6.6), layout="constrained"), [], []
+figure, words, agrees = Figure((9.6, 7.4), layout="constrained"), [], []
 panels = figure.subplots(2, 3)
 for row, (name, rows) in zip(panels, left.items()):
     for axes, step in zip(row, steps):
@@ -624,14 +624,14 @@ for row, (name, rows) in zip(panels, left.items()):
             axes.scatter(*marks[c], s=200, edgecolor="black", linewidth=2, **style)
         axes.scatter(*spots[decided != labels].T, marker="x", s=45, color="black",
                      linewidth=1, label="classified wrongly")
-        words.append(f"{name} queries, {step}: {100 * sum(hits) / 3:.0f} %")
+        words.append(f"{name} queries,\n{step}: {100 * sum(hits) / 3:.0f} %")
         axes.set_title(words[-1], fontsize="medium")
         axes.set(aspect="equal", xticks=[], yticks=[])
 figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center",
               ncols=4, fontsize="small", frameon=False, title="large: prototype")
 plots.show(figure, alt="Queries and prototypes of three classes in the plane of the "
                        "prototypes; classified correctly, mean of classes: "
-                       + "; ".join(words) + ".")
+                       + "; ".join(words).replace("\n", " ") + ".")
 lesson.claim("In all six pictures the nearest prototype is the answer.", all(agrees));
 
 # %% [markdown]
