@@ -194,7 +194,7 @@ def test_the_loss_pair_by_pair(seed):
     assert found.keys() == expected.keys()
     for name, term in found.items():
         # Mean over 2 n + 1e-5 there, half of that over n + 1e-5 here.
-        assert term.item() == pytest.approx(expected[name], rel=1e-6, abs=1e-12)
+        assert term.item() == pytest.approx(expected[name], rel=1e-5, abs=1e-12)
 
 
 def test_a_batch_counts_its_pairs_together():
@@ -313,10 +313,8 @@ def net():
 
 def test_the_last_level_keeps_the_grid_without_dilation(net):
     assert net.strides == [4, 4, 8, 16, 16]
-    level = net.backbone.layer4
-    assert all(
-        part.stride == (1, 1) and part.dilation == (1, 1) for part in level.modules() if hasattr(part, "dilation")
-    )
+    convolutions = [part for part in net.backbone.layer4.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert all(part.stride == part.dilation == (1, 1) for part in convolutions)
     images = pictures(1, 3, 64, 96)
     prepared = net.prepare(images)
     x = net.backbone.act1(net.backbone.bn1(net.backbone.conv1(net.normalise(images))))

@@ -227,7 +227,7 @@ def test_the_loss_pair_by_pair(seed):
     expected = slow_loss(slow_affinity(features, 3), labels, 3)
     assert list(found) == ["background", "foreground", "different"]
     for name, term in found.items():
-        assert term.item() == pytest.approx(float(expected[name]), abs=1e-12)
+        assert term.item() == pytest.approx(float(torch.as_tensor(expected[name]).detach()), abs=1e-12)
     gradients = [torch.autograd.grad(sum(terms.values()), features)[0] for terms in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
@@ -303,6 +303,9 @@ def unchecked(monkeypatch):
         for name, own in inspect.getmembers(module, inspect.isfunction):
             if str(own.__module__).startswith("course_lib"):
                 monkeypatch.setattr(module, name, inspect.unwrap(own))
+    for name in ("forward", "backward"):
+        own = inspect.unwrap(getattr(psa._MeanDistance, name))
+        monkeypatch.setattr(psa._MeanDistance, name, staticmethod(own))
 
 
 def test_it_compiles_into_one_graph(unchecked):
@@ -322,7 +325,7 @@ def test_a_step_of_published_size_looks_at_no_number(unchecked):
         terms = psa.affinity_loss(features, torch.empty(16, 56, 56, dtype=torch.long))
         (gradient,) = torch.autograd.grad(sum(terms.values()), features)
         assert gradient.shape == features.shape
-        with pytest.raises(Exception, match="DataDependent|data-dependent|item"):
+        with pytest.raises(Exception, match="_local_scalar_dense"):
             terms["background"].item()
         walked = psa.random_walk(torch.empty(16, 21, 56, 56), psa.grid_affinity(features), 5, 8.0, 256)
         assert walked.shape == (16, 21, 56, 56)
@@ -350,14 +353,14 @@ def test_the_walk_of_the_fact_sheet():
 
 
 @given(
-    st.integers(1, 19),
-    st.integers(1, 19),
+    st.integers(1, 12),
+    st.integers(1, 12),
     st.integers(2, 6),
     st.integers(0, 300),
     st.floats(0.5, 12),
     st.integers(0, 99),
 )
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_the_walk_is_the_power_of_the_dense_matrix(h, w, radius, steps, beta, seed):
     maps, strength = numbers(2, 3, h, w, seed=seed), shares(2, len(near_pixels(radius)), h, w, seed=seed)
     strength[:, :, h // 2 :, : w // 2] = 0  # pairs that do not exist

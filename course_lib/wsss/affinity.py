@@ -188,6 +188,8 @@ def _transitions(affinity, radius, beta):
     rows, columns, reach, side = -(-h // TILE), -(-w // TILE), radius - 1, TILE + 2 * (radius - 1)
     pairs = []  # both ends of the pairs of a neighbour that lie on the grid, and their affinities
     for (y, x), strength in zip(near_pixels(radius), affinity.unbind(1)):
+        if y >= h or abs(x) >= w:
+            continue
         left, right = max(0, -x), w - max(0, x)
         first, second = (slice(0, h - y), slice(left, right)), (slice(y, h), slice(left + x, right + x))
         pairs.append((y * side + x, (..., *first), (..., *second), strength[:, first[0], first[1]]))
