@@ -486,8 +486,7 @@ def hub_trial(features, k):
     ### END SOLUTION
 
 # %% check="05.3" points=3
-with check("05.3", hint="Three versions of the features; k nearest others; count the "
-                        "entries.") as ask:
+with check("05.3", hint="Three versions; k nearest others; count them.") as ask:
     rolls = torch.Generator().manual_seed(1)
     drawn = torch.randn(60, 16, generator=rolls)
     sizes = torch.linspace(0.5, 3, 60)[:, None]
@@ -495,10 +494,9 @@ with check("05.3", hint="Three versions of the features; k nearest others; count
     for spots in (drawn * sizes + 2, F.normalize(drawn, dim=1) * sizes, flower):
         wanted = ranking.largest_hubs(spots, 5)
         told = ask(hub_trial, spots, 5)
-        assert isinstance(told, tuple | list) and len(told) == 2, \
-            "Return two things: the dict of the largest N_k, and the name that wins."
-        assert isinstance(told[0], dict) and told[0].keys() == wanted.keys(), \
-            f"The dict has the keys {', '.join(map(repr, wanted))}."
+        twofold = isinstance(told, tuple | list) and len(told) == 2
+        assert twofold and getattr(told[0], "keys", set)() == wanted.keys(), \
+            f"Return two things: a dict of {', '.join(map(repr, wanted))}, and a name."
         flat = F.normalize(spots, dim=1)
         shifted, by_row = flat - flat.mean(0), spots - spots.mean(1, keepdim=True)
         top_of = lambda x, k: ranking.k_occurrence(x, k).max().item()
@@ -511,8 +509,6 @@ with check("05.3", hint="Three versions of the features; k nearest others; count
                 list(ranking.largest_hubs(spots, 6).values()),
             "You counted the places of each list, which are k. Count how often each "
             "image stands in a list.": [5, 5, 5],
-            "This is a share of the lists: N_k is their number.":
-                [value / 60 for value in wanted.values()],
             "Subtract the mean first and scale to length 1 then: after scaling, the "
             "mean is another one.": [*ahead, top_of(shifted, 5)],
             "You subtracted each image's own mean: it is the mean over images.":
@@ -573,7 +569,7 @@ plots.show(plots.grid(photos[[hub, *wrong[:5].tolist()]], titles, columns=6, sid
 # ### Who chooses the epoch?
 #
 # Training has no natural end. Somebody has to choose the epoch. If the **test** chooses, the test figure is no longer one of unseen
-# data. Musgrave et al. found this in most papers that they read. So a third of the training species is put aside: these
+# data. Musgrave et al. found this in many papers. So a third of the training species is put aside: these
 # **validation** species choose. The test is measured after every epoch as well, but only to see what its choice would have been.
 
 # %%

@@ -216,7 +216,6 @@ def map_at_r(distance, labels):
         ("itself", hubs(mask="pass"), "stands in its own list"),
         ("one more", hubs(k="k + 1"), "You looked at k + 1 images"),
         ("places of a list", hubs(count="max(len(row) for row in near)"), "You counted the places of each list"),
-        ("a share", hubs(count="float(near.flatten().bincount().max()) / len(view)"), "This is a share of the lists"),
         (
             "scaled first",
             hubs(centred="spread(features) - spread(features).mean(0)"),
@@ -235,6 +234,6 @@ def map_at_r(distance, labels):
         ),
         ("a name", hubs(answer='largest, "centred"'), "your own numbers name another distance"),
         ("numbers alone", hubs(answer="largest"), "Return two things"),
-        ("keys", hubs(answer='{"L2": largest["Euclidean"]}, "L2"'), "The dict has the keys"),
+        ("keys", hubs(answer='{"L2": largest["Euclidean"]}, "L2"'), "Return two things"),
     ],
 }
