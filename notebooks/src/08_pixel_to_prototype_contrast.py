@@ -14,15 +14,19 @@
 # **You will**
 # 1. write the prototypes of pixels (Eq. 5), their contrast (Eq. 4), its cross-view terms (Eq. 6–7), and the mining of Eq.
 #    9;
-# 2. watch the embeddings of pixels while they are trained, and hold them against a control that knows nothing;
-# 3. set what the paper says beside what its code does, and find out which of it matters, and how much the gain is beyond
-#    noise.
+# 2. find out what limits its gain: the loss, or the labels that it is given; and which weights each term of the loss moves;
+# 3. set what the paper says beside what its code does, and tell a gain from noise.
 #
-# **Time** 80 minutes to work through; about four minutes on a CPU, less on a GPU.
+# **Time** 90 minutes to work through; about four minutes on a CPU, less on a GPU.
 # **Before** [07 From tags to seeds](07_from_tags_to_seeds.ipynb).
 #
 # **Source** Du, Fu, Liu, Wang: *Weakly Supervised Semantic Segmentation by Pixel-to-Prototype Contrast*, CVPR 2022.
 # Equation and table numbers are theirs.
+
+# %% [markdown]
+# ## Words
+#
+# {{words}}
 
 # %% tags=["parameters"]
 # "smoke": seconds, does it run? · "mini": minutes on a CPU · "paper": "mini", trained
@@ -35,8 +39,11 @@ SEED = 0
 
 # %% tags=["setup"]
 # {{setup}}
+import shutil
+import tempfile
 from dataclasses import asdict, replace
 from math import log
+from pathlib import Path
 
 import ipywidgets
 import torch
@@ -47,17 +54,19 @@ from torch import Generator
 from torch.utils.data import Subset
 
 from course_lib import evidence
+from course_lib.cache import cached
 from course_lib.backbones.weights import LITE0
 from course_lib.worlds import minis
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.prototypes import class_prototypes, pixel_prototypes
 from course_lib.show import plots, widgets
-from course_lib.checks import check, same
+from course_lib.checks import check, same, yours
 from course_lib.lesson import start
-from course_lib.published import CONTRAST_TABLES
+from course_lib.published import CONTRAST_TABLES, SEED_MIOU
 from course_lib.wsss import cam_net, contrast, seeds
-from course_lib.wsss.learner import TagLearner, fit, training_images
+from course_lib.wsss.learner import (TagLearner, fit, gradient_reach, loss_terms,
+                                     training_images)
 from course_lib.wsss.recipes import recipe
 from course_lib.wsss.views import resize
 
@@ -66,15 +75,17 @@ lesson = start("08", PROFILE, DATA_ROOT, DEVICE, SEED)
 # %% [markdown]
 # ## The supervision gap
 #
-# A tag says *what* is in an image. The task is to say it of every pixel. Nothing in the loss of lesson 07 ever spoke to a
-# pixel: the tags reach it through a mean over all of them, and SEAM asks only that two views agree.
+# A tag says *what* is in an image. The task is to say it of every pixel. The loss of lesson 07 has no term for a single
+# pixel: a tag reaches all pixels through their mean, and SEAM asks only that two views agree.
 #
 # The paper's idea is to close the gap with labels that the network makes itself. Each pixel takes the class of its highest
 # score as its **pseudo label**. Each class takes its most confident pixels, from the **whole batch**, and averages their
 # embeddings: its **prototype**. Then each pixel is drawn towards the prototype of its label, and pushed off all the others.
 #
-# *Before you run the cell:* for an image of this size, how many yes-or-no answers does a tag list hold, and how many labels
-# are wanted? What share of the pixels would be right if all were called background?
+# *Predict.* Which share of the pixels would be right if all were called background?
+
+# %% tags=["prediction"]
+lesson.predict("08.a", None)   # your guess, in %
 
 # %%
 source = lesson.choose(smoke="creatures", mini="creatures", paper="photographs")
@@ -104,9 +115,8 @@ plots.show(plots.grid(
     side=2.0, title=f"Given: {answers} answers an image. Wanted: {wanted:,} labels"),
            alt="Four training images with their tags above, and below the masks that "
                "are wanted and never seen in training.")
-print(known,
-      f"{(bare == 0).sum() / (bare != IGNORE).sum():.0%} of the pixels are background",
-      sep="\n")
+print(known)
+lesson.outcome("08.a", 100 * (bare == 0).sum() / (bare != IGNORE).sum(), "%")
 
 # %% [markdown]
 # ## Embeddings
@@ -114,15 +124,15 @@ print(known,
 # Beside the classifier stands a **projector**, a 1×1 convolution with a ReLU. It makes of the features of each pixel $i$ an
 # embedding of 128 numbers, scaled to length 1: $v_i$. So the similarity of two pixels is a cosine, $v_i \cdot v_j$.
 #
-# ### Exercise 08.1 · Prototypes of pixels, Eq. 5 (3 points, 12 minutes)
+# ### Exercise 08.1 · Prototypes of pixels, Eq. 5 (3 points, 10 minutes)
 #
 # $$p_c = \frac{\sum_{i \in \text{top } K \text{ of } c} m_{ci}\, v_i}{\sum_{i \in \text{top } K \text{ of } c} m_{ci}},
 # \qquad \text{then scaled to length 1.}$$
 #
 # Write `prototypes_of(confidence, embeddings, top_k)`. `confidence` $m$ is `n c h w`, at least 0, and 0 where a pixel is
 # no candidate for a class; `embeddings` $v$ is `n d h w`, already of length 1. The K pixels are the most confident ones
-# **of all n images together**. The result is `c d`, and carries **no gradient**: a prototype is a target, it shall not
-# come to its pixels. A class without any candidate is a row of zeros.
+# **of all n images together**. The result is `c d`, and carries **no gradient**: a prototype is a target, it must not
+# move to its pixels. A class without any candidate is a row of zeros.
 #
 # <details><summary>Hint 1</summary>The K best pixels of a class may lie in any image. In which order must the axes of
 # <code>n c h w</code> stand, before you can make one list of n·h·w pixels for each class? (<code>reshape</code> changes no order.)</details>
@@ -186,7 +196,7 @@ assert not prototypes_of(trust.clone().requires_grad_(), units, 5).requires_grad
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# ### Exercise 08.2 · Pixel to prototype, Eq. 4 (2 points, 8 minutes)
+# ### Exercise 08.2 · Pixel to prototype, Eq. 4 (2 points, 5 minutes)
 #
 # $$\mathcal F(v_i; y_i; \mathcal P) = -\log \frac{\exp(v_i \cdot p_{y_i} / \tau)}{\sum_{c} \exp(v_i \cdot p_c / \tau)}$$
 #
@@ -266,7 +276,7 @@ assert (pixel_contrast(torch.eye(3), torch.tensor([0, 1, 2]), torch.eye(3), 0.01
 # Each is computed for both views: six terms. $\mathcal L = \mathcal L_{\text{SEAM}} + \alpha\,(\mathcal L^{cp} + \mathcal
 # L^{cc}) + \beta\, \mathcal L^{intra}$ with $\alpha = \beta = 0.1$ (Eq. 1 and 8).
 #
-# ### Exercise 08.3 · The cross terms, Eq. 6–7 (2 points, 8 minutes)
+# ### Exercise 08.3 · The cross terms, Eq. 6–7 (2 points, 5 minutes)
 #
 # Write `cross_terms(v, y, P, loss)`. `v`, `y` and `P` are **pairs**, of the first and of the second view; pixel i is the
 # same place in both. `loss(v, y, P)` is Eq. 4, a number for each pixel. Return a dict with the keys `"cross-prototype"`
@@ -332,13 +342,13 @@ assert (terms["cross-prototype"].tolist() == [211.0, 122.0]
 # %% [markdown]
 # ## Mining
 #
-# Pseudo labels are wrong where the maps are wrong. The cross terms ask two views for their opinion; the intra-view term
-# asks one, and the paper reports that it does harm as it stands (Table 5: 60.35 → 59.80). Two choices mend that (→ 61.54):
+# Pseudo labels are wrong where the maps are wrong. The cross terms use two views, the intra-view term one. The paper
+# reports that the intra-view term as it stands lowers the score (Table 5: 60.35 → 59.80). Two choices mend that (→ 61.54):
 #
 # * **semi-hard prototypes**: of the negatives of a pixel only some, similar to it but not the most similar ones;
 # * **hard pixels**: of the pixels of a class half at random, and half of those that are *least* like their prototype.
 #
-# ### Exercise 08.4 · Mining (4 points, 15 minutes)
+# ### Exercise 08.4 · Mining (4 points, 12 minutes)
 #
 # Write `mine(cosine, labels, noise)` without loops over pixels or classes. `cosine` is `m c`, of pixels and prototypes;
 # `labels` is `m`; `noise` is `m`, uniform random numbers. Return two tensors:
@@ -424,57 +434,52 @@ for many, first, last in ((8, 1, 5), (20, 2, 12)):       # negatives from near t
 ### END HIDDEN TESTS
 
 # %% [markdown]
-# From here on the lesson uses the library's `prototypes.pixel_prototypes` and `wsss.contrast`, which are what you have just
-# written, for batches shared by many processes, and with every place where paper and code differ as a field of
-# `ContrastConfig`. They agree with you if you pass them one process and a class for each place:
-
-# %%
-def agree(name, ours, library):
-    try:
-        print(f"{name:30} largest difference {(ours() - library()).abs().max():.1e}")
-    except NotImplementedError:
-        print(f"{name:30} not written yet")
-
-g = Generator().manual_seed(SEED)
-m, v = torch.rand(4, 9, 8, 8,
-                  generator=g), torch.randn(4, 128, 8, 8, generator=g).relu()
-y, P = m.argmax(1), pixel_prototypes(m, F.normalize(v, dim=1), 32)
-agree("Eq. 5, pixel_prototypes", lambda: prototypes_of(m, F.normalize(v, dim=1), 32),
-      lambda: P)
-agree("Eq. 4, pixel_to_prototype",
-      lambda: pixel_contrast(v.movedim(1, -1).flatten(0, 2), y.flatten(), P),
-      lambda: contrast.pixel_to_prototype(v, y, P).flatten())
+# From here on the trainings use the library's `prototypes.pixel_prototypes` and `wsss.contrast`. They do what you have
+# written, also for batches that many processes share. Each place where paper and code differ is a field of
+# `ContrastConfig`.
 
 # %% [markdown]
-# ## Four trainings
+# ## Five trainings
 #
-# All start from the same weights and see the same images: CAM and SEAM as in lesson 07, SEAM with pixel-to-prototype
-# contrast (P2P), and a **control**. In the control every embedding is handed over to another pixel of the batch, drawn at
-# random, before it is contrasted. The losses, their weights, the labels and how many pixels have each are as before. Only
-# what a pixel looks like and what it is called no longer belong together.
+# All see the same images in the same order, and start from the same weights: CAM and SEAM as in lesson 07, SEAM with
+# pixel-to-prototype contrast (P2P), and two controls that differ from P2P in nothing but the **labels of the contrast**:
 #
-# While P2P and the control are trained, we look at the pixels of some validation images: their embeddings, and what the
+# * **shuffled labels**: each label, with its confidence, belongs to another pixel of the batch, drawn at random. The
+#   losses, their weights and the number of pixels of each class are as before.
+# * **true labels**: an oracle. The masks say the class of each pixel. No method may have it; it shows what this loss gains
+#   with labels that are right.
+#
+# Contrast starts late, when the maps that label its pixels mean something; the cell below prints the step. Until then SEAM,
+# P2P and both controls are one and the same training. So it is done once, and its end is the start of the others.
+#
+# While P2P and the controls are trained, we look at the pixels of some validation images: their embeddings, and what the
 # masks say they are.
+#
+# *Predict.* By how many points of mIoU will P2P with **true** labels be better than SEAM? And with shuffled ones?
+
+# %% tags=["prediction"]
+lesson.predict("08.b", None)   # true labels over SEAM: your guess, in points
+lesson.predict("08.c", None)   # shuffled labels over SEAM: your guess, in points
 
 # %%
 probe = range(lesson.choose(smoke=16, mini=32, paper=64))
 probed, probe_tags = (torch.stack(part).to(lesson.device)
                       for part in zip(*(unseen[i] for i in probe)))
 masks = torch.stack([unseen.mask(i) for i in probe])
-steps = config.epochs * (len(images) // config.batch_size)
-turns = sorted({round(share * steps) for share in (0, 0.04, 0.1, 0.2, 0.4, 0.7, 1)})
-fixed = {}                                  # what frozen parts make of the images: once
+each_epoch = len(images) // config.batch_size                             # steps
+steps = config.epochs * each_epoch
+begins = int(config.contrast_from * steps)                # the first step with contrast
+turns = sorted({*(round(share * steps) for share in (0, 0.04, 0.1, 0.2, 0.7, 1)),
+                begins})
 
 # %%
 @torch.no_grad()
 def look(net):
-    """What a network in training, or after it, makes of the probed images: a View, and
-    their prototypes as in training."""
+    """What a network in training, or after it, makes of the probed images: embeddings
+    m d, their prototypes as in training, and pseudo labels m."""
     mode = net.training
     net.eval()
-    prepared = fixed.setdefault("probed",
-                                net.prepare(probed, size=net.architecture.scored_at))
-    view = net(prepared)
+    view = net(net.prepare(probed, size=net.architecture.scored_at))
     net.train(mode)
     labels, confidence = contrast.pseudo_labels(view.refined, probe_tags,
                                                 config.contrast)
@@ -488,60 +493,128 @@ def at_grid(masks, size):
                          mode="nearest-exact")[:, 0].long()
 
 # %%
-class Shuffled:
-    """Hands every embedding of a batch over to another pixel, while training."""
+def with_labels(kind):
+    return replace(config, contrast=replace(config.contrast, labels=kind))
 
-    def __init__(self):
-        self.generator = Generator().manual_seed(SEED)
-
-    def __call__(self, layer, inputs, output):
-        if not layer.training:
-            return output
-        pixels = output.movedim(1, -1).flatten(0, 2)                      # m d
-        order = torch.randperm(len(pixels), generator=self.generator).to(pixels.device)
-        return pixels[order].view(output.movedim(1, -1).shape).movedim(-1, 1)
+TRAININGS = {"CAM": replace(config, method="cam"),
+             "SEAM": replace(config, contrast_from=1.0),      # contrast never starts
+             "SEAM + P2P": config,
+             "control": with_labels("shuffled"), "oracle": with_labels("true")}
+workshop = tempfile.TemporaryDirectory()                            # of checkpoints
+print(f"Contrast starts at step {begins} of {steps}.")
 
 # %%
-def learn(method, shuffled=False):
-    """A trained network; the mean terms of each epoch; what `look` saw at each turn, if
-    it has embeddings."""
-    own, seen = replace(config, method=method), {}
+def trained(name):
+    """What a training ends with: weights, mean terms of each epoch, and what `look` saw
+    at each turn."""
+    own, seen = TRAININGS[name], {}
+    place, shared = (Path(workshop.name) / part for part in (name, "shared"))
+    pairs = images if name != "oracle" else Subset(training_images(own), images.indices)
     torch.manual_seed(SEED)
     net = cam_net.build(own.architecture(known.classes), own.weights)
-    if shuffled:
-        net.projector.register_forward_hook(Shuffled())
-    watched = net.method.contrast
-    history = fit(TagLearner(net, own), images, progress=False,
-                  watch=lambda net, step: seen.update({step: look(net)} if watched
-                                                      and step in turns else {}))
-    return net.eval(), history, seen | ({steps: look(net)} if watched else {})
+    if net.method.contrast and shared.exists():
+        shutil.copytree(shared, place, dirs_exist_ok=True)
+    def watch(net, step):
+        if net.method.contrast and step == begins // each_epoch * each_epoch and step:
+            shutil.copytree(place, shared, dirs_exist_ok=True)
+        if net.method.contrast and step in turns:
+            seen[step] = look(net)
+    history = fit(TagLearner(net, own), pairs, place, lesson.profile != "smoke", watch)
+    if net.method.contrast:
+        seen[steps] = look(net.eval())
+    return {"weights": net.state_dict(), "history": history, "seen": seen}
 
 # %%
 nets, histories, pages, found = {}, {}, {}, {}
-for name, method in {"CAM": "cam", "SEAM": "seam", "SEAM + P2P": "seam+p2p",
-                     "control": "seam+p2p"}.items():
-    nets[name], histories[name], pages[name] = learn(method, shuffled=name == "control")
+
+def learn(name):
+    """Train, or read what was trained before from the cache; score the seeds on val."""
+    own = TRAININGS[name]
+    kept = cached(f"lesson 08, {name}", lambda: trained(name), seed=SEED,
+                  data=fingerprint(folder), takes="under a minute",
+                  settings=[replace(own, data=""), len(images), turns])
+    net = cam_net.build(own.architecture(known.classes), own.weights)
+    net.load_state_dict(kept["weights"])
+    nets[name], histories[name] = net.to(lesson.device).eval(), kept["history"]
+    pages[name] = pages.get("SEAM + P2P", {}) | kept["seen"]
     found[name] = seeds.score(nets[name], unseen)
     print(f"{name:11} " + "  ".join(f"{term} {value:.3f}"
-                                    for term, value in histories[name][-1].items()))
+                                    for term, value in kept["history"][-1].items()))
+
+learn("SEAM + P2P")
+
+# %%
+learn("SEAM")
+
+# %%
+learn("oracle")
+
+# %%
+learn("control")
+
+# %%
+learn("CAM")
+
+# %%
 weight = config.contrast.cross_prototype * (1 + config.contrast.sum_views)
 cost = {name: histories[name][-1]["cross-prototype"] / weight
-        for name in ("SEAM + P2P", "control")}
-print("cross-prototype contrast of a view before its weight, last epoch: P2P "
-      f"{cost['SEAM + P2P']:.2f}, control {cost['control']:.2f}; guessing among "
-      f"{len(classes)} prototypes costs ln {len(classes)} = {log(len(classes)):.2f}")
+        for name in ("SEAM + P2P", "oracle", "control")}
+lesson.claim("Cross-prototype contrast of a view before its weight, last epoch: P2P "
+             f"{cost['SEAM + P2P']:.2f}, true labels {cost['oracle']:.2f}, shuffled "
+             f"labels {cost['control']:.2f}. Guessing among {len(classes)} prototypes "
+             f"costs ln {len(classes)} = {log(len(classes)):.2f}.",
+             max(cost["SEAM + P2P"], cost["oracle"]) < cost["control"] - 0.1)
+
+# %% [markdown]
+# ### What limits the gain
+#
+# A network with PCM can be read with it or without: with it is how SEAM and P2P are published; without it shows what the
+# classifier itself has learned. One class of this world is confounded: it always stands on its track in training.
+
+# %%
+def over_seam(name, reading="with PCM", figure="miou"):
+    """Points over SEAM on val; "miou_others": without the confounded class."""
+    return found[name][reading][figure] - found["SEAM"][reading][figure]
+
+lines = ["| over SEAM, val, points | with PCM | without the confounded class | without "
+         "PCM | without the confounded class |", "|---" * 5 + "|"]
+LABELS = {"SEAM + P2P": "pseudo labels", "oracle": "true labels",
+          "control": "shuffled labels"}
+for name, label in LABELS.items():
+    lines.append(f"| P2P, {label} | " + " | ".join(
+        f"{over_seam(name, reading, figure):+.1f}" for reading in found["SEAM"]
+        for figure in ("miou", "miou_others")) + " |")
+display(Markdown("\n".join(lines)))
+lesson.outcome("08.b", over_seam("oracle"), "points")
+lesson.outcome("08.c", over_seam("control"), "points")
+
+# %%
+TABLE_5 = CONTRAST_TABLES[5]                                # of the paper: (train, val)
+P2P = "+ pixel sampling"                           # the last row of Table 5: everything
+lesson.claim("With true labels the same loss gains much more: "
+             f"{over_seam('oracle'):+.1f} points over SEAM, with pseudo labels "
+             f"{over_seam('SEAM + P2P'):+.1f}. The paper's gain on VOC is "
+             f"{TABLE_5[P2P][1] - TABLE_5['SEAM'][1]:+.1f}.",
+             over_seam("oracle") > over_seam("SEAM + P2P") + 2)
+lesson.claim("With shuffled labels it gains next to nothing: "
+             f"{over_seam('control'):+.1f} points.", abs(over_seam("control")) < 1.5)
+
+# %% [markdown]
+# So the loss is not the limit here. The labels are.
 
 # %% [markdown]
 # ## What happens to the pixels
 #
-# *Before you turn the pages:* (a) The embeddings start from a random projection. Are two pixels of different objects alike
-# or not, before anything has been learnt? (b) Which will be easiest to tell apart, and which two classes hardest?
-#
-# Each dot is a cell of the grid on a **validation** image, coloured by what it truly is. The plane is the one in which the
-# *final* prototypes differ most; it is the same on all pages. Large marks are the prototypes, made without any mask.
+# The second hypothesis of the paper asks for two things: pixels of a class lie close together (compactness), and classes lie
+# far apart (dispersion). *Predict.* The embeddings start from a random projection and a ReLU. What is the mean cosine of two
+# pixels of **different** classes before anything has been learned?
+
+# %% tags=["prediction"]
+lesson.predict("08.d", None)   # your guess, in -1..1
 
 # %%
-truth = at_grid(masks, fixed["probed"]["colours"].shape[2:]).flatten()
+fixed = nets["SEAM"].prepare(probed, size=nets["SEAM"].architecture.scored_at)
+truth = at_grid(masks, fixed["colours"].shape[2:]).flatten()
 valid = truth != IGNORE
 
 def separation(v):
@@ -554,8 +627,40 @@ def separation(v):
     return (means.square().sum(1).mean().item(), cosine.nanmean().item())
 
 # %%
-apart = {name: torch.tensor([separation(v) for v, *_ in seen.values()])
-         for name, seen in pages.items() if seen}
+apart = {name: torch.tensor([separation(pages[name][step][0]) for step in turns])
+         for name in LABELS}                                          # turns 2 each
+untouched, handed_over = apart["SEAM + P2P"][[0, turns.index(begins)]]
+lesson.outcome("08.d", untouched[1])
+for when, (within, between) in {"before training": untouched,
+                                "when contrast starts": handed_over,
+                                "at the end, P2P": apart["SEAM + P2P"][-1],
+                                "at the end, true labels": apart["oracle"][-1],
+                                "at the end, shuffled": apart["control"][-1]}.items():
+    print(f"cosine {when:24} within a class {within:.2f}, between classes "
+          f"{between:.2f}")
+
+# %%
+(start_in, start_out), (end_in, end_out) = (pair.tolist() for pair in (
+    handed_over, apart["SEAM + P2P"][-1]))
+lesson.claim("Classes move apart before contrast starts: the cosine between classes "
+             f"falls from {untouched[1]:.2f} to {start_out:.2f} without it.",
+             start_out < untouched[1] - 0.1)
+lesson.claim(f"Contrast makes classes compact: within a class {start_in:.2f} -> "
+             f"{end_in:.2f}. It does not disperse them: between classes "
+             f"{start_out:.2f} -> {end_out:.2f}.",
+             end_in > start_in + 0.03 and end_out > start_out - 0.03)
+gap = {name: (pair[-1, 0] - pair[-1, 1]).item() for name, pair in apart.items()}
+lesson.claim(f"At the end the two differ by {gap['SEAM + P2P']:.2f} with pseudo "
+             f"labels, by {gap['oracle']:.2f} with true and by {gap['control']:.2f} "
+             "with shuffled ones.",
+             min(gap["SEAM + P2P"], gap["oracle"]) > gap["control"] + 0.05)
+
+# %% [markdown]
+# Turn the pages. Each dot is a cell of the grid on a **validation** image, coloured by what it truly is. The plane is the
+# one in which the *final* prototypes differ most; it is the same on all pages. Large marks are the prototypes, made
+# without any mask. The dotted line on the right is the start of contrast.
+
+# %%
 final = pages["SEAM + P2P"][steps][1]
 final = final[final.norm(dim=1) > 0]                          # of classes that have one
 centre = final.mean(0)
@@ -566,7 +671,7 @@ dots = torch.cat([part[torch.randperm(len(part), generator=g)[:60]]
                   for c in truth[valid].unique()
                   if len(part := (truth == c).nonzero()[:, 0])])
 flat = torch.cat([(v[dots] - centre) @ plane[:2].T
-                  for v, *_ in pages["SEAM + P2P"].values()])
+                  for v, *_ in map(pages["SEAM + P2P"].get, turns)])
 edges = (torch.stack((flat.min(0).values, flat.max(0).values))
          + torch.tensor([[-0.05], [0.05]]))
 
@@ -603,6 +708,7 @@ def page(step):
         right.plot(turns, apart["control"][:, i], style, color="0.5",
                    label=f"{name}, control")
     right.axvline(step, color="black", linewidth=1)
+    right.axvline(begins, color="black", linewidth=1, linestyle=":")
     right.set(xlabel="steps", ylabel="mean cosine of two pixels", ylim=(0, 1.02))
     right.legend(fontsize="small", frameon=False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center",
@@ -617,16 +723,14 @@ widgets.flipbook(
 print(f"the plane shows {share:.0%} of the variance of the final prototypes")
 
 # %% [markdown]
-# The second hypothesis of the paper asks for two things: compact classes, **and** distance between them. Look which of the
-# two lines moves, on images that the loss never saw, and whether that of the control does. Two questions remain. Is the
-# embedding any **better** than the maps that labelled it? And do the features under it, from which the classifier makes
-# its maps, notice?
+# Two questions remain. Does the nearest prototype name more pixels rightly than the maps that labelled them? And do the
+# features under the embedding change, from which the classifier makes its maps?
 
 # %%
 @torch.no_grad()
 def features(net):
     """Features in front of classifier and projector, of length 1: m k."""
-    taps = net.trunk.trained({name: maps for name, maps in fixed["probed"].items()
+    taps = net.trunk.trained({name: maps for name, maps in fixed.items()
                                          if name != "colours"})
     return F.normalize(net.neck(taps["conv6"]).relu().movedim(1, -1).flatten(0, 2),
                        dim=1).cpu()
@@ -635,27 +739,190 @@ def features(net):
 allowed = F.pad(probe_tags, (1, 0), value=1.0).bool().cpu()   # background and tags, n c
 allowed = allowed[:, None].expand(-1, len(truth) // len(allowed), -1).flatten(0, 1)
 right = {}
-for name in ("SEAM + P2P", "control"):
+for name in LABELS:
     v, P, labels = pages[name][steps]
     nearest = torch.where(allowed, v @ P.T, -torch.inf).argmax(1)
     maps = seeds.score_maps(nets[name], probed, probe_tags)["with PCM"].cpu()
     seed = seeds.hard_seeds(maps, found[name]["with PCM"]["threshold"])
-    seed = at_grid(seed, fixed["probed"]["colours"].shape[2:]).flatten()
+    seed = at_grid(seed, fixed["colours"].shape[2:]).flatten()
     right[name] = [100 * (guess == truth)[valid].float().mean().item()
                    for guess in (labels, nearest, seed)]
     print("{:11} right: {:.1f} % of the pseudo labels, {:.1f} % by the nearest "
           "prototype, {:.1f} % of the seeds at the threshold that masks "
           "chose".format(name, *right[name]))
+lesson.claim("The nearest prototype is right for more pixels than the pseudo labels "
+             f"that taught it: {right['SEAM + P2P'][1]:.0f} against "
+             f"{right['SEAM + P2P'][0]:.0f} %, and than a seed at the threshold that "
+             f"masks chose, {right['SEAM + P2P'][2]:.0f} %.",
+             right["SEAM + P2P"][1] > max(right["SEAM + P2P"][::2]) + 1)
+
+# %%
 below = {name: separation(features(net)) for name, net in nets.items()}
-for name, (within, between) in below.items():
-    print(f"{name:11} features: cosine within a class {within:.2f}, between "
-          f"{between:.2f}, ratio {within / between:.2f}")
+ratio = {name: within / between for name, (within, between) in below.items()}
+print("features, cosine within a class over between classes: "
+      + ", ".join(f"{name} {value:.2f}" for name, value in ratio.items()))
+lesson.claim("The features notice: their ratio is "
+             f"{ratio['SEAM + P2P']:.2f} with P2P, {ratio['SEAM']:.2f} with SEAM.",
+             ratio["SEAM + P2P"] > ratio["SEAM"] + 0.05)
+
+# %% [markdown]
+# ### Exercise 08.5 · An experiment: where do gradients go? (4 points, 12 minutes)
+#
+# The labels come from the maps, and contrast is computed from the embeddings. Which weights can it move at all? Measure it.
+#
+# 1. Write `reach(terms, parts)`. `terms` is a dict of losses by name, all of one forward pass; `parts` is a dict of modules
+#    by name. Return a dict with the keys `(term, part)`: the length of the gradient of that loss with respect to all weights
+#    of that part together, as a float, 0 where none arrives.
+# 2. Experiment: the cell below the exercise builds a small network with random weights and its loss terms. Look at the
+#    table, and write down in `conclusion()` which terms reach each part: a dict from each of `"trunk"`, `"classifier"`,
+#    `"PCM"`, `"projector"` to a set of names of terms (`"tags"`, `"min-pool"`, `"equivariance"`, `"cross-equivariance"`,
+#    `"contrast"`).
+#
+# <details><summary>Hint 1</summary>All losses share one forward pass. What does torch throw away after the first
+# <code>backward</code>, and which argument keeps it? And what does it return for weights that a loss does not depend on?</details>
+# <details><summary>Hint 2</summary><code>torch.autograd.grad</code> takes a loss and a list of weights. With
+# <code>allow_unused=True</code> it gives None where nothing arrives; with <code>retain_graph=True</code> the next loss can follow. The length of
+# several tensors together is the root of the sum of all their squares.</details>
+# <details><summary>Hint 3</summary>A price that depends on apples, not on pears: <code>apples, pears = torch.tensor([3.0, 4.0],
+# requires_grad=True), torch.ones(2, requires_grad=True)</code>, <code>price = apples.square().sum() / 2</code>.
+# <code>torch.autograd.grad(price, [apples, pears], retain_graph=True, allow_unused=True)</code> is <code>(tensor([3., 4.]), None)</code>: a
+# length of 5, and nothing.</details>
+
+# %% exercise="08.5"
+def reach(terms, parts):
+    """Length of the gradient of each loss with respect to the weights of each part, 0
+    where none arrives: {(term, part): length}."""
+    ### BEGIN SOLUTION
+    table = {}
+    for term, loss in terms.items():
+        for part, module in parts.items():
+            slopes = torch.autograd.grad(loss, list(module.parameters()),
+                                         retain_graph=True, allow_unused=True)
+            squares = [slope.square().sum().item() for slope in slopes
+                       if slope is not None]
+            table[term, part] = sum(squares) ** 0.5
+    return table
+    ### END SOLUTION
+
+def conclusion():
+    """Which terms of the loss reach each part: {part: {names of terms}}."""
+    ### BEGIN SOLUTION
+    maps = {"tags", "equivariance"}
+    return {"trunk": maps | {"contrast"}, "classifier": maps,
+            "PCM": {"min-pool", "cross-equivariance"}, "projector": {"contrast"}}
+    ### END SOLUTION
+
+# %% check="08.5" points=4
+with check("08.5", hint="autograd.grad for each pair, squares, sum, root.") as ask:
+    torch.manual_seed(0)
+    small_net = cam_net.build(cam_net.Architecture("seam+p2p", ("", "a", "b"), "small"))
+    pair_of = [small_net(small_net.prepare(torch.rand(4, 3, side, side)))
+               for side in (48, 32)]
+    pieces = loss_terms(recipe("seam+p2p", "small"), pair_of, torch.ones(4, 2), None,
+                        torch.rand(2, 4, 4, 4))
+    sums = {"contrast": sum(pieces.pop(term) for term in (
+        "cross-prototype", "cross-cam", "intra")), **pieces}
+    organs = {"trunk": small_net.trunk, "classifier": small_net.classifier,
+              "PCM": torch.nn.ModuleList((small_net.similar4, small_net.similar5,
+                                          small_net.similar)),
+              "projector": small_net.projector}
+    came = ask(reach, sums, organs)
+    lengths_of = gradient_reach(sums, organs)
+    assert isinstance(came, dict) and came.keys() == lengths_of.keys(), \
+        "Return a dict with a key (term, part) for each pair."
+    many = torch.tensor([*lengths_of.values()])
+    same(torch.tensor([float(came[key]) for key in lengths_of]), many, "reach(...)",
+         atol=1e-6, suspects={
+        "These are squares: take the root of their sum.": many.square()})
+    for organ, told_terms in ask(conclusion).items():
+        truly_there = {term for term in sums if lengths_of[term, organ] > 0}
+        assert told_terms == truly_there, (
+            f"{organ}: the experiment says something else. Look at its column again.")
+### BEGIN HIDDEN TESTS
+line = torch.nn.Linear(1, 1)
+felt = reach({"a": 3 * line.weight.sum() + 4 * line.bias.sum(), "b": line.bias.sum()},
+             {"line": line})
+assert abs(felt["a", "line"] - 5) < 1e-4 and abs(felt["b", "line"] - 1) < 1e-4
+### END HIDDEN TESTS
+
+# %% [markdown]
+# First on a small network with random weights, which is quick to change; then on the trained P2P.
+
+# %%
+torch.manual_seed(SEED)
+fresh = cam_net.build(replace(config, backbone="small", frozen="", taps=None)
+                      .architecture(known.classes))
+several = torch.stack([known[i][0] for i in range(8)]).to(lesson.device)
+their_tags = known.tags[:8].float().to(lesson.device)
+
+def losses(net, sides):
+    """Loss terms of one batch by name, the three of contrast added up."""
+    views = [net(net.prepare(several, size=side)) for side in sides]
+    terms = loss_terms(config, views, their_tags, None,
+                       torch.rand(2, 8, *views[1].cam.shape[2:]).to(lesson.device))
+    added = sum(terms.pop(name) for name in ("cross-prototype", "cross-cam", "intra"))
+    return terms | {"contrast": added}
+
+def parts_of(net):
+    return {"trunk": net.trunk, "classifier": net.classifier,
+            "projector": net.projector,
+            "PCM": torch.nn.ModuleList((net.similar4, net.similar5, net.similar))}
+
+# %%
+measure = yours("08.5", reach, gradient_reach)
+moves = {}
+for name, net in (("random weights", fresh.to(lesson.device)),
+                  ("trained P2P", nets["SEAM + P2P"])):
+    moves[name] = measure(losses(net, (config.size, config.small)), parts_of(net))
+    lines = ["| gradient, " + name + " | " + " | ".join(parts_of(net)) + " |",
+             "|---" * 5 + "|"]
+    for term in dict.fromkeys(term for term, _ in moves[name]):
+        lines.append(f"| {term} | " + " | ".join(
+            f"{moves[name][term, part]:.2g}" for part in parts_of(net)) + " |")
+    display(Markdown("\n".join(lines)))
+arrives = {pair: value > 0 for pair, value in moves["trained P2P"].items()}
+lesson.claim("ECR and min-pool move PCM alone; contrast moves projector and trunk, and "
+             "neither the classifier nor PCM.",
+             all(arrives[term, part] == (part == "PCM") for part in parts_of(fresh)
+                 for term in ("cross-equivariance", "min-pool"))
+             and [arrives["contrast", part] for part in parts_of(fresh)]
+             == [True, False, True, False])
+
+# %% [markdown]
+# So maps change by contrast in one way only: through the trunk. On photographs (lesson 07) only the last block of the trunk
+# learns, and the two depths that PCM compares lie in the frozen part. What contrast teaches the trunk cannot reach PCM
+# there.
+
+# %%
+table = evidence.table("methods")
+
+def verdict(differences):
+    """A difference over runs in words: its mean, its interval, and whether zero lies in
+    it."""
+    mean, low, high = evidence.t_interval(differences)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if low > 0 or high < 0
+                                                       else ", inside the noise")
+
+def compared(world, better, worse, split="val", figure="miou", reading=None):
+    """Differences of two methods, run by run; "miou_others": without the confounded
+    class."""
+    a, b = (evidence.values(table, world, method, split, figure, reading)
+            for method in (better, worse))
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+if table:
+    plainly, refined = (compared("photographs", "seam+p2p", "seam", "train",
+                                 reading=reading)
+                        for reading in ("without PCM", "with PCM"))
+    lesson.claim("Photographs, train, P2P - SEAM over several trainings: without PCM "
+                 f"{verdict(plainly)}, with PCM {verdict(refined)}.",
+                 sum(plainly) > sum(refined) + 0.5 * len(plainly))
 
 # %% [markdown]
 # ## Which pixels make a prototype?
 #
-# *Before you move anything:* with more pixels (K) a prototype is less noisy, and takes in less sure ones. What does a lower
-# temperature do to a pixel that lies between two prototypes?
+# *Think before you move anything:* with more pixels (K) a prototype is less noisy, and takes in less sure ones. What does a
+# lower temperature do to a pixel that lies between two prototypes?
 #
 # Above: cells that make the prototype of the chosen class (o: truly of that class, x: of another), on the images with the
 # most of them. Below: for each cell, one minus the probability of its own label, $1 - e^{-\mathcal F}$: bright cells are
@@ -680,12 +947,21 @@ hits = (shown_truth.flatten()[order]
 pixels = shown_v.movedim(1, -1).flatten(0, 2)                             # m d
 usable = (ranked > -torch.inf).sum(1).tolist()                # candidates of each class
 
+# %%
+def contrast_by_library(pixels, labels, prototypes, temperature):
+    """`pixel_to_prototype`, with the arguments of exercise 08.2."""
+    return contrast.pixel_to_prototype(pixels[..., None, None], labels[:, None, None],
+                                       prototypes, temperature).flatten()
+
+make_prototypes = yours("08.1", prototypes_of, pixel_prototypes)
+pull = yours("08.2", pixel_contrast, contrast_by_library)
+
 def still_pulled(top_k, tau):
     """One minus the probability of each cell's own label, n h w, with prototypes of the
     best K cells of all images."""
-    weight = torch.where(ranked[:, :top_k] > -torch.inf, ranked[:, :top_k], 0.0)
-    P = F.normalize((weight[..., None] * pixels[order[:, :top_k]]).sum(1), dim=1)
-    return 1 - (-contrast.pixel_to_prototype(shown_v, shown_labels, P, tau)).exp()
+    P = make_prototypes(confidence.clamp_min(0), shown_v, top_k)
+    off = 1 - (-pull(pixels, shown_labels.flatten(), P, tau)).exp()
+    return off.view(shown_labels.shape)
 
 # %%
 def steer(top_k, sharpness, label):
@@ -733,20 +1009,27 @@ steering
 # %% [markdown]
 # ## What the paper says, and what its code does
 #
-# The released code of a paper is its second text, and the one that made the numbers. Here the two differ in eleven places,
-# each a field of `ContrastConfig`; `paper()` and `code()` are the two ends. Our recipe for miniatures lies between them.
+# The released code of a paper is its second text, and the one that made the numbers. Here the two differ in ten places,
+# each a field of `ContrastConfig`; `paper()` and `code()` are the two ends. Where the paper is silent, `paper()` takes what
+# gives a prototype pixels of its own class. Our recipe for miniatures lies between them.
 #
-# *Before you run the cell:* the code takes the K pixels of a class from **all** pixels of the batch, whatever they are
-# labelled, and each map is scaled to 1 by itself, in images with the class and without. Of what share of a prototype's
-# pixels would you expect that they are truly of its class? And of the background's, if every pixel is equally sure of it
-# and the first K win?
+# The code takes the K pixels of a class from **all** pixels of the batch, whatever they are labelled. Each map is scaled to 1
+# by itself, in images with the class and without.
+#
+# One thing does not carry over to a miniature: K. The paper's 32 pixels are 1/64 of the 2,048 cells of a batch on VOC. Our
+# batch has fewer cells, and a class may have fewer true cells than K: then no choice of pixels can be all right. So the
+# table has two values of K, and the **ceiling**: the best share that any choice of K pixels could reach.
+#
+# *Predict.* With K = 1/64 of the cells, which share of the pixels of a prototype, as in the code, is truly of its class?
+
+# %% tags=["prediction"]
+lesson.predict("08.e", None)   # your guess, in %
 
 # %%
 SAYS = {  # the paper | its code
     "sum_views": ("terms of two views are added", "they are averaged"),
     "refined": ("labels from the classifier's maps", "from maps after PCM"),
     "min_max": ("maps as they are", "each scaled by its own minimum and maximum"),
-    "tagged": ("any class can be a label", "only tagged classes"),
     "assigned": ("K pixels with the label of the class", "K of any pixels"),
     "ranked_background": ("(silent: by how far off all classes are)",
                           "equally sure: the first K of the batch"),
@@ -777,7 +1060,7 @@ with torch.no_grad():
 
 # %%
 def consequences(setting):
-    """Means over the batches of the five columns below, the first three in percent."""
+    """Means over the batches of the columns below, all but the last two in percent."""
     rows, generator = [], Generator().manual_seed(SEED)
     for view1, view2, tags, truth in batches:
         cam = torch.stack([resize(v.refined if setting.refined else v.cam, grid)
@@ -792,11 +1075,13 @@ def consequences(setting):
                          == torch.arange(len(there), device=cam.device)[:, None])
         hit, taken = (hit.sum((0, 2)) / counted.sum((0, 2)).clamp_min(1),
                       taken.any(2).any(0))
+        cells = torch.bincount(truth.flatten(), minlength=IGNORE + 1)[:len(there)]
+        ceiling = (cells / setting.top_k).clamp_max(1)
         noise = torch.rand(2, len(tags), *grid, generator=generator).to(cam.device)
         loss = sum(contrast.contrast_loss(view1, view2, tags, setting, noise).values())
         rows.append([100 * (labels == truth)[:, truth != IGNORE].float().mean(),
                      100 * hit[there & taken].mean(), 100 * hit[0],
-                     (taken & ~there)[1:].sum(), loss])
+                     (taken & ~there)[1:].sum(), loss, 100 * ceiling[there].mean()])
     return torch.tensor(rows).mean(0).tolist()
 
 # %%
@@ -805,27 +1090,46 @@ settings = {"**code()**": code} | {
     f"code, but {name}": replace(code, **{name: ends[0][name]}) for name in SAYS} | {
         "the recipe of this lesson": config.contrast, "**paper()**": paper}
 measured = {name: consequences(setting) for name, setting in settings.items()}
+scaled_k = max(1, batches[0][3].numel() // 64)
+scaled = {name: consequences(replace(setting, top_k=scaled_k))
+          for name, setting in settings.items()}
 head = ("", "the paper", "the code", "right labels, %", "right prototype pixels, %",
-        "background's, %", "of absent classes", "loss")
+        "background's, %", f"right, K = {scaled_k}, %", "of absent classes", "loss")
 lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
 for name, row in measured.items():
     said = SAYS.get(name.removeprefix("code, but "), ("", ""))
     lines.append(f"| {name} | {said[0]} | {said[1]} | "
-                 + " | ".join(f"{x:.1f}" for x in row[:4]) + f" | {row[4]:.3f} |")
+                 + " | ".join(f"{x:.1f}" for x in (*row[:3], scaled[name][1], row[3]))
+                 + f" | {row[4]:.3f} |")
 display(Markdown("\n".join(lines)))
+lesson.outcome("08.e", scaled["**code()**"][1], "%")
+
+# %%
+recipe_name = "the recipe of this lesson"
+lesson.claim(f"The ceiling is {measured['**code()**'][5]:.0f} % at K = {code.top_k} "
+             f"and {scaled['**code()**'][5]:.0f} % at K = {scaled_k}: at the larger K "
+             "even a perfect choice takes wrong pixels.",
+             measured["**code()**"][5] < scaled["**code()**"][5] - 10)
+lesson.claim("What is charged to the code is partly our miniature: its share of right "
+             f"pixels is {measured['**code()**'][1]:.0f} % at K = {code.top_k} and "
+             f"{scaled['**code()**'][1]:.0f} % at K = {scaled_k}; that of the recipe "
+             f"{measured[recipe_name][1]:.0f} and {scaled[recipe_name][1]:.0f} %.",
+             scaled["**code()**"][1] > measured["**code()**"][1]
+             and measured[recipe_name][1] > measured["**code()**"][1] + 10)
 
 # %% [markdown]
 # Each line changes one place from the code to the paper, and reads the same trained network on training images. Labels and
 # prototypes are made anew, and the masks say how right they are. "Of absent classes": prototypes in a batch, on average,
-# of classes that no image of it has. They are pixels of something else, and every pixel is pushed off them. With 16 images
-# and a handful of classes hardly any is absent; a batch of 8 lacks many of VOC's 20.
+# of classes that no image of it has. They are pixels of something else, and every pixel is pushed off them.
 #
 # ### What mining meets
 #
-# Mining is there to keep wrong labels from doing harm. *Before you run the cell:* of all pixels of a class, the hard half
-# is least like the prototype. Will it hold more or fewer wrong labels than the whole? And a pixel with a wrong label is
-# pushed off the prototype of its **true** class if that is among its negatives: without mining it always is. With mining
-# half of the negatives are kept; how often is the true class among them?
+# Mining is there to keep wrong labels from doing harm. The hard half of a class is least like its prototype. A pixel with a
+# wrong label is pushed off the prototype of its **true** class if that is among its negatives. Without mining it is one of
+# them in any case. *Predict.* With mining, for which share of these pixels is the true class among the negatives?
+
+# %% tags=["prediction"]
+lesson.predict("08.f", None)   # your guess, in %
 
 # %%
 @torch.no_grad()
@@ -856,27 +1160,26 @@ def mined(view, tags, truth):
 wrong_all, wrong_hard, true_kept, true_first = (100 * torch.stack(
     [mined(view, tags, truth) for *views, tags, truth in batches
      for view in views]).mean(0)).tolist()
-print(f"wrong labels: {wrong_all:.0f} % of all pixels, {wrong_hard:.0f} % of the hard "
-      "half\nof the wrongly labelled pixels, the prototype of the true class is the "
-      f"most similar negative for {true_first:.0f} %, and among the negatives that "
-      f"mining keeps for {true_kept:.0f} %")
+lesson.outcome("08.f", true_kept, "%")
+lesson.claim(f"Hard pixels are wrong more often: {wrong_hard:.0f} % of their labels, "
+             f"{wrong_all:.0f} % of all.", wrong_hard > wrong_all + 3)
+lesson.claim("Of wrongly labelled pixels, the true class is the most similar negative "
+             f"for {true_first:.0f} %, and among those that mining keeps for "
+             f"{true_kept:.0f} %.", true_kept < 100 and true_first > 0)
 
 # %% [markdown]
 # So mining is two things at once. Skipping the most similar negatives spares a wrongly labelled pixel where the most
-# similar one is its true class. Asking for hard pixels asks for wrong labels too, as far as the hard half holds more of
-# them.
+# similar one is its true class. Asking for hard pixels asks for wrong labels, too.
 #
-# Does any of that matter for the seeds? Look at the figures below, not at the argument. And note what is *not* in the
-# table: the code also trains with a momentum of 0.0005 where papers say 0.9, and compares the large view on the grid of
-# the small one.
+# Two differences are not in the table: the code trains with a momentum of 0.0005 where papers say 0.9, and it compares the
+# large view on the grid of the small one.
 #
 # ## Seeds
 #
-# Now the four networks, on unseen images. A network with PCM can be read with it or without: with it is how SEAM and P2P
-# are published; without it shows what the classifier itself has learnt.
-#
-# *Before you run the cell:* where would you expect the larger gain of P2P, with PCM or without? And what will the control
-# do, whose contrast is noise?
+# Now all networks, on unseen images. *Predict.* Without PCM, by how many points is P2P better than SEAM in this run?
+
+# %% tags=["prediction"]
+lesson.predict("08.g", None)   # your guess, in points
 
 # %%
 lines = ["| seeds of val | maps | mIoU | precision | recall | threshold | mIoU without "
@@ -889,13 +1192,12 @@ for name, readings in found.items():
                      f"{row['threshold']:.2f} | {row['miou_others']:.1f} |")
 display(Markdown("\n".join(
     [*lines, "", "In %, at the best threshold of each row, which masks choose."])))
-gain = {reading: {name: row[reading]["miou"] - found["SEAM"][reading]["miou"]
-                  for name, row in found.items() if reading in row
-                  and name not in ("CAM", "SEAM")} for reading in found["SEAM"]}
-for reading, by_name in gain.items():
-    print(f"{reading}: over SEAM "
-          + ", ".join(f"{name} {value:+.1f}" for name, value in by_name.items())
-          + " points")
+gain = {reading: {name: over_seam(name, reading) for name in LABELS}
+        for reading in found["SEAM"]}
+lesson.outcome("08.g", gain["without PCM"]["SEAM + P2P"], "points")
+lesson.claim(f"P2P over SEAM on val in this run: {gain['with PCM']['SEAM + P2P']:+.1f} "
+             f"points with PCM, {gain['without PCM']['SEAM + P2P']:+.1f} without.",
+             min(by_name["SEAM + P2P"] for by_name in gain.values()) > 0)
 
 # %%
 best = {name: next(iter(row.values()))["threshold"] for name, row in found.items()}
@@ -924,101 +1226,67 @@ plots.show(plots.grid([unseen[i][0] for i in looked] * 5, titles, masks=tints,
 #
 # One run is one draw. The committed table holds several, in both worlds: other initial weights, batches and dropout, and
 # in one of the worlds other scenes. Within a run all methods start from the same weights and see the same batches. So what
-# counts is the **difference** of a run with itself, its mean, and the 95 % interval.
+# counts is the **difference** of a run with itself: its mean, and the 95 % interval. EPS+P2P is contrast on EPS.
 
 # %%
-STRIPS = {"CAM": ("CAM", "cam", "without PCM"),
-          "SEAM\nwithout PCM": ("SEAM", "seam", "without PCM"),
-          "SEAM + P2P\nwithout PCM": ("SEAM + P2P", "seam+p2p", "without PCM"),
-          "SEAM": ("SEAM", "seam", "with PCM"),
-          "SEAM + P2P": ("SEAM + P2P", "seam+p2p", "with PCM")}
-table = evidence.table("methods")
-worlds = ("photographs", "creatures") if table else (source,)
-
-def verdict(differences):
-    """A difference over runs in words: its mean, its interval, and whether zero lies in
-    it."""
-    mean, low, high = evidence.t_interval(differences)
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]" + ("" if low > 0 or high < 0
-                                                       else ", inside the noise")
-
-# %%
-def compared(world, better, worse, split="val", figure="miou"):
-    """Differences of mIoU of two of STRIPS, run by run; "miou_others": without the
-    confounded class."""
-    a, b = (evidence.values(table, world, method, split, figure, reading)
-            for _, method, reading in (STRIPS[better], STRIPS[worse]))
-    return [x - y for x, y in zip(a, b, strict=True)]
-
-PAIRS = {"SEAM - CAM": ("SEAM", "CAM"), "P2P - SEAM": ("SEAM + P2P", "SEAM"),
-         "P2P - SEAM, without PCM": ("SEAM + P2P\nwithout PCM", "SEAM\nwithout PCM")}
-P2P = "+ pixel sampling"                           # the last row of Table 5: everything
-TABLE_5 = CONTRAST_TABLES[5]                                # of the paper: (train, val)
-PUBLISHED = {name: ", ".join(f"{a - b:+.1f} ({split})"
-                             for split, a, b in zip(
-                                 ("train", "val"), TABLE_5[new], TABLE_5[old]))
-             for name, new, old in (("SEAM - CAM", "SEAM", "CAM"),
-                                    ("P2P - SEAM", P2P, "SEAM"))}
-
-# %%
-figure = Figure((4.8 * len(worlds) + 1, 4.2), layout="constrained")
-said = []
-for axes, world in zip(figure.subplots(1, len(worlds), squeeze=False)[0], worlds):
-    lines_of = []
-    for x, (name, (net, method, reading)) in enumerate(STRIPS.items()):
-        runs = evidence.values(table, world, method, "val", "miou",
-                               reading) if table else []
-        spread = torch.linspace(-0.15, 0.15, max(2, len(runs)))[: len(runs)]
-        axes.scatter(x + spread, runs, s=26, color=plots.PALETTE[x], alpha=0.8,
-                     zorder=2)
-        lines_of.append((x + spread, torch.tensor(runs)))
-        if world == source:
-            axes.scatter(x, found[net][reading]["miou"], s=130, marker="D",
-                         facecolor="none", edgecolor="black",
-                         label="this run" if x == 0 else None, zorder=3)
-    axes.plot(*(torch.stack(each) for each in zip(*lines_of)), color="0.8",
-              linewidth=0.8, zorder=1)  # a line: a run
-    axes.set_xticks(range(len(STRIPS)), list(STRIPS), fontsize="small")
-    axes.set(ylabel="mIoU of seeds, val, %")
-    title = (world if table is None
-             else f"{world}: P2P - SEAM "
-                  f"{verdict(compared(world, *PAIRS['P2P - SEAM']))}")
-    axes.set_title(title, fontsize="medium", wrap=True)
-    said.append(title)
-
-# %%
-figure.get_axes()[worlds.index(source)].legend(frameon=False, fontsize="small")
-plots.show(figure, alt="mIoU of seeds on val by method, a dot for each run, this run "
-                       "as a diamond. " + "; ".join(said) + ".")
-
-# %%
+worlds = ("photographs", "creatures")
+PAIRS = {"SEAM - CAM": ("seam", "cam", None), "P2P - SEAM": ("seam+p2p", "seam", None),
+         "P2P - SEAM, without PCM": ("seam+p2p", "seam", "without PCM"),
+         "EPS+P2P - EPS": ("eps+p2p", "eps", None)}
+PUBLISHED = {"SEAM - CAM": f"{TABLE_5['SEAM'][0] - TABLE_5['CAM'][0]:+.1f} (train)",
+             "P2P - SEAM": ", ".join(
+                 f"{a - b:+.1f} ({split})" for split, a, b in zip(
+                     ("train", "val"), TABLE_5[P2P], TABLE_5["SEAM"])),
+             "EPS+P2P - EPS": "{:+.1f} (train)".format(
+                 SEED_MIOU["eps+p2p"]["train"] - SEED_MIOU["eps"]["train"])}
 if table is None:
     display(Markdown("The table of many runs is not there (`python -m course_lib "
-                     "evidence methods` writes it), so this run stands alone, and "
-                     "whether its differences are beyond noise cannot be said."))
+                     "evidence methods` writes it): this run stands alone."))
 else:
-    lines = ["| mIoU of seeds, points | world | runs | train | val | the paper, VOC |",
-             "|---|---|---|---|---|---|"]
-    asked = [(name, *pair, "miou") for name, pair in PAIRS.items()]
-    asked.append(("P2P - SEAM, without the confounded class", *PAIRS["P2P - SEAM"],
-                  "miou_others"))
-    for name, better, worse, what in asked:
+    lines = ["| mIoU of seeds, points | world | train | val | val, without the "
+             "confounded class | the paper, VOC |", "|---" * 6 + "|"]
+    for name, (better, worse, reading) in PAIRS.items():
         for world in worlds:
-            both = [compared(world, better, worse, split, what)
-                    for split in ("train", "val")]
-            cells = [name, world, str(len(both[0])), *map(verdict, both),
-                     PUBLISHED.get(name, "")]
-            lines.append(f"| {' | '.join(cells)} |")
-    display(Markdown(
-        "\n".join([*lines, "", "Mean of the paired differences [95 % interval]."])))
+            cells = [compared(world, better, worse, split, what, reading)
+                     for split, what in (("train", "miou"), ("val", "miou"),
+                                         ("val", "miou_others"))]
+            lines.append(f"| {name} | {world} | {' | '.join(map(verdict, cells))} | "
+                         f"{PUBLISHED.get(name, '')} |")
+    display(Markdown("\n".join([*lines, "", "Mean of the paired differences [95 % "
+                                "interval]."])))
+
+# %%
+if table:
+    for world in worlds:
+        whole, rest = (compared(world, "seam+p2p", "seam", "val", what)
+                       for what in ("miou", "miou_others"))
+        lesson.claim(f"{world}, val: P2P gains {verdict(whole)} over SEAM, and "
+                     f"{verdict(rest)} without the confounded class. The paper gains "
+                     f"{TABLE_5[P2P][1] - TABLE_5['SEAM'][1]:+.1f} on VOC.",
+                     max(sum(whole), sum(rest)) / len(whole) < 4)
+    habit = compared("creatures", "seam+p2p", "seam", "val", "confounded")
+    lesson.claim("Contrast can deepen a habit: the IoU of the confounded creature "
+                 "changes by " + ", ".join(f"{value:+.0f}" for value in habit)
+                 + " points, run by run, while the others gain in "
+                 f"{sum(value > 0 for value in rest)} of {len(rest)} runs.",
+                 min(habit) < -10 and sum(value > 0 for value in rest) > len(rest) / 2)
 
 # %% [markdown]
+# Where P2P labels the pixels of a track with the class that always stands on it, it also *teaches* the trunk that they
+# belong together.
+#
+# Others ran the released code. In the issues of `usr922/wseg`, readers report 54.6 % mIoU of seeds where the paper has 61.5
+# (issue 1), 51.85 % with the released checkpoint (issue 9), and for the variant on EPS 73.2 % after a CRF (issue 4). So a
+# smaller gain than published is not ours alone.
+#
 # ### What the gain depends on
 #
-# On VOC the second view has 0.29 of the first one's side, on photographs ours has 0.44, and a training of 400 scenes is
-# short. *Before you run the cell:* the gain of P2P over SEAM was measured again on photographs with one thing changed at a
-# time. Which change will cost most of it: views that are more alike and coarser, half of the training, prototypes as the
-# released code makes them, or contrast as the paper has it?
+# The gain of P2P over SEAM was measured again on photographs with one thing changed at a time: views that are more alike and
+# coarser, half of the training, prototypes as the released code makes them, contrast as in the paper. *Predict.* Which of
+# the four leaves least of the gain on val?
+
+# %% tags=["prediction"]
+lesson.predict("08.h", None)   # "views", "half", "released" or "paper"
 
 # %%
 measured_gains = [evidence.gains(*asked)
@@ -1032,124 +1300,113 @@ else:
     for name, of_train in measured_gains[0].items():
         cells = [verdict(gains_of[name]) for gains_of in measured_gains]
         lines.append(f"| {name} | {len(of_train)} | {' | '.join(cells)} |")
-    display(Markdown(
-        "\n".join([*lines, "", "Mean of the paired differences [95 % interval]."])))
+    settings_of = evidence.table("contrast")["settings"]
+    untagged = not settings_of["photographs, contrast as in the paper: seam+p2p"][
+        "contrast"]["tagged"]
+    note = "In the last row classes without a tag could be labels, too." * untagged
+    display(Markdown("\n".join([*lines, "", "Mean of the paired differences [95 % "
+                                f"interval]. {note}"])))
+    on_val = {name: sum(values) / len(values) for name, values in
+              measured_gains[1].items() if name != "as in the recipe"}
+    lesson.outcome("08.h", min(on_val, key=on_val.get))
+    lesson.claim("Half of the training leaves least of the gain: "
+                 f"{on_val['half as long']:+.1f} points.",
+                 min(on_val, key=on_val.get) == "half as long")
+
+# %% [markdown]
+# ### The same where the labels are known
+#
+# A world was made for the question what limits contrast: *chimeras*, 20 classes that share 5 heads and 4 bodies, without
+# a track. K is 1/64 of the cells there. At three levels the body tells more or less of the class. The prediction was
+# written down before the study ran.
+
+# %%
+chimeras = evidence.table("chimeras")
+if not (chimeras and chimeras["runs"]):
+    display(Markdown("That table has no runs yet: `python -m course_lib evidence "
+                     "chimeras` makes them."))
+else:
+    ROWS = {"SEAM - CAM": ("seam", "cam"), "P2P - SEAM": ("seam+p2p", "seam"),
+            "true labels - SEAM": ("oracle", "seam"),
+            "shuffled labels - SEAM": ("shuffled", "seam")}
+    lines = ["| mIoU on val, points | " + " | ".join(
+        dict.fromkeys(run["world"] for run in chimeras["runs"])) + " |"]
+    lines.append("|---" * lines[0].count("|"))
+    for name, (better, worse) in ROWS.items():
+        cells = [[a - b for a, b in zip(evidence.values(chimeras, world, better, "val"),
+                                        evidence.values(chimeras, world, worse, "val"))]
+                 for world in dict.fromkeys(run["world"] for run in chimeras["runs"])]
+        lines.append(f"| {name} | {' | '.join(map(verdict, cells))} |")
+    display(Markdown("\n".join([*lines, "", f"Predicted: {chimeras['prediction']}"])))
 
 # %% [markdown]
 # ### The tables of the paper
 #
 # Table 5 adds one part after another; Table 6 varies K; Table 7 the transformation between the views. Beside the paper's
-# figures stand ours, on creatures, each row with several seeds. The last column compares runs with themselves: in Table 5
+# figures stand ours, on creatures, three runs of each row. The last two columns compare runs with themselves: in Table 5
 # with the row before, in the others with the setting that the paper chose.
 #
-# *Before you run the cell:* with 20 classes mining keeps 10 of 20 negatives. How many are left with ours? Could that matter
-# for the rows in which mining comes in?
+# K does not compare by its number. The paper's 32 of 2,048 cells is 4 of our 256. So Table 6 is put beside the paper's row
+# with the same **share of the cells**. With 20 classes mining keeps 10 of 20 negatives; here it keeps half of fewer.
 
 # %%
-LOOK = {"train": 0, "val": 1}
-# compared with what, on which split
-CHOSEN = {5: (None, "val"), 6: ("K = 32", "train"), 7: ("rescale", "train")}
-results = {number: rows for number in CHOSEN if (rows := evidence.ablation(number))}
-for number, rows in results.items():
-    reference, split_of = CHOSEN[number]
-    lines = [f"| Table {number} | train | paper | val | paper | to "
-             f"{reference or 'the row before'}, {split_of} |",
-             "|---" * 6 + "|"]
-    before = None
-    for name, row in rows.items():
-        cells, other = [name], rows[reference][split_of] if reference else before
-        for split, at in LOOK.items():
-            runs, given = torch.tensor(row[split]), row["paper"][at]
-            cells += [f"{runs.mean():.1f} ± {runs.std():.1f}",
-                      "" if given is None else f"{given:.2f}"]
-        differences = [a - b for a, b in zip(row[split_of], other or ())]
-        cells.append(verdict(differences) if differences and name != reference else "")
-        before = row[split_of]
+ablated = evidence.table("ablations")
+CHOSEN = {5: None, 6: "K = 4", 7: "rescale"}                 # compared with what
+OUR_K = {f"K = {k}": f"K = {8 * k}" for k in (4, 8)} | {"K = 0": "K = 0"}
+
+def runs_of(number, row, split="val", figure="miou"):
+    return evidence.values(ablated, "creatures", f"{number}: {row}", split, figure)
+
+# %%
+for number, reference in CHOSEN.items() if ablated else ():
+    lines = [f"| Table {number} | train | paper | val | paper | val, to "
+             f"{reference or 'the row before'} | without the confounded class |",
+             "|---" * 7 + "|"]
+    before = reference
+    for row in CONTRAST_TABLES[number]:
+        given = (*CONTRAST_TABLES[number].get(OUR_K.get(row) if number == 6 else row,
+                                              ()), None, None)
+        cells = [row]
+        for at, split in enumerate(("train", "val")):
+            cells += [evidence.over_seeds(runs_of(number, row, split)),
+                      "" if given[at] is None else f"{given[at]:.2f}"]
+        cells += [verdict([a - b for a, b in zip(runs_of(number, row, figure=what),
+                                                 runs_of(number, before, figure=what))])
+                  if before and row != reference else "" for what in ("miou",
+                                                                      "miou_others")]
+        before = reference or row
         lines.append(f"| {' | '.join(cells)} |")
     display(Markdown("\n".join(lines)))
-if not results:
-    display(Markdown("The tables of ablations are not there: `python -m course_lib "
-                     "evidence ablations` writes them."))
 
 # %%
-if 5 in results:
-    names, figure = list(results[5]), Figure((9, 4), layout="constrained")
-    axes = figure.subplots()
-    seam_at = names.index("SEAM")
-    for shift, split, colour in ((-0.12, "train", plots.PALETTE[0]),
-                                 (0.12, "val", plots.PALETTE[1])):
-        base = torch.tensor(results[5]["SEAM"][split])
-        for x, name in enumerate(names[seam_at + 1:]):
-            points = torch.tensor(results[5][name][split]) - base
-            axes.scatter(torch.full((len(points),), x + shift), points, s=24,
-                         color=colour, label=f"here, {split}" if not x else None)
-            axes.scatter(x + shift, points.mean(), s=260, marker="_", color=colour)
-            published = (results[5][name]["paper"][LOOK[split]]
-                         - results[5]["SEAM"]["paper"][LOOK[split]])
-            axes.scatter(x + shift, published, s=60, marker="^", facecolor="none",
-                         edgecolor=colour, label=f"paper, {split}" if not x else None)
-    axes.axhline(0, color=plots.GREY, linewidth=1)
-    axes.set_xticks(range(len(names) - seam_at - 1), names[seam_at + 1:],
-                    fontsize="small")
-    axes.set(ylabel="mIoU over SEAM, points")
-
-# %%
-if 5 in results:
-    step = [a - b for a, b in zip(results[5]["+ intra-view"]["val"],
-                                  results[5]["+ cross-CAM"]["val"])]
-    published = (results[5]["+ intra-view"]["paper"][1]
-                 - results[5]["+ cross-CAM"]["paper"][1])
-    axes.set_title("Plain intra-view contrast, to the row before, val: "
-                   f"{verdict(step)}; in the paper {published:+.2f}",
-                   fontsize="medium", wrap=True)
-    axes.legend(frameon=False, fontsize="small", ncols=4)
-    plots.show(figure, alt="Gain over SEAM of each row of Table 5: dots are our runs, "
-                           "triangles the paper's figures.")
+if ablated:
+    steps_up = {row: [a - b for a, b in zip(runs_of(5, row), runs_of(5, before))]
+                for before, row in zip([*TABLE_5][1:], [*TABLE_5][2:])}
+    quiet = [row for row, step in steps_up.items() if "noise" in verdict(step)]
+    lesson.claim(f"With three runs, {len(quiet)} of the {len(steps_up)} steps of Table "
+                 "5 on val are inside the noise: it is not reproduced, nor refuted.",
+                 len(quiet) >= len(steps_up) - 1)
+    flipped = {split: [a - b for a, b in zip(
+        runs_of(7, "rescale + flip", split, "miou_others"),
+        runs_of(5, "SEAM", split, "miou_others"))] for split in ("train", "val")}
+    lesson.claim("Without the confounded class, P2P with a flip between the views is "
+                 f"above SEAM by {verdict(flipped['train'])} on train and "
+                 f"{verdict(flipped['val'])} on val.",
+                 all(min(values) > 0 for values in flipped.values()))
 
 # %% [markdown]
+# The control of that row is missing: SEAM with the same flip and without contrast was not measured. So it is open how much
+# of this gain is contrast, and how much is the flip.
+#
 # ## What was measured
 #
-# The sentences are written by the figures:
-
-# %%
-(within, between), (end, apart_end) = (apart["SEAM + P2P"][0].tolist(),
-                                       apart["SEAM + P2P"][-1].tolist())
-pcm = {name: found[name]["with PCM"]["miou"] - found[name]["without PCM"]["miou"]
-       for name in ("SEAM", "SEAM + P2P")}
-sentences = [
-    "**Separation.** On unseen images the mean cosine of two pixels of a class went "
-    f"from {within:.2f} to {end:.2f}, of two classes from {between:.2f} to "
-    f"{apart_end:.2f}. In the control: {{:.2f}} and "
-    "{:.2f}.".format(*apart["control"][-1].tolist()),
-    "**Embedding against map.** The nearest prototype is right for "
-    f"{right['SEAM + P2P'][1]:.1f} % of the probed pixels, the pseudo label for "
-    f"{right['SEAM + P2P'][0]:.1f} %, a seed at the best threshold for "
-    f"{right['SEAM + P2P'][2]:.1f} %.",
-    "**Prototype pixels.** As in the code {:.0f} % are truly of their class, as in the "
-    "paper {:.0f} %; of the background's {:.0f} % and {:.0f} %.".format(
-        *(measured[f"**{end}()**"][i] for i in (1, 2) for end in ("code", "paper"))),
-    f"**Mining.** {wrong_all:.0f} % of the labels are wrong, of those of hard pixels "
-    f"{wrong_hard:.0f} %. The true class of a wrongly labelled pixel is a negative "
-    f"always without mining, and for {true_kept:.0f} % with it.",
-    "**This run.** P2P over SEAM: "
-    + ", ".join(f"{by_name['SEAM + P2P']:+.1f} points {reading} (control "
-                f"{by_name['control']:+.1f})" for reading, by_name in gain.items())
-    + ".",
-    "**PCM.** Reading with it adds "
-    + ", ".join(f"{value:+.1f} points to {name}" for name, value in pcm.items()) + "."]
-
-# %%
-if table:
-    sentences += [f"**Many runs, {world}, val.** P2P - SEAM: "
-                  f"{verdict(compared(world, *PAIRS['P2P - SEAM']))}; without PCM "
-                  f"{verdict(compared(world, *PAIRS['P2P - SEAM, without PCM']))}. The "
-                  f"paper: {PUBLISHED['P2P - SEAM']}." for world in worlds]
-display(Markdown("\n".join(f"- {sentence}" for sentence in sentences)))
-
-# %% [markdown]
-# What differs from the paper's experiment, and may be why: 8 or 6 classes in place of 20, so that mining has 4 or 3
-# negatives to choose; a grid of a few dozen cells for the contrast; a network of which one block learns, or a very small
-# one; and PCM: what it adds at the moment of reading is no longer there to be gained.
+# The claims above are the findings. In short: the loss can give the paper's gain here, if its labels are right; with labels of
+# its own maps it gives a part of it; contrast makes classes compact rather than far apart; and what is in a prototype
+# depends on K as a share of the cells.
+#
+# What differs from the paper's experiment: 8 or 6 classes in place of 20, so that mining has 4 or 3 negatives to choose; a
+# grid of a few dozen cells for the contrast; a network of which one block learns, or a very small one; maps of CAM that
+# miss less of the objects than on VOC (lesson 07); and PCM: what it adds at the moment of reading cannot be gained again.
 
 # %%
 for name, readings in found.items():
@@ -1169,8 +1426,11 @@ for name, pair in apart.items():
     for i, kind in enumerate(("within a class", "between classes")):
         lesson.record(f"cosine {kind}, {name}", pair[-1, i],
                       note=f"before training {pair[0, i]:.2f}")
-for name, (within, between) in below.items():
-    lesson.record(f"features, cosine within over between, {name}", within / between)
+    lesson.record(f"cosine within a class minus between classes, {name}",
+                  pair[-1, 0] - pair[-1, 1],
+                  note=f"when contrast starts {handed_over[0] - handed_over[1]:.2f}")
+for name, value in ratio.items():
+    lesson.record(f"features, cosine within over between, {name}", value)
 for name, (labelled, nearest, seeded) in right.items():
     lesson.record(f"right pixels by the nearest prototype, {name}", nearest, "%",
                   note=f"of pseudo labels {labelled:.1f} %, of the best seeds "
@@ -1178,31 +1438,28 @@ for name, (labelled, nearest, seeded) in right.items():
 for name in ("**code()**", "the recipe of this lesson", "**paper()**"):
     lesson.record(f"right prototype pixels, {name.strip('*')}", measured[name][1], "%",
                   note=f"background {measured[name][2]:.0f} %, {measured[name][3]:.1f} "
-                       "of absent classes")
+                       f"of absent classes; ceiling {measured[name][5]:.0f} %")
+    lesson.record(f"right prototype pixels, {name.strip('*')}, K = 1/64 of the cells",
+                  scaled[name][1], "%", note=f"ceiling {scaled[name][5]:.0f} %")
 lesson.record("wrong pseudo labels", wrong_all, "%",
               note=f"of the hard half {wrong_hard:.0f} %")
 lesson.record("true class among kept negatives of wrong labels", true_kept, "%",
               note=f"the most similar for {true_first:.0f} %")
 
 # %%
-if lesson.profile != "smoke":                                 # what the text above says
-    gap = {name: (pair[:, 0] - pair[:, 1]).tolist() for name, pair in apart.items()}
-    assert gap["SEAM + P2P"][-1] > gap["SEAM + P2P"][0] + 0.02
-    assert gap["SEAM + P2P"][-1] > gap["control"][-1] + 0.02
-    assert measured["the recipe of this lesson"][1] > measured["**code()**"][1]
 lesson.finish(fingerprint=fingerprint(folder))
 
 # %% [markdown]
 # ## You can now
 # - make prototypes of pixels out of image tags, and say which of their pixels can be wrong, and why;
 # - write pixel-to-prototype contrast with its six terms and its mining, without a loop over classes or pixels;
+# - measure which weights a loss can move, and what its labels limit: with true labels, and with shuffled ones;
 # - read a paper and its code side by side, and measure what a difference between them does;
-# - tell a gain from noise: paired differences over runs, a control whose contrast means nothing, and both readings of a
-#   map.
+# - tell a gain from noise: paired differences over runs, a control, and both readings of a map.
 #
-# **To go deeper** · The labels come from the maps, and the loss never reaches the classifier's weights. On which way can
-# the maps get better at all, and what follows for a backbone that is frozen? · A prototype lives for one batch. What would
-# a memory over batches gain, and what would it do with classes whose early pixels were wrong?
+# **To go deeper** · Labels could be given to the sure pixels only. What would that change, and how would you choose the
+# limit without masks? · A prototype lives for one batch. What would a memory over batches do with classes whose early
+# pixels were wrong?
 #
 # **Where things are** · `course_lib.prototypes.pixel_prototypes` (Eq. 5); `course_lib.wsss.contrast` (Eq. 1–9 and all
 # differences); `course_lib.evidence` (many runs). On PASCAL VOC, as published:

@@ -35,6 +35,27 @@ def mine(cosine, labels, noise):
     return negatives, times
 """
 
+REACH = """
+def reach(terms, parts):
+    table = {{}}
+    for term, loss in terms.items():
+        for part, module in parts.items():
+            weights = [*module.parameters()]
+            slopes = torch.autograd.grad(loss, weights, retain_graph={keep}, allow_unused={unused})
+            {store} = {length}
+    return table
+"""
+REACHED = {
+    "keep": "True",
+    "unused": "True",
+    "store": "table[term, part]",
+    "length": "sum(s.square().sum().item() for s in slopes if s is not None) ** 0.5",
+}
+ENDS = """
+def conclusion():
+    return {{"trunk": {}, "classifier": {}, "PCM": {}, "projector": {}}}
+"""
+
 NEAR_MISSES = {
     "08.1": [
         (
@@ -245,5 +266,71 @@ def mine(cosine, labels, noise):
         ("joined", MINE.format("times = ((place(noise) < half) | (place(own) < half)).int()"), "counts twice"),
         ("hard half only", MINE.format("times = (place(own) < half).int()"), "random half is missing"),
         ("random half only", MINE.format("times = (place(noise) < half).int()"), "hard half is missing"),
+    ],
+    "08.5": [
+        (
+            "squares",
+            REACH.format(**REACHED | {"length": "sum(s.square().sum().item() for s in slopes if s is not None)"}),
+            "take the root of their sum",
+        ),
+        (
+            "nested",
+            REACH.format(**REACHED | {"store": "table.setdefault(term, {})[part]"}),
+            "a key (term, part) for each pair",
+        ),
+        (
+            "zeros left out",
+            REACH.format(
+                **REACHED | {"store": "table[term, part] if any(s is not None for s in slopes) else {}"}
+            ).replace(
+                "table[term, part] if any(s is not None for s in slopes) else {} =",
+                "(table if any(s is not None for s in slopes) else {})[term, part] =",
+            ),
+            "a key (term, part) for each pair",
+        ),
+        ("graph freed", REACH.format(**REACHED | {"keep": "False"}), "second time"),
+        ("unused refused", REACH.format(**REACHED | {"unused": "False"}), "not have been used"),
+        (
+            "lengths added",
+            REACH.format(**REACHED | {"length": "float(sum(s.norm() for s in slopes if s is not None))"}),
+            "reach(...)",
+        ),
+        (
+            "contrast moves all",
+            ENDS.format(*['{"tags", "equivariance", "contrast"}'] * 2, "PCM_TERMS", '{"contrast"}').replace(
+                "PCM_TERMS", '{"min-pool", "cross-equivariance"}'
+            ),
+            "classifier: the experiment",
+        ),
+        (
+            "everything moves the trunk",
+            ENDS.format(
+                '{"tags", "min-pool", "equivariance", "cross-equivariance", "contrast"}',
+                '{"tags", "equivariance"}',
+                '{"min-pool", "cross-equivariance"}',
+                '{"contrast"}',
+            ),
+            "trunk: the experiment",
+        ),
+        (
+            "tags move PCM",
+            ENDS.format(
+                '{"tags", "equivariance", "contrast"}',
+                '{"tags", "equivariance"}',
+                '{"tags", "min-pool", "cross-equivariance"}',
+                '{"contrast"}',
+            ),
+            "PCM: the experiment",
+        ),
+        (
+            "ECR moves the projector",
+            ENDS.format(
+                '{"tags", "equivariance", "contrast"}',
+                '{"tags", "equivariance"}',
+                '{"min-pool", "cross-equivariance"}',
+                '{"contrast", "cross-equivariance"}',
+            ),
+            "projector: the experiment",
+        ),
     ],
 }
