@@ -263,10 +263,13 @@ def test_it_compiles_into_one_graph(unchecked):
 
 
 def test_a_step_of_published_size_looks_at_no_number(unchecked):
-    """Tensors without numbers at 448 px and batch 16: what would wait for the device raises."""
+    """Tensors without numbers at 448 px and batch 16: what would wait for the device raises.
+
+    The radius is 4 to be quick: a larger one repeats the same for more neighbours.
+    """
     with FakeTensorMode():
         parts = torch.empty(16, 1, 112, 112, requires_grad=True), torch.empty(16, 2, 112, 112, requires_grad=True)
-        terms = irn.irn_loss(*parts, torch.empty(16, 112, 112, dtype=torch.long))
+        terms = irn.irn_loss(*parts, torch.empty(16, 112, 112, dtype=torch.long), 4)
         gradients = torch.autograd.grad(sum(terms.values()), parts)
         assert [gradient.shape for gradient in gradients] == [part.shape for part in parts]
 

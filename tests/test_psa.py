@@ -327,7 +327,8 @@ def test_a_step_of_published_size_looks_at_no_number(unchecked):
         assert gradient.shape == features.shape
         with pytest.raises(Exception, match="_local_scalar_dense"):
             terms["background"].item()
-        walked = psa.random_walk(torch.empty(16, 21, 56, 56), psa.grid_affinity(features), 5, 8.0, 256)
+        with torch.no_grad():
+            walked = psa.random_walk(torch.empty(16, 21, 56, 56), psa.grid_affinity(features), 5, 8.0, 256)
         assert walked.shape == (16, 21, 56, 56)
 
 
