@@ -16,7 +16,7 @@
 # 2. train an embedding on some species, choose the epoch on others, and measure it on others still;
 # 3. take the worst rank lists apart, and test whether the map of a pair is about the pair.
 #
-# **Time** 70 minutes to work through; about two minutes of computing on a CPU the first time, less on a GPU.
+# **Time** 80 minutes to work through; about two minutes of computing on a CPU the first time, less on a GPU.
 # **Before** [02 Dist-CAM](02_dist_cam.ipynb) and [03 Learning the metric](03_learning_the_metric.ipynb).
 #
 # **Sources** Shen et al.: *Distance-Based Class Activation Map for Metric Learning* · Oh Song et al.: *Deep Metric Learning via

@@ -17,7 +17,7 @@
 # 3. test a map by an experiment: which part of a person does the network need?
 # 4. write the two ideas of k-reciprocal re-ranking, and see when they help.
 #
-# **Time** 75 minutes to work through; about two and a half minutes of computing on a CPU the first time, less on a GPU.
+# **Time** 80 minutes to work through; about two and a half minutes of computing on a CPU the first time, less on a GPU.
 # **Before** [02 Dist-CAM](02_dist_cam.ipynb).
 #
 # **Sources** Shen et al.: *Distance-Based Class Activation Map for Metric Learning*, section 4.3; Luo et al., *Bag of Tricks*
