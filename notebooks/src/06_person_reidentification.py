@@ -207,10 +207,10 @@ assert first == 2 and abs(ap - 0.5) < 1e-6
 # mean of this precision and of the one a place earlier. The result is never higher than AP. Here is the list of the check above:
 
 # %%
-apart = torch.tensor([[0.8, 0.62, 0.1, 0.7, 0.6, 0.05, 0.3, 0.65, 0.35, 0.45]])
+row_of = torch.tensor([[0.8, 0.62, 0.1, 0.7, 0.6, 0.05, 0.3, 0.65, 0.35, 0.45]])
 ids = torch.tensor([5, -1, 5, 3, 5, 0, 9, 5, 0, -1])
 cameras = torch.tensor([2, 3, 1, 1, 4, 2, 3, 6, 1, 1])
-one = ranking.cmc_map(apart, torch.tensor([5]), ids, torch.tensor([1]), cameras)
+one = ranking.cmc_map(row_of, torch.tensor([5]), ids, torch.tensor([1]), cameras)
 print(f"AP {one.map:.3f}, by trapezoids {one.map_trapezoid:.3f}, "
       f"R / r_R {one.minp:.3f}")
 lesson.claim("So figures of the two tools do not compare: for this probe they differ "
@@ -336,7 +336,7 @@ for identity in worlds:
                                                              both["gallery"])
 
 # %%
-judged = {key: protocol(key[0], apart) for key, apart in distances.items()}
+judged = {key: protocol(key[0], matrix) for key, matrix in distances.items()}
 scores = {key: figures(found) for key, found in judged.items()}
 lines = ["| identity is | network | rank-1 | rank-5 | mAP | mINP | mAP by trapezoids |",
          "|---" * 7 + "|"]
@@ -876,8 +876,8 @@ few = context.ranked(case["distances"][[middling]], case["keep"][[middling]], 10
 few = few[few != context.NONE]
 close = torch.cat((vectors["clothes", "trained"]["query"][[middling]],
                    vectors["clothes", "trained"]["gallery"][few]))
-apart = torch.cdist(close, close)
-V = mutual_of(apart, 8) * torch.exp(-apart.square())
+between = torch.cdist(close, close)
+V = mutual_of(between, 8) * torch.exp(-between.square())
 moved = jaccard_of(V / V.sum(1, keepdim=True))[0, 1:]
 
 # %%
