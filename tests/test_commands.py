@@ -16,18 +16,21 @@ from course_lib.paths import HERE
 from course_lib.worlds import minis
 
 ROOT = Path(__file__).resolve().parents[1]
-RESEARCH = [name for name, (place, _) in COMMANDS.items() if ".experiments." in place and name != "submission"]
+RESEARCH = [
+    name for name, (place, _) in COMMANDS.items() if ".experiments." in place and name not in ("explain", "submission")
+]
 SHARED = ("--data", "--device", "--folder", "--workers")  # of all of them, in one spelling
 NEEDED = {
     "evaluate seeds": ["--checkpoint", "nowhere.safetensors"],
     "ablate": ["--table", "5"],
     "submission": ["predictions", "--data", "voc"],
+    "explain": ["photograph.jpg"],
 }
 
 
 def asked(name, *options):
     """The words of a command, with what it does not run without."""
-    folder = [] if name.startswith(("evaluate", "submission")) else ["--folder", "out"]
+    folder = ["--folder", "out"] if name in RESEARCH and not name.startswith("evaluate") else []
     return [*name.split(), *folder, *NEEDED.get(name, []), *options]
 
 
@@ -69,6 +72,10 @@ ALLOWED = {name: {"0"} for name in ZERO} | {
     "data": {""},  # the miniature
     "checkpoint": {""},  # none
     "at-once": {"0"},  # as many as fit
+    "segmenter": {""},  # that of the seeds
+    "architecture": {""},  # with a checkpoint only
+    "rule": {""},  # the usual one
+    "class": {*VALUES},  # the network says which it knows
     "pack": {*VALUES},  # a file that is yet to be made
     "root": {*VALUES},  # any name of a folder that is yet to be made, and so of the next two
     "folder": {*VALUES},
@@ -102,7 +109,7 @@ def nothing_is_done(monkeypatch, tmp_path):
         module = importlib.import_module(place.partition(":")[0])
         for work in (
             "train evaluate ablate ablate_tricks load run execute collect _write_all run_pipeline as_voc "
-            "check_submission write_submission"
+            "check_submission write_submission explained_network"
         ).split():
             if hasattr(module, work):
                 monkeypatch.setattr(module, work, begin)
@@ -125,6 +132,9 @@ def nothing_is_done(monkeypatch, tmp_path):
     monkeypatch.setenv("COURSE_RESULTS", str(tmp_path / "build" / "results"))
     (tmp_path / "there.safetensors").touch()
     monkeypatch.setitem(NEEDED, "evaluate seeds", ["--checkpoint", str(tmp_path / "there.safetensors")])
+    (tmp_path / "photograph.jpg").touch()
+    monkeypatch.setitem(NEEDED, "explain", [str(tmp_path / "photograph.jpg")])
+    monkeypatch.setitem(NEEDED, "submission", [str(miniature), "--data", str(miniature)])
     monkeypatch.setitem(NEEDED, "train reid", ["--ablation"])  # it takes the options of an evaluation, too
     monkeypatch.chdir(tmp_path)
     return began
@@ -142,7 +152,7 @@ def test_what_means_nothing_is_refused_before_any_work(name, values, nothing_is_
             nothing_is_done.clear()
             (folder := tmp_path / f"{option}={value}").mkdir()
             monkeypatch.chdir(folder)
-            code = code_of([*(asked(name) if name in RESEARCH else name.split()), f"--{option}", value])
+            code = code_of([*asked(name), f"--{option}", value])
             said = capsys.readouterr().err
             if "Traceback" in said or "fault of the course" in said or (code and not said.strip()):
                 wrong.append(f"--{option} {value!r}: {said}")

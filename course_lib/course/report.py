@@ -227,7 +227,7 @@ def write_readme(root: Path, results: Path) -> None:
     where, rows = build.address(root), ["| lesson | to work through | computes | open |", "|---|---|---|---|"]
     for source in build.sources(root / "notebooks" / "src"):
         number, result = source.stem[:2], results / f"{source.stem[:2]}.json"
-        minutes = re.search(r"\*\*Time\*\* (\d+) min", source.read_text("utf-8"))[1]
+        minutes = re.search(r"\*\*Time\*\* (?:about )?(\d+) min", source.read_text("utf-8"))[1]
         measured = read_result(result) if result.is_file() else {}
         if measured.get("profile") != "mini" or "seconds" not in measured:
             raise ValueError(f"Lesson {number} has no result of the mini profile in {results}: run `make run` first.")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import timm
 import torch
 import tyro
 from jaxtyping import Float, UInt8
@@ -46,6 +47,11 @@ class Explanation:
         check_settings(self)
         if bool(self.checkpoint) != bool(self.architecture):
             raise ValueError("Expected --checkpoint and --architecture together, got one of them; give both.")
+        for name in (self.model, self.architecture or self.model):
+            if not timm.is_model(name):
+                raise ValueError(f"Expected one of timm's networks, got {name!r}; see timm.list_models().")
+        if self.output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg"):
+            raise ValueError(f"Expected a picture as --output, such as out.png, got {str(self.output)!r}.")
         if not self.photos:
             raise ValueError("Expected a photograph, got none; name one or more.")
         if self.reference and (self.name or self.rule in CLASSIFIER_RULES):
@@ -63,8 +69,8 @@ def explain_command(config: Explanation) -> None:
     A map of a resemblance stands beside that with shuffled channels of the reference, that of another reference, and
     the sum of all channels. `depends` says how much of the map the reference makes: 0 none, 1 all.
     """
-    net, classes = explained_network(config)
     device = this_process(config.device).device
+    net, classes = explained_network(config)
     net = net.to(device)
     rows = [explained(config, net, classes, path) for path in config.photos]
     panels, titles = ([entry for row in rows for entry in row[part]] for part in ("panels", "titles"))

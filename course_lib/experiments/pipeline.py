@@ -65,6 +65,11 @@ def submission_command(
         competition: comp6 where data from elsewhere were used too, such as the weights of ImageNet
         check: write nothing, look at an archive that is there
     """
+    for what, place in {"predictions": predictions, "--data": data}.items():
+        if not place.is_dir():
+            raise FileNotFoundError(f"A folder was expected as {what}, got {place}, where there is none.")
+    if "".join(archive.suffixes[-2:]) not in (".tgz", ".tar.gz") and archive.suffix != ".tgz":
+        raise ValueError(f"Expected an archive .tgz as --archive, got {str(archive)!r}; the server takes no other.")
     if check:
         count = check_submission(archive, data)
     else:

@@ -31,6 +31,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
@@ -109,6 +110,8 @@ class PipelineConfig:
         check_settings(self)
         if self.method not in TAG_METHODS:
             raise ValueError(f"There is no method {self.method!r}; there are: {', '.join(TAG_METHODS)}.")
+        if self.segmenter and self.segmenter not in ("resnet38", "small") and not timm.is_model(self.segmenter):
+            raise ValueError(f"Expected one of timm's networks as segmenter, got {self.segmenter!r}.")
         if any(not 0.1 <= scale <= 16 for scale in self.scales):
             raise ValueError(f"scales must be from 0.1 to 16, got {self.scales}.")
 
