@@ -29,9 +29,9 @@ LEVELS = sorted(CHIMERA_LEVELS.values())
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        small = replace(chimeras.CHIMERA_RECIPE, images={"trainaug": 16, "val": 16})
+        small = replace(chimeras.CHIMERA_RECIPE, images={"trainaug": 8, "val": 8})
         patch.setattr(chimeras, "CHIMERA_RECIPE", small)
-        patch.setattr(minis, "SCORED", 16)
+        patch.setattr(minis, "SCORED", 8)
         return minis.mini_voc(tmp_path_factory.mktemp("data"), "chimeras-partly")
 
 
@@ -107,7 +107,7 @@ def test_classes_are_pairs():
 def test_layout_is_that_of_voc_with_parts(tree):
     for split in ("trainaug", "val"):
         data = Voc(tree, split)
-        assert len(data) == 16 and data.tags.shape == (16, 20) and data.confounded is None
+        assert len(data) == 8 and data.tags.shape == (8, 20) and data.confounded is None
         for i, (image, tags) in enumerate(data):
             mask, parts = data.mask(i), chimeras.part_mask(data, i)
             assert image.shape == (3, 64, 64) and {*parts.unique().tolist()} <= {0, 1, 2}
@@ -261,8 +261,8 @@ class Perfect(CamNet):
 @pytest.mark.parametrize("blind", [False, True], ids=["all", "heads only"])
 def test_figures_of_maps_that_are_the_masks(tree, monkeypatch, blind):
     data = Voc(tree, "val")
-    masks = torch.stack([data.mask(i) for i in range(16)])
-    parts = torch.stack([chimeras.part_mask(data, i) for i in range(16)])
+    masks = torch.stack([data.mask(i) for i in range(8)])
+    parts = torch.stack([chimeras.part_mask(data, i) for i in range(8)])
     seen = masks.where((parts == CHIMERA_PARTS["head"]) | (not blind), torch.zeros_like(masks))
     maps = (seen[:, None] == torch.arange(21)[:, None, None]).float()
     batches = iter(maps[:, 1:].split(8))
@@ -277,7 +277,7 @@ def test_figures_of_maps_that_are_the_masks(tree, monkeypatch, blind):
 def test_seeds_of_the_other_class_are_counted_as_mixed(tree, monkeypatch):
     data = Voc(tree, "val")
     several = data.tags.sum(1) == 2
-    masks = torch.stack([data.mask(i) for i in range(16)]).long()
+    masks = torch.stack([data.mask(i) for i in range(8)]).long()
     swapped = torch.where(masks > 0, (data.tags.float() @ torch.arange(1.0, 21))[:, None, None].long() - masks, masks)
     swapped = torch.where(several[:, None, None] & (masks != IGNORE), swapped, masks)
     maps = (swapped[:, None] == torch.arange(21)[:, None, None]).float()
