@@ -63,8 +63,8 @@ class Lesson:
         self.figures.pop(name, None)
         self.figures[name] = {"name": name, "value": value, "unit": unit, "paper": paper, "note": note}
 
-    def claim(self, sentence: str, holds: Any) -> bool:
-        """Say what was measured, with its numbers, if it is so in this run; returns whether it is.
+    def claim(self, sentence: str, holds: Any) -> None:
+        """Say what was measured, with its numbers, if it is so in this run, and keep whether it is.
 
         Comparisons stand here and not in the text around a cell, so that none can drift from its numbers. The smoke
         profile has too little data to decide anything, and says so. A student sees a sentence that does not hold as
@@ -78,14 +78,13 @@ class Lesson:
         """
         if self.profile == "smoke":
             print(f"(too little data to say: {sentence})")
-            return bool(holds)
+            return
         self.claims[sentence] = bool(holds)
         if not holds and os.environ.get("COURSE_STRICT") == "1" and (self.profile, self.seed) == ("mini", 0):
             raise AssertionError(
                 f"The lesson says what was not measured: {sentence} Correct the sentence or its cause."
             )
         print(f"✓ {sentence}" if holds else f"✗ Not so in this run: {sentence}")
-        return bool(holds)
 
     def predict(self, name: str, guess: Value | bool = None) -> None:
         """Keep what a student expects, until `outcome` shows it beside what came. None costs nothing.
