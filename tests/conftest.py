@@ -4,7 +4,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("course_lib", "beartype.beartype")
 
-import shutil  # noqa: E402  (course_lib is imported after the hook)
+import os  # noqa: E402  (course_lib is imported after the hook)
+import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
@@ -14,7 +15,14 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 
 # No clock decides a test, on a busy machine either. (`--timeout` in pyproject.toml ends what hangs.)
-settings.register_profile("course", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Examples are drawn anew by whoever develops; CI repeats its own.
+settings.register_profile(
+    "course",
+    settings.default,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=os.environ.get("CI") == "true",
+)
 settings.load_profile("course")
 
 

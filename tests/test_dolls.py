@@ -59,7 +59,7 @@ def test_smooth_edges_mix_little_of_a_neighbour(seed, other):
     one, two = dolls.draw(clothes, head, pose), dolls.draw(random_doll(other)[0], head, pose)
     difference = np.abs(one[0].astype(int) - two[0]).sum(-1)
     edge = binary_dilation(shows((dolls.TORSO, dolls.LEGS), one, two), np.ones((3, 3)))
-    assert difference[~edge].sum() <= 0.02 * difference.sum()
+    assert difference[~edge].sum() <= 0.05 * difference.sum()
 
 
 @pytest.mark.parametrize("field, part", [("top", dolls.TORSO), ("bottom_colour", dolls.LEGS), ("shoes", dolls.LEGS)])

@@ -165,7 +165,7 @@ class IRNet(Colours):
 
 
 @torch.no_grad()
-def fit_mean(net: IRNet, batches: Iterable[UInt8[Tensor, "b 3 H W"]]) -> None:
+def fit_mean(net: IRNet, batches: Iterable[UInt8[Tensor, "_ 3 _ _"]]) -> None:
     """Sets the mean displacement that evaluation subtracts to that of these images, each with the same weight."""
     training, total, count = net.training, torch.zeros_like(net.mean_displacement), 0
     net.train()  # nothing is subtracted

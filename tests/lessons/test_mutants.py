@@ -128,7 +128,7 @@ def survivors(source, prepare):
     """Of each exercise: how many mutants were tried, and those that nothing noticed."""
     for number, solution in written(source).items():
         names, exercises = prepare(source)
-        known = EQUIVALENT.get(number, {})
+        known = {} if source.parent.name == "miniature" else EQUIVALENT.get(number, {})
         every = list(mutants(exercises[number][0], solution))
         assert not known.keys() - dict(every).keys(), f"{number}: EQUIVALENT is stale"
         made = [(what, code) for what, code in every if what not in known]
