@@ -25,6 +25,7 @@ from course_lib.wsss.deeplab import (
     shifted_colours,
     train_segmenter,
 )
+from course_lib.wsss.learner import usual_optimizer
 
 CLASSES = ("background", "cat", "dog")
 TINY = SegmenterArchitecture(CLASSES, "small", "large-fov")
@@ -104,7 +105,7 @@ def test_statistics_follow_the_batches_while_scale_and_shift_stay():
 
 def test_released_groups_hold_no_batch_normalisation():
     net = build_segmenter(SegmenterArchitecture(CLASSES, "resnet38", "large-fov", width=2))
-    optimizer = deeplab._optimizer(net, MaskTraining(backbone="resnet38"))
+    optimizer = usual_optimizer(net.trunk, [net.head], MaskTraining(backbone="resnet38"))
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     norms = [part for part in net.modules() if isinstance(part, nn.BatchNorm2d)]
     assert not held & {id(weight) for norm in norms for weight in norm.parameters()}
@@ -253,7 +254,7 @@ def test_one_step_at_the_published_size_on_a_cpu(capsys):
     torch.manual_seed(0)
     net = build_segmenter(SegmenterArchitecture(backbone="resnet101", head="aspp"))
     net.train()
-    optimizer = deeplab._optimizer(net, MaskTraining())
+    optimizer = usual_optimizer(net.trunk, [net.head], MaskTraining())
     batch = {
         "image": torch.randint(256, (2, 3, 321, 321), dtype=torch.uint8),
         "inside": torch.ones(2, 321, 321, dtype=torch.bool),

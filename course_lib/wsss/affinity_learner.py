@@ -18,7 +18,6 @@ from torchvision.transforms.v2 import ColorJitter, InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from course_lib import checkpoints, engine
-from course_lib.backbones.dense import parameter_groups
 from course_lib.backbones.weights import LITE0
 from course_lib.data.images import load_grey
 from course_lib.data.voc import IGNORE, Voc
@@ -26,7 +25,7 @@ from course_lib.settings import Count, NotNegative, PartialShare, Positive, Rand
 from course_lib.wsss import irn, psa
 from course_lib.wsss.affinity import filled, fitting_radius
 from course_lib.wsss.cam_net import Architecture
-from course_lib.wsss.learner import window
+from course_lib.wsss.learner import shuffled_batches, usual_optimizer, window
 from course_lib.wsss.recipes import SMALL_RECIPES
 from course_lib.wsss.seeds import read_scores
 
@@ -213,13 +212,7 @@ def train_affinity(
     net = config.network(data.classes)
     stride = irn.STRIDE if config.refine == "irn" else net.trunk.stride
     images = SureImages(data, config, stride)
-    if len(images) < config.batch_size:
-        raise ValueError(
-            f"Expected at least one batch of {config.batch_size} images, got {len(images)}; take smaller batches."
-        )
-    loader = DataLoader(
-        images, config.batch_size, shuffle=True, drop_last=True, generator=torch.Generator(), num_workers=config.workers
-    )
+    loader = shuffled_batches(images, config)
     steps = config.epochs * len(loader)
     optimizer = _optimizer(net, config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** config.power)
@@ -257,21 +250,9 @@ def load_affinity(path: str | Path) -> psa.AffinityNet | irn.IRNet:
 
 
 def _optimizer(net, config):
-    if config.refine == "irn":
-        groups = net.parameter_groups(config.learning_rate, config.weight_decay)
-        if config.optimizer == "adamw":
-            groups = [group | {"lr": config.new_learning_rate} for group in groups]
-    else:
-        heads = [*net.heads().values()]
-        groups = parameter_groups(net.trunk, heads, config.learning_rate, config.weight_decay)
-        if config.optimizer == "adamw":
-            groups = [
-                {"params": [weight for weight in part.parameters() if weight.requires_grad], "lr": rate}
-                for part, rate in (
-                    (net.trunk, config.learning_rate),
-                    (nn.ModuleList(heads), config.new_learning_rate),
-                )
-            ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, config.learning_rate, config.momentum)
+    if config.refine == "psa":
+        return usual_optimizer(net.trunk, [*net.heads().values()], config)
+    groups = net.parameter_groups(config.learning_rate, config.weight_decay)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, config.learning_rate, config.momentum)
+    return torch.optim.AdamW([group | {"lr": config.new_learning_rate} for group in groups])

@@ -28,13 +28,13 @@ from accelerate.utils import recursively_apply
 from jaxtyping import Float, Integer, UInt8
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from course_lib import checkpoints, engine
-from course_lib.backbones.dense import Dense, Maps, parameter_groups
+from course_lib.backbones.dense import Dense, Maps
 from course_lib.backbones.weights import LITE0
 from course_lib.data.voc import CLASSES, IGNORE, Voc
 from course_lib.settings import (
@@ -49,7 +49,7 @@ from course_lib.settings import (
     check_settings,
 )
 from course_lib.wsss.cam_net import Architecture, trunk_of
-from course_lib.wsss.learner import window
+from course_lib.wsss.learner import shuffled_batches, usual_optimizer, window
 from course_lib.wsss.views import resize
 
 DEEPLAB_HEADS = ("large-fov", "aspp", "aspp-concat")
@@ -419,15 +419,9 @@ def train_segmenter(
     if config.kept:
         net.to(process.device, memory_format=torch.channels_last)
         images = KeptMasks(net, images, progress and process.is_main_process)
-    if len(images) < config.batch_size:
-        raise ValueError(
-            f"Expected at least one batch of {config.batch_size} images, got {len(images)}; take smaller batches."
-        )
-    loader = DataLoader(
-        images, config.batch_size, shuffle=True, drop_last=True, generator=torch.Generator(), num_workers=config.workers
-    )
+    loader = shuffled_batches(images, config)
     steps = config.epochs * len(loader)
-    optimizer = _optimizer(net, config)
+    optimizer = usual_optimizer(net.trunk, [net.head], config)
     # As released, the schedule ends one step late.
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / (steps + 1)) ** config.power)
     plan = engine.Plan(config.epochs, config.precision, seed=config.seed, device=config.device)
@@ -439,17 +433,6 @@ def train_segmenter(
         save_segmenter(net, folder / "model.safetensors")
     process.wait_for_everyone()
     return net.eval(), history
-
-
-def _optimizer(net, config):
-    if config.optimizer == "sgd":
-        groups = parameter_groups(net.trunk, [net.head], config.learning_rate, config.weight_decay)
-        return torch.optim.SGD(groups, config.learning_rate, config.momentum)
-    groups = [
-        {"params": [weight for weight in part.parameters() if weight.requires_grad], "lr": rate}
-        for part, rate in ((net.trunk, config.learning_rate), (net.head, config.new_learning_rate))
-    ]
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
 def _normalised(before, after, side, dilation=1):

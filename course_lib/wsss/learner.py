@@ -249,28 +249,15 @@ def fit(
     Raises:
         ValueError: fewer images than a batch.
     """
-    config = learner.config
-    if len(dataset) < config.batch_size:
-        raise ValueError(
-            f"Expected at least one batch of {config.batch_size} images, got {len(dataset)} images; "
-            "take smaller batches."
-        )
-    whole = dataset
+    config, whole = learner.config, dataset
     while isinstance(whole, Subset):
         whole = whole.dataset
     if isinstance(whole, KeptImages):
         _ = whole.views  # here, not in each of the processes that read
-    loader = DataLoader(
-        dataset,
-        config.batch_size,
-        shuffle=True,
-        drop_last=True,
-        generator=torch.Generator(),
-        num_workers=config.workers,
-    )
+    loader = shuffled_batches(dataset, config)
     steps = config.epochs * len(loader)
     learner.start = int(config.contrast_from * steps)
-    optimizer = _optimizer(learner.net, config)
+    optimizer = usual_optimizer(learner.net.trunk, learner.net.new_layers(), config)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** config.power)
     plan = engine.Plan(config.epochs, config.precision, seed=config.seed, device=config.device)
 
@@ -343,15 +330,36 @@ def gradient_reach(terms: Mapping[str, Tensor], parts: Mapping[str, nn.Module]) 
     return {(term, part): length(loss, module) for term, loss in terms.items() for part, module in parts.items()}
 
 
-def _optimizer(net, config):
+def shuffled_batches(images: Dataset, config: Any) -> DataLoader:
+    """Batches of a training, all of one size, in an order that the engine draws.
+
+    Args:
+        config: has batch_size and workers.
+    Raises:
+        ValueError: fewer images than a batch.
+    """
+    if len(images) < config.batch_size:
+        raise ValueError(
+            f"Expected at least one batch of {config.batch_size} images, got {len(images)} images; "
+            "take smaller batches."
+        )
+    return DataLoader(
+        images, config.batch_size, shuffle=True, drop_last=True, generator=torch.Generator(), num_workers=config.workers
+    )
+
+
+def usual_optimizer(trunk: nn.Module, new: Sequence[nn.Module], config: Any) -> torch.optim.Optimizer:
+    """SGD with the published groups, or AdamW with one rate for the trunk and one for new layers.
+
+    Args:
+        new: layers that start from random weights.
+        config: has optimizer, learning_rate, new_learning_rate (AdamW), momentum (SGD) and weight_decay.
+    """
     if config.optimizer == "sgd":
-        groups = parameter_groups(net.trunk, net.new_layers(), config.learning_rate, config.weight_decay)
+        groups = parameter_groups(trunk, new, config.learning_rate, config.weight_decay)
         return torch.optim.SGD(groups, config.learning_rate, config.momentum)
     groups = [
         {"params": [weight for weight in part.parameters() if weight.requires_grad], "lr": rate}
-        for part, rate in (
-            (net.trunk, config.learning_rate),
-            (nn.ModuleList(net.new_layers()), config.new_learning_rate),
-        )
+        for part, rate in ((trunk, config.learning_rate), (nn.ModuleList(new), config.new_learning_rate))
     ]
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)

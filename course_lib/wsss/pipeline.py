@@ -205,10 +205,9 @@ class Pipeline:
             name: Voc(config.data, name) for name in ("trainaug", "train", "val") if _listed(config.data, name)
         }
         self.world = _world(Path(config.data), self.splits)
-        self.seconds: dict[str, float] = {}
 
     def stage(self, name: str, settings: Any, before: Sequence[Stage], make: Callable[[Path], None]) -> Stage:
-        """Make a stage unless it is there; the main process says which and why.
+        """Make a stage unless it is there whole, or go on with it; returns it.
 
         Args:
             settings: all that it depends on besides the stages before it and the data, as JSON.
