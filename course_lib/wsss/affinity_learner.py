@@ -24,7 +24,7 @@ from course_lib.data.voc import IGNORE, Voc
 from course_lib.settings import Count, NotNegative, PartialShare, Positive, RandomSeed, Side, Workers, check_settings
 from course_lib.wsss import irn, psa
 from course_lib.wsss.affinity import filled, fitting_radius
-from course_lib.wsss.cam_net import Architecture
+from course_lib.wsss.cam_net import Architecture, kept_maps
 from course_lib.wsss.learner import shuffled_batches, usual_optimizer, window
 from course_lib.wsss.recipes import SMALL_RECIPES
 from course_lib.wsss.seeds import read_scores
@@ -58,6 +58,7 @@ class AffinityTraining:
     taps: tuple[str, str, str] | None = None  # of timm's (psa); None: chosen there
     frozen: str = ""  # of timm's (psa), the last part that is not trained
     output_stride: Literal[8, 16, 32] = 16  # of timm's (psa)
+    kept: bool = False  # compute what is frozen once for all images and their mirror images (psa)
     precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast
     workers: Workers = 0  # processes that read images
     seed: RandomSeed = 0  # of weights, batches and everything drawn
@@ -65,6 +66,11 @@ class AffinityTraining:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.kept and (self.scales or self.jitter or self.refine == "irn"):
+            raise ValueError(
+                "What is kept are features of whole images as they are, for psa: set scales=None and jitter=False, or "
+                "leave out `kept`."
+            )
 
     def network(self, classes: Sequence[str]) -> psa.AffinityNet | irn.IRNet:
         """The network that this trains; its heads start from torch's generator."""
@@ -90,7 +96,7 @@ _RELEASED: dict[str, dict[str, Any]] = {
     },
 }
 _CPU = {
-    "epochs": 4,
+    "epochs": 3,
     "batch_size": 16,
     "optimizer": "adamw",
     "new_learning_rate": 1e-3,
@@ -112,10 +118,11 @@ def affinity_recipe(refine: Literal["psa", "irn"], backbone: str | None = None, 
     settings = dict(_RELEASED[refine])
     if backbone in SMALL_RECIPES:
         known = SMALL_RECIPES[LITE0 if refine == "irn" else backbone]
-        same = ("weights", "learning_rate", "size", "taps", "frozen")
+        same = ("weights", "learning_rate", "size", "taps", "frozen", "kept")
         settings |= _CPU | {name: known[name] for name in same if name in known} | {"backbone": backbone}
         if refine == "irn":
             settings |= {"backbone": LITE0, "weights": "pretrained", "size": 192, "radius": 5, "epochs": 2}
+            settings["kept"] = False
     elif backbone is not None:
         settings["backbone"] = backbone
     return AffinityTraining(**{"refine": refine} | settings | chosen)
@@ -138,6 +145,14 @@ class SureImages(Dataset):
         return len(self.data)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.item(index)
+
+    def item(self, index: int, flip: bool | None = None) -> dict[str, Tensor]:
+        """An item.
+
+        Args:
+            flip: whether the image is mirrored; None: drawn.
+        """
         config, folder, name = self.config, Path(self.config.labels), self.data.ids[index]
         image, size, classes = self.jitter(self.data[index][0]), [self.config.size] * 2, None
         if config.scales:
@@ -157,7 +172,7 @@ class SureImages(Dataset):
         layers = torch.cat((image, transforms.resize(labels, size, mode), torch.ones_like(image[:1])))
         if config.scales:
             layers = window(layers, config.size)
-        if torch.rand(()) < 0.5:
+        if torch.rand(()) < 0.5 if flip is None else flip:
             layers = layers.flip(-1)
         return {"image": layers[:3], "inside": layers[-1].bool(), "labels": self._labels(layers[3:-1], classes)}
 
@@ -171,6 +186,36 @@ class SureImages(Dataset):
         return known[labels].byte()
 
 
+class KeptSureImages(Dataset):
+    """What the frozen part of an AffinityNet makes of all images and of their mirror images, with the labels.
+
+    Args:
+        sure: whole images; their augmentation is the flip alone.
+    Raises:
+        ValueError: images that the grid of the features does not divide.
+    """
+
+    def __init__(self, net: psa.AffinityNet, sure: SureImages, progress: bool = True) -> None:
+        if sure.config.size % net.trunk.stride:
+            raise ValueError(
+                f"Expected images whose side is a multiple of {net.trunk.stride}, got {sure.config.size}; "
+                "set another size, or leave out `kept`."
+            )
+        items = [[sure.item(index, flip) for index in range(len(sure))] for flip in (False, True)]
+        images, self.labels = (
+            [torch.stack([item[part] for item in turned]) for turned in items] for part in ("image", "labels")
+        )
+        self.maps = [kept_maps(net.trunk, turned, None, progress) for turned in images]
+
+    def __len__(self) -> int:
+        return len(self.labels[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        flip = int(torch.randint(2, ()))
+        maps = {name: part[index] for name, part in self.maps[flip].items()}
+        return {"maps": maps, "labels": self.labels[flip][index]}
+
+
 class AffinityLearner(nn.Module):
     """A network of affinities with the step of its training."""
 
@@ -179,10 +224,11 @@ class AffinityLearner(nn.Module):
         self.net, self.config = net, config
 
     def step(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Loss terms of a batch of SureImages."""
-        colours = self.net if self.config.refine == "irn" else self.net.trunk
-        images = colours.normalise(batch["image"]) * batch["inside"][:, None]  # outside lies the mean colour
-        labels, borders = batch["labels"].long(), self.config.borders
+        """Loss terms of a batch of SureImages or of KeptSureImages."""
+        labels, borders, maps = batch["labels"].long(), self.config.borders, batch.get("maps")
+        if maps is None:
+            colours = self.net if self.config.refine == "irn" else self.net.trunk
+            images = colours.normalise(batch["image"]) * batch["inside"][:, None]  # outside lies the mean colour
         if self.config.refine == "irn":
             images = filled(images, max(self.net.strides))
             boundary, displacement = self.net(self.net.frozen(images))
@@ -191,7 +237,9 @@ class AffinityLearner(nn.Module):
             return irn.irn_loss(
                 *parts, labels, fitting_radius(*grid, self.config.radius or irn.TRAINED_RADIUS), borders
             )
-        features = self.net(self.net.trunk.frozen(filled(images, self.net.trunk.stride)))
+        if maps is None:
+            maps = self.net.trunk.frozen(filled(images, self.net.trunk.stride))
+        features = self.net(maps)
         return psa.affinity_loss(
             features, labels, fitting_radius(*labels.shape[1:], self.config.radius or psa.RADIUS), borders
         )
@@ -211,7 +259,11 @@ def train_affinity(
     torch.manual_seed(config.seed)
     net = config.network(data.classes)
     stride = irn.STRIDE if config.refine == "irn" else net.trunk.stride
-    images = SureImages(data, config, stride)
+    process = engine.this_process(config.device)
+    images: Dataset = SureImages(data, config, stride)
+    if config.kept:
+        net.to(process.device, memory_format=torch.channels_last)
+        images = KeptSureImages(net, images, progress and process.is_main_process)
     loader = shuffled_batches(images, config)
     steps = config.epochs * len(loader)
     optimizer = _optimizer(net, config)
@@ -228,7 +280,6 @@ def train_affinity(
         folder=folder,
         progress=progress,
     )
-    process = engine.this_process(config.device)
     if config.refine == "irn":
         pictures = DataLoader(images, config.batch_size, num_workers=config.workers)
         irn.fit_mean(net, (batch["image"].to(process.device) for batch in pictures))

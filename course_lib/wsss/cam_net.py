@@ -29,10 +29,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from course_lib import checkpoints
 from course_lib.backbones import released, resnet38
 from course_lib.backbones.dense import TAPS, Dense, Maps, Timm
+from course_lib.cache import cached
 from course_lib.data.voc import CLASSES
 from course_lib.settings import check_settings
 from course_lib.wsss import View
@@ -129,13 +131,7 @@ class CamNet(nn.Module):
             size: side to which images are brought after normalisation, bilinear, corner on corner: of a smaller view.
             warp: what else is done to a smaller view; what it brings in from outside gets the mean colour.
         """
-        images = self.trunk.normalise(images)
-        if inside is not None:
-            images = images * inside[:, None]
-        if size is not None:
-            images = (warp or resize)(images, size)
-        grid = tuple(ceil(side / self.trunk.stride) for side in images.shape[2:])
-        return {**self.trunk.frozen(images), "colours": resize(images, grid)}
+        return prepared(self.trunk, images, inside, size, warp)
 
     def forward(self, prepared: Maps) -> View:
         """Maps and embeddings on the grid of the features, from what `prepare` returned."""
@@ -158,6 +154,42 @@ class CamNet(nn.Module):
     def new_layers(self) -> list[nn.Module]:
         """What starts from random weights beside a trained trunk: heads and neck."""
         return [layer for layer in self.children() if layer is not self.trunk]
+
+
+def prepared(
+    trunk: Dense,
+    images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"],
+    inside: Bool[Tensor, "b H W"] | None = None,
+    size: int | None = None,
+    warp: Warp | None = None,
+) -> Maps:
+    """See `CamNet.prepare`, which asks for no more of a network than its trunk."""
+    images = trunk.normalise(images)
+    if inside is not None:
+        images = images * inside[:, None]
+    if size is not None:
+        images = (warp or resize)(images, size)
+    grid = tuple(ceil(side / trunk.stride) for side in images.shape[2:])
+    return {**trunk.frozen(images), "colours": resize(images, grid)}
+
+
+def kept_maps(
+    trunk: Dense, images: UInt8[Tensor, "n 3 H W"], size: int | None = None, progress: bool = True
+) -> dict[str, Float[Tensor, "n _ _ _"]]:
+    """What `prepared` makes of many images, on the CPU; it is the same for every training that starts from this trunk.
+
+    Where a part of the trunk is frozen, it is kept for the next time (see `cached`): it costs as much as an epoch.
+
+    Args:
+        size: of the smaller view; None: the images as they are.
+    """
+
+    def make():
+        parts = tqdm(images.split(8), "features", disable=not progress)
+        maps = [prepared(trunk, part.to(trunk.mean.device), size=size) for part in parts]
+        return {name: torch.cat([each[name].cpu() for each in maps]) for name in maps[0]}
+
+    return cached("frozen features", make, data="", settings=[trunk, images, size]) if trunk.still else make()
 
 
 def build(architecture: Architecture, weights: str | Path = "random") -> CamNet:

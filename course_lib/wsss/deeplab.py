@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
-from tqdm import tqdm
 
 from course_lib import checkpoints, engine
 from course_lib.backbones.dense import Dense, Maps
@@ -48,7 +47,7 @@ from course_lib.settings import (
     Workers,
     check_settings,
 )
-from course_lib.wsss.cam_net import Architecture, trunk_of
+from course_lib.wsss.cam_net import Architecture, kept_maps, trunk_of
 from course_lib.wsss.learner import shuffled_batches, usual_optimizer, window
 from course_lib.wsss.views import resize
 
@@ -266,7 +265,7 @@ _CPU = {
 SMALL_MASK_RECIPES: dict[str, dict[str, Any]] = {
     LITE0: _CPU
     | {
-        "epochs": 12,
+        "epochs": 5,
         "learning_rate": 3e-4,
         "new_learning_rate": 1e-3,
         "size": 288,
@@ -341,17 +340,12 @@ class KeptMasks(Dataset):
 
     def __init__(self, net: Segmenter, masked: MaskedImages, progress: bool = True) -> None:
         data, size = masked.data, [masked.config.size] * 2
-        numbers = tqdm(range(len(data)), "features", disable=not progress)
+        numbers = range(len(data))
         images = torch.stack([transforms.resize(data[i][0], size, InterpolationMode.BICUBIC) for i in numbers])
-        self.masks = torch.cat(
-            [transforms.resize(data.mask(i)[None], size, InterpolationMode.NEAREST_EXACT) for i in range(len(data))]
-        )
+        masks = (data.mask(i)[None] for i in numbers)
+        self.masks = torch.cat([transforms.resize(mask, size, InterpolationMode.NEAREST_EXACT) for mask in masks])
 
-        def features(turned):
-            prepared = [net.prepare(part.to(net.trunk.mean.device)) for part in turned.split(8)]
-            return {name: torch.cat([maps[name].cpu() for maps in prepared]) for name in prepared[0]}
-
-        self.maps = [features(turned) for turned in (images, images.flip(-1))]
+        self.maps = [kept_maps(net.trunk, turned, None, progress) for turned in (images, images.flip(-1))]
 
     def __len__(self) -> int:
         return len(self.masks)

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import ColorJitter, InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
-from tqdm import tqdm
 
 from course_lib import engine
 from course_lib.backbones.dense import Maps, parameter_groups
@@ -33,7 +32,7 @@ from course_lib.cache import cached
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.wsss import View, tag_loss
-from course_lib.wsss.cam_net import CamNet, build, save
+from course_lib.wsss.cam_net import CamNet, build, kept_maps, save
 from course_lib.wsss.contrast import contrast_loss
 from course_lib.wsss.eps import saliency_loss
 from course_lib.wsss.methods import TAG_METHODS
@@ -178,13 +177,10 @@ class KeptImages(Dataset):
         """Maps of all images by flip, then by view."""
         images = self._squares(self.data[i][0] for i in range(len(self)))
 
-        def features(images, size):
-            parts = tqdm(images.split(8), "features", disable=not self.progress)
-            # CamNet.prepare asks for no more of a network than its trunk.
-            prepared = [CamNet.prepare(self, part.to(self.trunk.mean.device), size=size) for part in parts]
-            return {name: torch.cat([maps[name].cpu() for maps in prepared]) for name in prepared[0]}
-
-        return [[features(turned, size) for size in (None, self.sizes[1])] for turned in (images, images.flip(-1))]
+        return [
+            [kept_maps(self.trunk, turned, size, self.progress) for size in (None, self.sizes[1])]
+            for turned in (images, images.flip(-1))
+        ]
 
     def __len__(self) -> int:
         return len(self.tags)
@@ -313,6 +309,21 @@ def fit_once(
     learner.load_state_dict(found["state"])
     net.eval()
     return found["history"], found["seen"]
+
+
+def continued(start: CamNet, config: TagTraining) -> CamNet:
+    """A network to be trained, with trunk, neck and classifier of a trained CAM on the same classes.
+
+    What is new, the background's row of the classifier among it, starts from the random seed of the configuration.
+    """
+    torch.manual_seed(config.seed)
+    net = build(config.architecture(start.architecture.classes), config.weights)
+    net.trunk.load_state_dict(start.trunk.state_dict())
+    if start.neck is not None:
+        net.neck.load_state_dict(start.neck.state_dict())
+    with torch.no_grad():
+        net.classifier.weight[-len(start.classifier.weight) :] = start.classifier.weight
+    return net
 
 
 def gradient_reach(terms: Mapping[str, Tensor], parts: Mapping[str, nn.Module]) -> dict[tuple[str, str], float]:

@@ -97,6 +97,7 @@ class PipelineConfig:
     segment: bool = True  # train a segmentation network on the masks
     crf_after: bool = False  # a CRF on its predictions, as in Tables 3 and 4
     predict_tags: bool = False  # of images of the list test, which have none, for their seeds
+    masks_of: tuple[Literal["trainaug", "train", "val"], ...] = ()  # splits that get pseudo masks; none: all
     scales: tuple[float, ...] = ()  # of seeds; none: 0.5 1 1.5 2 for resnet38, else 1
     walk_side: Side | None = None  # longer side that images are brought to for a walk; None: as they are
     epochs: Count | None = None  # of all trainings; None: those of the recipes
@@ -112,6 +113,11 @@ class PipelineConfig:
             raise ValueError(f"There is no method {self.method!r}; there are: {', '.join(TAG_METHODS)}.")
         if self.segmenter and self.segmenter not in ("resnet38", "small") and not timm.is_model(self.segmenter):
             raise ValueError(f"Expected one of timm's networks as segmenter, got {self.segmenter!r}.")
+        if self.segment and self.masks_of:
+            raise ValueError(
+                "Expected pseudo masks of all splits for the training of a segmentation network, got masks_of="
+                f"{self.masks_of}; leave it out, or set segment to False."
+            )
         if any(not 0.1 <= scale <= 16 for scale in self.scales):
             raise ValueError(f"scales must be from 0.1 to 16, got {self.scales}.")
 
@@ -254,7 +260,10 @@ class Pipeline:
             )
             if config.refine == "crf":
                 made["crf"] = self.stage(
-                    "crf", [self.reading, CRF_SETTINGS], [made["seeds"]], partial(self._crf, made["seeds"])
+                    "crf",
+                    [self.reading, CRF_SETTINGS, config.masks_of],
+                    [made["seeds"]],
+                    partial(self._crf, made["seeds"]),
                 )
             if config.refine in ("psa", "irn"):
                 levels = ALPHAS if config.refine == "psa" else IRN_BACKGROUNDS
@@ -274,7 +283,7 @@ class Pipeline:
             sources = [made[name] for name in ("seeds", "crf", "affinity") if name in made]
             made["masks"] = self.stage(
                 "masks",
-                [config.refine, self.reading, asdict(self.walk), config.walk_side],
+                [config.refine, self.reading, asdict(self.walk), config.walk_side, config.masks_of],
                 sources,
                 partial(self._masks, *sources),
             )
@@ -313,6 +322,11 @@ class Pipeline:
         """Score of the background of seeds."""
         given = self.config.threshold
         return TAG_METHODS[self.config.method].threshold if given is None else given
+
+    @property
+    def masked(self) -> set[str]:
+        """Ids of the images that get pseudo masks; none: all."""
+        return {name for split in self.config.masks_of for name in self.splits[split].ids}
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -378,7 +392,7 @@ class Pipeline:
 
     def _crf(self, seeds: Stage, folder: Path) -> None:
         target = lambda name: folder / f"{name}.png"
-        for name, image, scores in self._each(seeds, target):
+        for name, image, scores in self._each(seeds, target, self.masked):
             _write(target(name), seeds_after_crf(image, scores, self.config.method, **self.reading))
 
     def _sure(self, seeds: Stage, folder: Path) -> None:
@@ -386,10 +400,8 @@ class Pipeline:
         if self.config.refine == "irn":
             target = lambda name: folder / f"{name}.png"
             for name, image, scores in self._each(seeds, target, known):
-                strong, weak = (
-                    seeds_after_crf(image, scores, "irn", threshold=IRN_BACKGROUNDS[level]) for level in (STRONG, WEAK)
-                )
-                _write(target(name), confident_labels(strong, weak))
+                backgrounds = [IRN_BACKGROUNDS[level] for level in (STRONG, WEAK)]
+                _write(target(name), confident_labels(*labels_after_crf(image, scores, backgrounds)))
             return
         target = lambda name: folder / WEAK / f"{name}.npz"  # written last
         for name, image, scores in self._each(seeds, target, known):
@@ -403,7 +415,7 @@ class Pipeline:
         net = None
         if refine in ("psa", "irn"):
             net = load_affinity(source[0].verified("model.safetensors")).to(self.process.device)
-        for name, image, scores in self._each(seeds, target):
+        for name, image, scores in self._each(seeds, target, self.masked):
             if refine == "crf":
                 paths.write_bytes(target(name), source[0].verified(f"{name}.png").read_bytes())
             elif refine == "none":
@@ -467,6 +479,8 @@ class Pipeline:
                     rows["seeds"] = _row(swept.at(self.threshold)) | {"threshold": self.threshold}
                     rows["seeds, oracle threshold"] = _row(swept.best) | {"threshold": swept.best_threshold}
                     continue
+                if stage.name == "masks" and self.config.masks_of and split not in self.config.masks_of:
+                    continue
                 total = 0
                 for index, name in enumerate(each):
                     labels = load_grey(stage.verified(f"{name}.png"), "P")
@@ -522,7 +536,7 @@ def seeds_after_crf(
 
     Args:
         scores: in 0..1, zero for classes without a tag.
-        method: "irn", or one of TAG_METHODS: with saliency soft scores go in, otherwise hard labels.
+        method: one of TAG_METHODS: with saliency soft scores go in, otherwise hard labels.
         threshold: of hard labels.
         alpha: of soft scores: those of the background are (1 - highest)^alpha.
     """
@@ -531,13 +545,26 @@ def seeds_after_crf(
         return torch.zeros(image.shape[1:], dtype=torch.long)
     if alpha is not None:
         unary, settings = unary_from_scores(scored_background(scores[present][None], alpha)[0]), CRF_SETTINGS["p2p-eps"]
-    elif method == "irn":
-        hard = hard_seeds(scores[present][None], threshold)[0]
-        unary, settings = unary_from_labels(hard, len(classes)), CRF_SETTINGS["irn"]
     else:  # P2P names all classes of the data to the CRF: what is left of a certainty is shared by more
         classes = torch.arange(len(scores) + 1, device=scores.device)
         unary, settings = unary_from_labels(hard_seeds(scores[None], threshold)[0], len(classes)), CRF_SETTINGS["p2p"]
     return classes[dense_crf(image.permute(1, 2, 0).contiguous(), unary, **settings).argmax(0)]
+
+
+def labels_after_crf(
+    image: UInt8[Tensor, "3 H W"], scores: Float[Tensor, "t H W"], thresholds: Sequence[float]
+) -> Int[Tensor, "a H W"]:
+    """Labels of seeds after a dense CRF on hard labels (IRN), at several thresholds over one lattice.
+
+    Args:
+        thresholds: scores of the background, one for each label image.
+    """
+    present, classes = present_classes(scores)
+    if len(classes) == 1:
+        return torch.zeros(len(thresholds), *image.shape[1:], dtype=torch.long)
+    hard = [hard_seeds(scores[present][None], threshold)[0] for threshold in thresholds]
+    unary = torch.stack([unary_from_labels(each, len(classes)) for each in hard])  # a k H W
+    return classes[dense_crf(image.permute(1, 2, 0).contiguous(), unary, **CRF_SETTINGS["irn"]).argmax(1)]
 
 
 def shares_after_crf(
