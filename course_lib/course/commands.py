@@ -21,6 +21,8 @@ COMMANDS = {
     "report": ("course_lib.course.report:main", "write build/report.html from what was measured"),
     "evidence": ("course_lib.course.evidence:main", "measure with several random seeds, or check a run against that"),
     "bench": ("course_lib.course.bench:main", "measure our speed beside that of other libraries"),
+    "release": ("course_lib.course.release:main", "for instructors: make an assignment, or list the exercises"),
+    "grade": ("course_lib.course.grade:main", "for instructors: grade what students sent, in a jail"),
     "train localise": (
         "course_lib.experiments.localise:train_command",
         "train a network by classification or metric learning",
@@ -87,6 +89,7 @@ RESUMED = {
     "ablate",
     "evidence",
     "data",
+    "grade",
 }
 FAULTS = (TypeError, AttributeError, NameError, LookupError, AssertionError, ZeroDivisionError, NotImplementedError)
 REMEDIES = {
