@@ -43,7 +43,7 @@ def probe(hidden):
         if ctypes.CDLL(None).unshare(0x10000000):
             raise OSError
     for name, work in {
-        "the network": lambda: socket.create_connection(("192.0.2.1", 80), 1),
+        "the network": lambda: socket.socket().connect(("192.0.2.1", 80)),
         "a new process": child,
         "a file outside /tmp": lambda: open("/written", "w"),
         "a file of the library": lambda: open(__library__ + "/written", "w"),
@@ -52,7 +52,7 @@ def probe(hidden):
     }.items():
         try:
             work()
-        except OSError:
+        except Exception:
             continue
         open_.append(name)
     return open_

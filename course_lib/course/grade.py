@@ -353,13 +353,17 @@ def judge(
             while True:
                 work, path = queue.get_nowait()
                 try:
+                    if path.is_file():  # somebody else wrote just the same
+                        work.exercises = json.loads(path.read_text("utf-8"))
+                        continue
                     bench = bench or court.Court(lessons[number], hidden, limit.seconds, limit.memory * 2**20)
                     work.exercises = bench.judge(work.answers, allowed)
                     paths.write_text(path, json.dumps(work.exercises, indent=1) + "\n")
                 except (EOFError, ConnectionError, TimeoutError):  # the court is gone; whoever graded must look
                     bench = bench and bench.__exit__()
                     work.notes.append("Not graded: the process that checks answers ended. Look at this one yourself.")
-                bar.update()
+                finally:
+                    bar.update()
         except Empty:
             return
         finally:

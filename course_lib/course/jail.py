@@ -552,8 +552,9 @@ class Jail(Wire):
     def __init__(self, warder: Warder, seconds: float, stub: str = ""):
         own, inside = socket.socketpair()
         super().__init__(own)
+        self.keeper = warder.keeper(inside)
         try:
-            self._keeper = os.pidfd_open(warder.keeper(inside))
+            self._keeper = os.pidfd_open(self.keeper)
         except ProcessLookupError:
             raise CannotIsolate(CANNOT.format("a process for a submission ended at once")) from None
         inside.close()
