@@ -12,6 +12,9 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+# What tests compute stays out of the folder of the user's cache; tests of the cache name folders of their own.
+os.environ.setdefault("COURSE_CACHE", "off")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # No clock decides a test, on a busy machine either. (`--timeout` in pyproject.toml ends what hangs.)

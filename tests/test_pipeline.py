@@ -13,8 +13,16 @@ from course_lib import __main__
 from course_lib.data.files import BrokenFile
 from course_lib.data.voc import Voc
 from course_lib.worlds import minis
+from course_lib.wsss import affinity_learner, deeplab, learner
 from course_lib.wsss import pipeline as pipelines
-from course_lib.wsss.pipeline import PipelineConfig, present_classes, run_pipeline, seeds_after_crf, shares_after_crf
+from course_lib.wsss.pipeline import (
+    PipelineConfig,
+    labels_after_crf,
+    present_classes,
+    run_pipeline,
+    seeds_after_crf,
+    shares_after_crf,
+)
 
 COUNT = 8  # images of each split
 
@@ -82,6 +90,58 @@ def test_a_killed_stage_goes_on_bit_for_bit(stage, config, shelf, tmp_path, monk
     for path in (shelf / whole[stage]).iterdir():
         assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
     assert not (folder / f"{pipelines.paths.PART}half").exists()
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [learner.TagLearner, affinity_learner.AffinityLearner, deeplab.MaskLearner],
+    ids=lambda kind: kind.__name__,
+)
+def test_a_killed_training_goes_on_bit_for_bit(learner, config, shelf, tmp_path, monkeypatch):
+    config = replace(config, refine="psa", epochs=2)
+    whole = run_pipeline(config, shelf, progress=False)["stages"]
+    step, calls = learner.step, []
+
+    def dies(self, batch):
+        calls.append(1)
+        if len(calls) == 4:  # of two steps an epoch: in the second one
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(learner, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(config, tmp_path, progress=False)
+    unfinished = [path for path in tmp_path.iterdir() if not (path / "done.json").is_file()]
+    assert len(unfinished) == 1 and not (unfinished[0] / "model.safetensors").exists()
+    monkeypatch.setattr(learner, "step", step)
+    assert run_pipeline(config, tmp_path, progress=False)["stages"] == whole
+    for name in whole.values():
+        ours, theirs = (
+            sorted(path for path in (root / name).rglob("*") if path.is_file()) for root in (shelf, tmp_path)
+        )
+        assert [path.relative_to(shelf) for path in ours] == [path.relative_to(tmp_path) for path in theirs]
+        assert all(a.read_bytes() == b.read_bytes() for a, b in zip(ours, theirs)), name
+
+
+def test_masks_only_of_what_is_scored(config, shelf):
+    wanted = replace(config, refine="crf", segment=False, masks_of=("val",))
+    result = run_pipeline(wanted, shelf, progress=False)
+    ids = {*Voc(wanted.data, "val").ids}
+    for stage in ("crf", "masks"):
+        assert {path.stem for path in (shelf / result["stages"][stage]).glob("*.png")} == ids
+    assert "masks" in result["scores"]["val"] and "masks" not in result["scores"]["train"]
+    with pytest.raises(ValueError, match="masks_of"):
+        replace(wanted, segment=True)
+
+
+def test_several_thresholds_share_a_lattice_and_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (3, 12, 10), generator=generator, dtype=torch.uint8)
+    scores = torch.rand(4, 12, 10, generator=generator) * torch.tensor([1, 0, 1, 0])[:, None, None]
+    together = labels_after_crf(image, scores, [0.3, 0.6])
+    for labels, threshold in zip(together, (0.3, 0.6)):
+        assert torch.equal(labels, labels_after_crf(image, scores, [threshold])[0])
+    assert {*together.unique().tolist()} <= {0, 1, 3}
 
 
 def test_a_file_that_another_hand_changed_is_named(config, shelf, tmp_path):

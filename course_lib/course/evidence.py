@@ -20,12 +20,13 @@ from typing import Annotated, NamedTuple
 import tyro
 
 from course_lib import evidence, paths
-from course_lib.course import build, kernels, report, studies
+from course_lib.course import build, kernels, refinements, report, studies
 from course_lib.data.files import BrokenFile
 from course_lib.lesson import commit
 from course_lib.settings import DISTINCT, RandomSeed
 
 SEEDS = (0, 1, 2)
+STUDY_NAMES = (*studies.STUDIES, "refinements")
 SLACK = 3.0  # standard deviations beyond the range of the seeds that a re-run may lie, and never less than
 # what rounding on another processor may change: one image in a hundred crosses a threshold, or 1e-5 of anything.
 FLIPS = {"%": 1.0, "points": 1.0}
@@ -125,17 +126,17 @@ def main(
     """Measure lessons with several random seeds, and write data/evidence/NN.json.
 
     Args:
-        tables: numbers of lessons, or studies: methods, ablations, contrast; all that are there if none is named.
+        tables: numbers of lessons, or studies: methods, ablations, contrast, chimeras, refinements; all that are there if none is named.
         seeds: random seeds of the lessons.
         check_only: run nothing; hold build/results against the committed tables.
     """
     root = build.course_root()
     shelf = root / "data" / "evidence"
     there = sorted(path.stem for path in shelf.glob("*.json"))
-    lessons = [name for name in tables or there if name not in studies.STUDIES]
+    lessons = [name for name in tables or there if name not in STUDY_NAMES]
     if check_only:
-        if strange := {*tables} - {*there} | {*tables} & {*studies.STUDIES}:
-            known = ", ".join(name for name in there if name not in studies.STUDIES)
+        if strange := {*tables} - {*there} | {*tables} & {*STUDY_NAMES}:
+            known = ", ".join(name for name in there if name not in STUDY_NAMES)
             raise ValueError(f"Expected lessons that have evidence, {known}, got {', '.join(sorted(strange))}.")
         return int(not check_run(lessons, paths.results()))
     solved = build.build_solved(root / "notebooks" / "src", root / "build" / "solved")
@@ -143,6 +144,8 @@ def main(
     for name in tables or there:
         if name in studies.STUDIES:  # lessons place their run in these tables
             print(*studies.summary(studies.write(name, shelf)), sep="\n")
+        if name == "refinements":
+            print(*refinements.summary(refinements.write_refinements(shelf)), sep="\n")
     for notebook in notebooks:
         table = collect(notebook, root / "build" / "evidence", seeds)
         paths.write_text(shelf / f"{table['lesson']}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")

@@ -19,7 +19,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
@@ -31,8 +31,9 @@ from tqdm import tqdm
 
 from course_lib import lesson, paths
 from course_lib.backbones.dense import Maps, Timm
-from course_lib.course.studies import finished, paired_differences, tree, write_table
+from course_lib.course.studies import finished, tree, write_table
 from course_lib.data.voc import Voc
+from course_lib.evidence import over_seeds, t_interval, values
 from course_lib.worlds import minis
 from course_lib.wsss.irn import IRNet
 from course_lib.wsss.methods import TAG_METHODS
@@ -104,9 +105,13 @@ def write_refinements(shelf: Path, workers: int | None = None) -> dict[str, Any]
 def refinement_table(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """A table of these rows: settings, versions, and the differences of each row from the seeds that it is made of."""
     differences = {}
-    for method in TAG_METHODS:
-        own = [run for run in runs if run["row"].startswith(f"{method}: ")]
-        differences |= paired_differences({"runs": own}, f"{method}: seeds")[WORLD]
+    for row in dict.fromkeys(run["row"] for run in runs):
+        method, _, made = row.rpartition(": ")
+        own = [run for run in runs if run["row"] == row]
+        for split in own[0]["splits"] if made != "seeds" and method in TAG_METHODS else ():
+            ours, theirs = (values({"runs": runs}, WORLD, name, split) for name in (row, f"{method}: seeds"))
+            interval = t_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+            differences.setdefault(row, {})[split] = [round(end, 3) for end in interval]
     return {
         "commit": lesson.commit(),
         "versions": lesson.versions(),
@@ -115,6 +120,14 @@ def refinement_table(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "differences": differences,
         "runs": runs,
     }
+
+
+def summary(table: dict[str, Any]) -> Iterable[str]:
+    """A line for each row: mIoU by split, with standard deviation over the random seeds."""
+    for row in dict.fromkeys(run["row"] for run in table["runs"]):
+        splits = next(run["splits"] for run in table["runs"] if run["row"] == row)
+        found = (f"{split} {over_seeds(values(table, WORLD, row, split))}" for split in splits)
+        yield f"{row:24} {'   '.join(found)}"
 
 
 def remembered(frozen: Callable[[Any, torch.Tensor], Maps]) -> Callable[[Any, torch.Tensor], Maps]:

@@ -363,8 +363,11 @@ class Pipeline:
         todo = [batch for batch in mine if any(missing(*one) for one in batch)]
         yield from tqdm(todo, folder.name.partition("-")[0], unit="batch", disable=not self.progress)
 
+    def _on_device(self, net: Any) -> Any:
+        return net.to(self.process.device, memory_format=torch.channels_last)
+
     def _seeds(self, classify: Stage, folder: Path) -> None:
-        net = cam_net.load(classify.verified("model.safetensors")).to(self.process.device)
+        net = self._on_device(cam_net.load(classify.verified("model.safetensors")))
         for batch in self.batches(folder, ".npz", [*self.splits]):
             items = [self.splits[split][index] for split, index in batch]
             images, tags = (torch.stack(parts).to(self.process.device) for parts in zip(*items))
@@ -414,7 +417,7 @@ class Pipeline:
         refine, target = self.config.refine, lambda name: folder / f"{name}.png"
         net = None
         if refine in ("psa", "irn"):
-            net = load_affinity(source[0].verified("model.safetensors")).to(self.process.device)
+            net = self._on_device(load_affinity(source[0].verified("model.safetensors")))
         for name, image, scores in self._each(seeds, target, self.masked):
             if refine == "crf":
                 paths.write_bytes(target(name), source[0].verified(f"{name}.png").read_bytes())
@@ -437,7 +440,7 @@ class Pipeline:
         return classes[F.interpolate(walked, size, mode="bilinear", align_corners=False)[0].argmax(0)]
 
     def _predict(self, segment: Stage, folder: Path) -> None:
-        net = load_segmenter(segment.verified("model.safetensors")).to(self.process.device)
+        net = self._on_device(load_segmenter(segment.verified("model.safetensors")))
         for batch in self.batches(folder, ".png", [split for split in ("train", "val") if split in self.splits]):
             images = torch.stack([self.splits[split][index][0] for split, index in batch])
             for (split, index), labels in zip(batch, self._segmented(net, images)):
