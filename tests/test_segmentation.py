@@ -181,3 +181,46 @@ def test_labels_beyond_the_classes_are_refused():
     ones = torch.ones(1, 2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match="0 to 1, got 3"):
         segmentation.label_confusion(3 * ones, ones, 2)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 9999))
+def test_what_an_iou_loses_makes_it_whole(seed):
+    confusion = torch.randint(1, 50, (4, 4), generator=torch.Generator().manual_seed(seed))
+    lost, iou = segmentation.iou_losses(confusion), segmentation.segmentation(confusion, NAMES).iou[1:]
+    assert torch.allclose(lost.sum(1) + iou, torch.ones(3, dtype=torch.double))
+    for c in range(1, 4):
+        union = confusion[c].sum() + confusion[:, c].sum() - confusion[c, c]
+        confused = sum(confusion[c, k] + confusion[k, c] for k in range(1, 4) if k != c)
+        wanted = torch.stack((confusion[c, 0], confusion[0, c], confused)) / union
+        assert torch.allclose(lost[c - 1], wanted.double())
+
+
+def test_a_class_that_is_nowhere_loses_nothing():
+    confusion = torch.zeros(3, 3, dtype=torch.long)
+    confusion[0, 0] = confusion[1, 1] = 5
+    assert not segmentation.iou_losses(confusion).any()
+
+
+def test_the_fates_of_errors_are_counted_in_loops():
+    truth, labels, predicted = torch.randint(0, 3, (3, 2, 9, 8), generator=torch.Generator().manual_seed(0))
+    truth[:, 0] = IGNORE
+    counts = dict.fromkeys(("corrected", "repeated", "changed", "spoiled", "right"), 0)
+    for t, a, b in zip(*(values.flatten().tolist() for values in (truth, labels, predicted))):
+        if t != IGNORE:
+            if a == t:
+                counts["right"] += 1
+                counts["spoiled"] += b != t
+            else:
+                counts["corrected" if b == t else "repeated" if b == a else "changed"] += 1
+    wrong = counts["corrected"] + counts["repeated"] + counts["changed"]
+    for name, share in segmentation.error_fates(truth, labels, predicted).items():
+        assert share == pytest.approx(counts[name] / (counts["right"] if name == "spoiled" else wrong)), name
+
+
+def test_the_lowest_threshold_of_a_precision():
+    probability = torch.tensor([[0.9, 0.8], [0.7, 0.6], [0.5, 0.4]])
+    tags = torch.tensor([[1.0, 0], [1, 1], [0, 0]])  # precision down the list: 1, 1/2, 2/3, 3/4, 3/5, 1/2
+    found = {wanted: float(segmentation.precision_threshold(probability, tags, wanted)) for wanted in (1.0, 0.7, 0.5)}
+    assert found == pytest.approx({1.0: 0.9, 0.7: 0.6, 0.5: 0.4})
+    assert segmentation.precision_threshold(probability, 1 - tags, 0.9) == math.inf

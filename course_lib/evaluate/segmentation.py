@@ -179,6 +179,56 @@ def segmentation(confusion: Int[Tensor, "c c"], classes: Sequence[str], absent: 
     return Segmentation(tuple(classes), float(_mean(iou, absent)), iou, precision, recall, confusion)
 
 
+def iou_losses(confusion: Int[Tensor, "c c"]) -> Float64[Tensor, "t 3"]:
+    """Of each class but the background, what its IoU loses, as shares of its union: with the IoU they sum to 1.
+
+    Missed pixels of the class were called background, spilled ones are background that was called the class, and
+    confused ones are of the class or were called so, and are another class on the other side. A class without a union
+    has zeros.
+    """
+    counts = confusion.double()
+    hits = counts.diagonal()
+    union, wrong = counts.sum(0) + counts.sum(1) - hits, counts - hits.diag()
+    confused = wrong[1:, 1:].sum(0) + wrong[1:, 1:].sum(1)
+    return torch.stack((wrong[1:, 0], wrong[0, 1:], confused), 1) / union[1:, None].clamp_min(1)
+
+
+def error_fates(
+    truth: Integer[Tensor, "*b h w"], labels: Integer[Tensor, "*b h w"], predicted: Integer[Tensor, "*b h w"]
+) -> dict[str, float]:
+    """What became of the errors of the labels that a network learned from, as shares in 0..1; NaN of nothing.
+
+    Of the wrong pixels of the labels those that the prediction has corrected, repeated, or changed into another wrong
+    class; of the right ones those that it has spoiled.
+
+    Args:
+        truth: 255 where nothing is counted.
+    """
+    known = truth != IGNORE
+    wrong, right = known & (labels != truth), known & (labels == truth)
+    corrected, repeated = predicted == truth, predicted == labels
+    shares = {
+        "corrected": corrected[wrong],
+        "repeated": repeated[wrong],
+        "changed": ~(corrected | repeated)[wrong],
+        "spoiled": ~corrected[right],
+    }
+    return {name: chosen.double().mean().item() for name, chosen in shares.items()}
+
+
+def precision_threshold(
+    probability: Float[Tensor, "n t"], tags: Float[Tensor, "n t"], precision: float
+) -> Float[Tensor, ""]:
+    """The lowest probability from which on tags have at least some precision, pooled over all; infinite without one.
+
+    Args:
+        tags: true ones, 0 or 1.
+    """
+    ranked, order = probability.flatten().sort(descending=True)
+    shares = tags.flatten()[order].cumsum(0) / torch.arange(1, len(order) + 1, device=order.device)
+    return ranked.masked_fill(shares < precision, torch.inf).min()
+
+
 def _overlap(confusion):  # ... c c -> ... c, NaN where the truth has no pixel of a class
     hits, truth = confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1)
     return torch.where(truth > 0, hits.double() / (truth + confusion.sum(-2) - hits), torch.nan)
