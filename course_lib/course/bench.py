@@ -7,13 +7,16 @@ A row is a function that prepares one task, checks that every contestant compute
 and returns them: callables without arguments, ours first. More rows: more functions in ROWS.
 """
 
+import atexit
 import ctypes
 import gc
 import importlib
 import json
 import random
 import re
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -34,7 +37,8 @@ from course_lib.data.ilsvrc import Batch, Ilsvrc
 from course_lib.evaluate import episodes, localization, ranking, segmentation
 from course_lib.lesson import commit, peak_memory
 from course_lib.settings import Count
-from course_lib.wsss import View, affinity, contrast, crf, seam
+from course_lib.worlds import minis
+from course_lib.wsss import View, affinity, contrast, crf, pipeline, seam
 
 Contestants = dict[str, Callable[[], Any]]
 PEERS = {
@@ -274,6 +278,22 @@ def row_dense_crf() -> Contestants:
     return _agreed(contestants, atol=1e-3)
 
 
+def row_pipeline() -> Contestants:
+    """the whole pipeline on the miniature VOC (SEAM, PSA, DeepLab, an epoch of each training): unchanged, and with one
+    stage made anew"""
+    folder = Path(tempfile.mkdtemp(prefix="pipeline-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = pipeline.PipelineConfig(str(minis.mini_voc()), method="seam", refine="psa", epochs=1, device="cpu")
+    run = partial(pipeline.run_pipeline, config, folder, progress=False)
+    stages = run()["stages"]
+
+    def anew(stage: str) -> None:
+        shutil.rmtree(folder / stages[stage])
+        run()
+
+    return {"ours": run} | {f"ours, {stage} anew": partial(anew, stage) for stage in stages}
+
+
 def row_episodes() -> Contestants:
     """10,000 episodes, 5-way 1-shot with 75 queries, drawn from 12,000 features of 640 channels and answered"""
     from easyfsl.datasets import FeaturesDataset
@@ -382,6 +402,7 @@ ROWS = {
         row_pixel_correlation,
         row_random_walk,
         row_dense_crf,
+        row_pipeline,
         row_episodes,
         row_cmc_map,
         row_rerank,

@@ -2,6 +2,7 @@
 
     notebooks/NN_name.ipynb       for students: no solutions, no hidden tests, no outputs; committed, badges open it
     build/solved/NN_name.ipynb    with solutions and hidden tests, never published
+    HELP.md                       what to do about every error, see `help`
 
 Same source, same bytes. What a source may say in short:
 
@@ -30,6 +31,7 @@ from nbformat import NotebookNode
 from nbgrader import preprocessors
 from traitlets.config import Config
 
+from course_lib.course.help import help_page
 from course_lib.course.update import changed, course_root, keep, mark, read
 from course_lib.paths import write_text
 
@@ -234,7 +236,7 @@ def choose(notebooks: list[Path], numbers: Sequence[str]) -> list[Path]:
 
 
 def main(check: bool = False, force: bool = False) -> int:
-    """Build the notebooks from notebooks/src. One in notebooks/ that somebody has worked in is refused.
+    """Build the notebooks from notebooks/src, and HELP.md. A notebook that somebody has worked in is refused.
 
     Args:
         check: write nothing; fail if a student notebook is not what its source gives.
@@ -245,6 +247,11 @@ def main(check: bool = False, force: bool = False) -> int:
     if not check:
         build_solved(folder, root / "build" / "solved")
     different = build_student(folder, root / "notebooks", check, force)
+    page, words = root / "HELP.md", help_page()
+    if not page.is_file() or page.read_text("utf-8") != words:
+        different.append(page.name)
+        if not check:
+            write_text(page, words)
     if check and different:
         print(f"Not what the sources give: {', '.join(different)}. Run `make notebooks` and commit the result.")
         return 1
