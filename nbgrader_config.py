@@ -3,6 +3,8 @@
 #   nbgrader autograde hw1                        the same scores as `grade`, in the same jail
 # The folders are those of `release` and `grade`. generate_feedback would show the hidden tests: publish the pages of `grade`.
 import os
+import sys
+from pathlib import Path
 
 from nbgrader import preprocessors as steps
 
@@ -10,6 +12,8 @@ from course_lib.course import nbgrading
 from course_lib.course.build import STUB
 from course_lib.course.grade import teaching
 
+# a new gradebook calls alembic, which lies beside Python
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 os.environ.setdefault("COURSE_PROFILE", "smoke")  # for `nbgrader validate`, which executes a notebook
 
 c = get_config()  # noqa: F821

@@ -21,7 +21,7 @@ from course_lib.course import build, grade, jail, release, update
 from course_lib.course.court import Court, counted, functions, hidden_cases
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is made of Linux namespaces")
-LIMIT = ["--seconds", "3", "--memory", "600"]
+LIMIT = ["--seconds", "3", "--memory", "600", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def inside(warder):
     """A function that puts code into a jail and gives its function f."""
     opened = []
 
-    def put(code, seconds=5, stub=""):
+    def put(code, seconds=5.0, stub=""):
         opened.append(jail.Jail(warder, seconds, stub))
         assert opened[-1].cell(code, "cell") == ""
         return opened[-1].function("f")
@@ -246,7 +246,7 @@ def test_changes_of_what_is_given_are_seen(inside):
     ],
 )
 def test_what_ends_an_inmate_is_a_sentence(inside, code, sentence):
-    f = inside(code, seconds=1)
+    f = inside(code, seconds=1.0)
     for _ in range(2):  # and it stays ended
         with pytest.raises(jail.Halted, match=sentence):
             f()
@@ -260,7 +260,7 @@ def test_an_error_shows_the_line_of_the_student(inside):
 
 
 def test_nothing_runs_on_after_a_jail_is_left(warder):
-    with jail.Jail(warder, 5) as one:
+    with jail.Jail(warder, 5.0) as one:
         one.cell("import time", "cell")
         keeper = one.keeper
         children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
@@ -580,7 +580,7 @@ def test_credit_ends_at_the_first_wrong_case_and_form_alone_earns_nothing(course
     with Court(lesson, [], 3.0, 2**29) as court:
 
         def points(number, text):
-            found = court.judge({number: [(number, text)]}, 60)[number]
+            found = court.judge({number: [(number, text)]}, 60.0)[number]
             return found["points"], found["verdict"], found["message"]
 
         assert points("01.1", "def softened(x, t=1.0):\n    return x.softmax(-1)")[:2] == (1, "PART")
@@ -613,8 +613,8 @@ def test_every_exercise_of_the_course_can_be_graded(source):
     misses = importlib.import_module(f"lessons.near_misses.{source.stem[:2]}").NEAR_MISSES
     with Court(lesson, [], 20.0, 2**30) as court:
         whole = {number: [(number, part["solution"])] for number, part in lesson["key"].items()}
-        assert all(one["verdict"] == "PASS" for one in court.judge(whole, 300).values())
+        assert all(one["verdict"] == "PASS" for one in court.judge(whole, 300.0).values())
         for number, tried in misses.items():
             for name, code, fragment in tried[:3]:
-                found = court.judge({number: [(number, code)]}, 300)[number]
+                found = court.judge({number: [(number, code)]}, 300.0)[number]
                 assert fragment in found["message"] and found["points"] < found["max"], (number, name, found)

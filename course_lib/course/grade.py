@@ -14,7 +14,9 @@ import io
 import json
 import os
 import re
+import shutil
 import stat
+import sys
 import time
 import zipfile
 from collections import Counter, defaultdict
@@ -24,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
+from unittest.mock import patch
 
 import jinja2
 import tyro
@@ -159,14 +162,18 @@ def sent(folder: Path) -> Iterator[tuple[str, Path]]:
             if name.endswith(".ipynb") and not name.startswith("."):
                 first, *rest = path.relative_to(folder).parts
                 student = (
-                    re.sub(r"_assignsubmission_.*$", "", first) if rest else re.sub(r"[_. -]*\d\d_.*$", "", path.stem)
+                    re.sub(r"_assignsubmission_.*$", "", first)
+                    if rest
+                    else re.sub(r"(?:^|[_. -]+)\d\d_.*$", "", path.stem)
                 )
-                found.append((path.lstat().st_mtime_ns, student or path.stem, path))
+                student = (student or path.stem).encode("utf-8", "replace").decode()
+                found.append((path.lstat().st_mtime_ns, student, path))
     yield from ((student, path) for _, student, path in sorted(found))
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
     """The notebooks of an archive, in a folder; names that lead out of it, and what is no notebook, stay packed."""
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as opened:
             wanted = [entry for entry in opened.infolist() if entry.filename.endswith(".ipynb")]
@@ -318,7 +325,7 @@ def answers(mine: NotebookNode, release: NotebookNode) -> tuple[dict[str, list[t
 class Limits:
     """What the answer to one exercise may use."""
 
-    seconds: Positive = 20.0  # of the clock
+    seconds: Positive = 20.0  # of a processor
     memory: Count = 1024  # MB, on top of what the lesson loads
 
 
@@ -348,7 +355,7 @@ def judge(
 
     def sit(number):
         queue, bench = todo[number], None
-        allowed = 120 + len(lessons[number]["key"]) * (3 * limit.seconds + 60)
+        allowed = 120 + len(lessons[number]["key"]) * (5 * limit.seconds + 60)
         try:
             while True:
                 work, path = queue.get_nowait()
@@ -472,7 +479,8 @@ def write_gradebook(
     from nbgrader.api import Gradebook, MissingEntry  # late: it takes a second
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with Gradebook(f"sqlite:///{path}") as book:
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    with patch.dict(os.environ, PATH=beside), Gradebook(f"sqlite:///{path}") as book:  # a new one calls alembic
         book.update_or_create_assignment(name)
         for number in sorted({work.lesson for work in works}):
             stem, key = lessons[number].stem, lessons[number].key

@@ -21,6 +21,7 @@ import gc
 import io
 import json
 import linecache
+import math
 import os
 import pickle
 import resource
@@ -55,6 +56,8 @@ MOUNT_SETATTR, READ_ONLY, ALL_BELOW = 442, 1, 0x8000
 DEVICES = ("/dev/null", "/dev/urandom")
 COLLECTIONS = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 ANSWER = "/answer/"  # what the names of students' cells begin with
+TOO_LONG = "your code takes longer than {:g} s here; the solution takes far less."
+ENDED = "your code ended its process, or took more memory than it may."
 CANNOT = (
     "Submissions cannot be isolated here ({}), so nothing was graded. It takes Linux 5.12 or newer, and root or user "
     "namespaces (`unshare --user --net true` must work; in a container, allow them). Grade on such a machine."
@@ -135,11 +138,12 @@ def _wall_in(root: Path, privileged: bool) -> None:
     os.chdir("/")
 
 
-def _give_up(memory: int, privileged: bool) -> None:
+def _give_up(memory: int, seconds: int, privileged: bool) -> None:
     """Privileges go for good, and so do processes, threads and large files.
 
     Args:
         memory: bytes of addresses that this process may have.
+        seconds: of a processor that it may take.
     """
     for capability in range(64):
         _prctl(24, capability)  # out of the bounding set; numbers that this kernel lacks change nothing
@@ -152,6 +156,7 @@ def _give_up(memory: int, privileged: bool) -> None:
     _die_with_parent()
     for limit, value in (
         (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
@@ -315,7 +320,7 @@ class Wire:
         self._wait()
         self.channel.sendall(struct.pack(">Q", len(message)) + message)
 
-    def take(self, limit: float = float("inf")) -> bytes:
+    def take(self, limit: float | int = math.inf) -> bytes:
         length = struct.unpack(">Q", self._exactly(8))[0]
         if length > limit:
             raise Halted(f"your code gave {length / 2**20:.0f} MB back, and {limit / 2**20:.0f} are taken.")
@@ -349,6 +354,7 @@ class Inmate(Wire):
         self.known: dict[tuple, Any] = {}
         self.inputs: list[Tensor] = []  # of the call that goes on, which may carry gradients
         self.results: list[tuple[Tensor, list[Tensor]]] = []
+        self.pulled = False  # gradients are asked for from outside, where what is outside is followed
 
     def serve(self) -> Any:
         """Do what is asked; returns at the answer to a request of its own."""
@@ -406,17 +412,23 @@ class Inmate(Wire):
         return answer, [(place, one.detach() if isinstance(one, Tensor) else one) for place, one in changed], modules
 
     def pull(self, ticket: int, gradient: Tensor) -> list:
-        """Gradients of a result with respect to what its call was given."""
-        return _slopes(self.results[ticket][0], gradient, self.results[ticket][1])
+        """Gradients of a result with respect to what its call was given, each as if no other one depended on it."""
+        self.pulled = True
+        try:
+            return _slopes(self.results[ticket][0], gradient, self.results[ticket][1])
+        finally:
+            self.pulled = False
 
     def _read(self, message: bytes) -> Any:
         parameters, sources, content = pickle.loads(message)
         parameters = [nn.Parameter(value, grows) for value, grows in parameters]
         anchor, trained = torch.zeros((), requires_grad=True), _graded(parameters)
-        inputs = [
-            Elsewhere.apply(value, lambda slope, k=k: [None, *self.ask("slopes", k, slope)], anchor, *trained)
-            for k, value in enumerate(sources)
-        ]
+
+        def follow(k):
+            nothing = [None] * len(trained)
+            return lambda slope: [None, *(nothing if self.pulled else self.ask("slopes", k, slope))]
+
+        inputs = [Elsewhere.apply(value, follow(k), anchor, *trained) for k, value in enumerate(sources)]
         reader = pickle.Unpickler(io.BytesIO(content))
         find = {
             "parameter": parameters.__getitem__,
@@ -454,7 +466,7 @@ def execute(text: str, filename: str, names: dict[str, Any]) -> None:
     exec(compile(text, filename, "exec", dont_inherit=True), names)
 
 
-def _imprison(channel: socket.socket, names: dict[str, Any], memory: int, privileged: bool) -> None:
+def _imprison(channel: socket.socket, names: dict[str, Any], memory: int, seconds: int, privileged: bool) -> None:
     """What a keeper does, and the inmate that it forks; never returns."""
     try:
         _die_with_parent()
@@ -466,7 +478,7 @@ def _imprison(channel: socket.socket, names: dict[str, Any], memory: int, privil
             os._exit(0)
         os.setsid()
         os.chdir("/tmp")
-        _give_up(memory, privileged)
+        _give_up(memory, seconds, privileged)
         Inmate(channel, names).serve()
     finally:
         os._exit(0)
@@ -504,7 +516,8 @@ def _guard(orders: socket.socket, names: dict[str, Any], root: Path) -> None:
             if keeper == 0:
                 orders.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                _imprison(channel, names, pages * resource.getpagesize() + int(request), privileged)
+                memory, seconds = map(int, request.split())
+                _imprison(channel, names, pages * resource.getpagesize() + memory, seconds, privileged)
             channel.close()
             orders.sendall(str(keeper).encode())
     finally:
@@ -535,9 +548,9 @@ class Warder:
         if (said := self.orders.recv(500)) != b"ready":
             raise CannotIsolate(CANNOT.format(said.decode(errors="replace") or "the jail's process ended"))
 
-    def keeper(self, channel: socket.socket) -> int:
+    def keeper(self, channel: socket.socket, seconds: float) -> int:
         """Start an inmate at the other end of a channel; returns the number of its keeper, which can be killed."""
-        socket.send_fds(self.orders, [str(self.memory).encode()], [channel.fileno()])
+        socket.send_fds(self.orders, [f"{self.memory} {math.ceil(seconds)}".encode()], [channel.fileno()])
         return int(self.orders.recv(64))
 
 
@@ -545,20 +558,20 @@ class Jail(Wire):
     """One inmate, seen from outside: a context in which functions of a student's can be called.
 
     Args:
-        seconds: that the inmate may take for all that it is asked.
+        seconds: of a processor that the inmate may take for all that it is asked; of the clock, three times as many.
         stub: the exercise as it was handed out.
     """
 
     def __init__(self, warder: Warder, seconds: float, stub: str = ""):
         own, inside = socket.socketpair()
         super().__init__(own)
-        self.keeper = warder.keeper(inside)
+        self.keeper = warder.keeper(inside, seconds)
         try:
             self._keeper = os.pidfd_open(self.keeper)
         except ProcessLookupError:
             raise CannotIsolate(CANNOT.format("a process for a submission ended at once")) from None
         inside.close()
-        self.seconds = self._left = seconds
+        self.seconds, self._left = seconds, 3 * seconds
         self._halted = ""
         self._known: dict[int, tuple] = {}
         self._functions: list[Callable] = []
@@ -647,9 +660,10 @@ class Jail(Wire):
         try:
             return work(*given)
         except TimeoutError:
-            self._halted = f"your code takes longer than {self.seconds:g} s here; the solution takes far less."
+            self._halted = TOO_LONG.format(self.seconds)
         except (EOFError, ConnectionError):
-            self._halted = "your code ended its process, or took more memory than it may."
+            late = self.deadline - time.monotonic() < 2 * self.seconds
+            self._halted = TOO_LONG.format(self.seconds) if late else ENDED
         except Halted as error:
             self._halted = str(error)
         finally:

@@ -77,7 +77,7 @@ class Judged(NbGraderPreprocessor):
     def preprocess(self, nb, resources):
         lesson = _lesson(*_place(resources))
         found, _ = answers(nb, lesson.handed_out)
-        verdicts = _court(*_place(resources)).judge(found, 3600)
+        verdicts = _court(*_place(resources)).judge(found, 3600.0)
         for cell in nb.cells:
             if grade_id(cell) and not is_exercise(cell):
                 one = verdicts[number_of(cell)]
