@@ -1,7 +1,7 @@
 # nbgrader in this course. Run its commands here, in the checkout, after `python -m course_lib release --name hw1`:
 #   nbgrader generate_assignment hw1 --force      the same notebooks as `release` writes
 #   nbgrader autograde hw1                        the same scores as `grade`, in the same jail
-# The folders are those of `release` and `grade`. generate_feedback would show the hidden tests: publish the pages of `grade`.
+# Folders are those of `release` and `grade`. generate_feedback shows the hidden tests: publish the pages of `grade`.
 import os
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ from course_lib.course.grade import teaching
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 os.environ.setdefault("COURSE_PROFILE", "smoke")  # for `nbgrader validate`, which executes a notebook
 
-c = get_config()  # noqa: F821
+c = get_config()
 c.CourseDirectory.course_id = "from-maps-to-masks"
 c.CourseDirectory.root = str(teaching())
 c.CourseDirectory.db_url = f"sqlite:///{teaching() / 'gradebook.db'}"

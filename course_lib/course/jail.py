@@ -685,7 +685,8 @@ class Jail(Wire):
         try:
             return _unpacked(message, grown)
         except Exception as error:
-            raise Halted(f"your code gave back what is no answer ({type(error).__name__}).") from error
+            self._halted = f"your code gave back what is no answer ({type(error).__name__})."
+            raise Halted(self._halted) from error
 
     def _served(self, kind, content):
         """The answer to a request of the inmate's."""
