@@ -10,7 +10,8 @@ A row for each method of seeds and each thing that is made of them, such as "sea
     deeplab     predictions of a segmentation network that was trained on the masks of psa
     "true masks: deeplab"      the same network, trained on the masks that people would draw
 
-Settings of CRFs and walks are the published ones, those of trainings the recipes for a CPU. None was chosen by a mask
+Settings of CRFs and walks are the published ones (a walk has fewer steps on a smaller grid), those of trainings the
+recipes for a CPU. None was chosen by a mask
 of these data. Everything is made by `wsss.pipeline`, whose stages are kept in build/evidence and not made again.
 """
 

@@ -96,7 +96,7 @@ _RELEASED: dict[str, dict[str, Any]] = {
     },
 }
 _CPU = {
-    "epochs": 3,
+    "epochs": 2,
     "batch_size": 16,
     "optimizer": "adamw",
     "new_learning_rate": 1e-3,

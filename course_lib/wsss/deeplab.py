@@ -265,7 +265,7 @@ _CPU = {
 SMALL_MASK_RECIPES: dict[str, dict[str, Any]] = {
     LITE0: _CPU
     | {
-        "epochs": 5,
+        "epochs": 4,
         "learning_rate": 3e-4,
         "new_learning_rate": 1e-3,
         "size": 288,

@@ -79,6 +79,7 @@ REFINEMENTS = ("none", "crf", "psa", "irn", "truth")
 LAYOUT = 1  # of stages: raise it when one of them makes something else from the same settings
 ALPHAS = {STRONG: 4.0, WEAK: 24.0}  # backgrounds of the CRFs whose agreement teaches AffinityNet (SEAM)
 IRN_BACKGROUNDS = {STRONG: 0.30, WEAK: 0.05}  # and IRNet
+PUBLISHED_GRID = 56  # side of the grid of features on which the steps of a walk are published
 CERTAIN = 0.5  # probability from which a class counts as a tag, where there is none
 
 
@@ -335,12 +336,22 @@ class Pipeline:
 
     @property
     def walk(self) -> WalkConfig | BoundaryWalk:
-        """Settings of the random walk, those published for the method; small grids need their borders."""
-        small = self.config.backbone != "resnet38"
-        if self.config.refine == "irn":
+        """Settings of the random walk: those published for the method, on small networks fitted to their grid.
+
+        A walk of t steps gets about radius * t^(1/2) pixels of the grid far. So that it gets as far across the image as
+        on the published grid, t goes with the square of the grid's side. Borders are sources there, too.
+        """
+        config = self.config
+        small = config.backbone != "resnet38"
+        if config.refine == "irn":
             return BoundaryWalk(side=None) if small else BoundaryWalk()
-        known = {"cam": WalkConfig.psa(), "seam": WalkConfig.seam()}.get(self.config.method, WalkConfig.p2p())
-        return replace(known, borders=small)
+        known = {"cam": WalkConfig.psa(), "seam": WalkConfig.seam()}.get(config.method, WalkConfig.p2p())
+        if not small:
+            return known
+        learning = config.affinity(Path())
+        side = config.walk_side or config.tags.scored_at or learning.size
+        grid = side / (8 if config.backbone == "small" else learning.output_stride)
+        return replace(known, borders=True, steps=max(1, round(known.steps * (grid / PUBLISHED_GRID) ** 2)))
 
     def batches(
         self, folder: Path, suffix: str, splits: Sequence[str], size: int = 8
