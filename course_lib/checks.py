@@ -1,9 +1,11 @@
 """Checks that speak like a tutor: what is right, what is off, the most likely reason.
 
-In a notebook a check prints [PASS], [FAIL] or [TODO] and never stops *Run all*. While work is graded
-(NBGRADER_EXECUTION) or when COURSE_STRICT=1 is set, it prints the same line and raises.
+In a notebook a check prints [PASS], [FAIL] or [TODO], in green, red or yellow, and never stops *Run all*. While work is
+graded (NBGRADER_EXECUTION) or when COURSE_STRICT=1 is set, it prints the same line and raises. The word says all that
+the colour says; NO_COLOR=1 of the environment leaves it out.
 """
 
+import builtins
 import math
 import os
 import traceback
@@ -17,6 +19,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 status: dict[str, str] = {}  # "01.1" -> PASS, FAIL or TODO, in order
+
+
+COLOURS = {"PASS": 32, "FAIL": 31, "TODO": 33}  # of a terminal, which notebooks understand
 
 
 class Undiagnosed(AssertionError):
@@ -43,12 +48,19 @@ def check(exercise: str, hint: str = "") -> Iterator[Callable]:
         status[exercise] = "TODO" if todo else "FAIL"
         reason = "not written yet." if todo else _reason(error)
         found = isinstance(error, AssertionError) and not isinstance(error, Undiagnosed)
-        print(f"[{status[exercise]}] {exercise}: {reason}" + (f"  Hint: {hint}" if hint and not found else ""))
+        print(f"{verdict(exercise)}: {reason}" + (f"  Hint: {hint}" if hint and not found else ""))
         if os.environ.get("NBGRADER_EXECUTION") or os.environ.get("COURSE_STRICT") == "1":
             raise
     else:
         status[exercise] = "PASS"
-        print(f"[PASS] {exercise}")
+        print(verdict(exercise))
+
+
+def verdict(exercise: str) -> str:
+    """What became of an exercise, such as "[PASS] 01.1", in colour where a notebook shows it."""
+    words = f"[{status[exercise]}] {exercise}"
+    coloured = hasattr(builtins, "__IPYTHON__") and "NO_COLOR" not in os.environ
+    return f"\x1b[1;{COLOURS[status[exercise]]}m{words}\x1b[0m" if coloured else words
 
 
 def ask(function: Callable, *inputs: Any, **named: Any) -> Any:

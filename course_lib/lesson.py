@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from course_lib import checks, evidence, paths
+from course_lib.data.files import read_json
 
 PROFILES = ("smoke", "mini", "paper")
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
@@ -156,8 +157,8 @@ class Lesson:
         print(*_columns(rows) if self.figures else ["(no figure recorded)"], sep="\n")
         if self.claims:
             print(f"{sum(self.claims.values())} of {len(self.claims)} claims hold in this run.")
-        for exercise, verdict in checks.status.items():
-            print(f"[{verdict}] {exercise}")
+        for exercise in checks.status:
+            print(checks.verdict(exercise))
         print(f"{result['seconds']} s, {result['peak_mb']} MB at most; {ending}")
 
 
@@ -198,6 +199,19 @@ def start(
     lesson = Lesson(number, profile, torch.device(device), data, seed)
     print(f"Lesson {number} · profile {profile} · device {lesson.device} · data {lesson.data} · seed {seed}")
     return lesson
+
+
+def progress() -> None:
+    """Print what became of the exercises of all lessons that you ran to their end, by lesson."""
+    found = sorted((paths.work() / "results").glob("[0-9][0-9].json"))
+    rows = [("lesson", "passed", "open", "wrong", "run")]
+    for path in found:
+        result = read_json(path)
+        verdicts = [*result["exercises"].values()]
+        counts = (verdicts.count(word) for word in ("PASS", "TODO", "FAIL"))
+        rows.append((result["lesson"], *(str(count or "–") for count in counts), result["time"][:16].replace("T", " ")))
+    missing = "(no lesson has been run to its end yet; its last cell keeps what became of its exercises)"
+    print(*_columns(rows) if found else [missing], sep="\n")
 
 
 def with_unit(value: Value, unit: str = "") -> str:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 # What tests compute stays out of the folder of the user's cache; tests of the cache name folders of their own.
 os.environ.setdefault("COURSE_CACHE", "off")
+os.environ["NO_COLOR"] = "1"  # what notebooks say is compared as text
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,8 +1,10 @@
 """Checks speak like a tutor: each kind of answer gets the sentence meant for it."""
 
+import builtins
 import json
 import linecache
 import random
+import re
 import subprocess
 import sys
 from datetime import datetime
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from course_lib import checks, lesson
 from course_lib.checks import same
-from course_lib.lesson import start
+from course_lib.lesson import progress, start
 
 
 @pytest.fixture(autouse=True)
@@ -340,3 +342,28 @@ def test_numbers_are_taken_where_numbers_are_natural():
     same(2.5, torch.tensor(2.5))
     same(np.float32(2.5), torch.tensor(2.5))
     assert "should be a torch.Tensor" in said([2.5, 1.0], torch.tensor([2.5, 1.0]))
+
+
+def test_verdicts_are_coloured_in_a_notebook_and_say_the_same_without(capsys, monkeypatch):
+    monkeypatch.setattr(builtins, "__IPYTHON__", True, raising=False)
+    plain = judged(capsys, "def f(x): return x.mean(1)")
+    monkeypatch.delenv("NO_COLOR")
+    coloured = judged(capsys, "def f(x): return x.mean(1)")
+    assert plain == "[PASS] 01.1" and coloured == "\x1b[1;32m[PASS] 01.1\x1b[0m"
+    wrong, todo = (judged(capsys, code) for code in ("def f(x): return x", "def f(x): raise NotImplementedError"))
+    assert wrong.startswith("\x1b[1;31m[FAIL] 01.1\x1b[0m: ") and todo.startswith("\x1b[1;33m[TODO] 01.1\x1b[0m: ")
+    assert re.sub(r"\x1b\[[0-9;]+m", "", coloured) == plain
+
+
+def test_progress_shows_every_lesson_that_ended(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_WORK", str(tmp_path))
+    progress()
+    assert "no lesson has been run" in capsys.readouterr().out
+    (tmp_path / "results").mkdir()
+    exercises = {"02.1": "PASS", "02.2": "FAIL", "02.3": "PASS", "02.4": "TODO"}
+    result = {"lesson": "02", "exercises": exercises, "time": "2026-11-30T09:15:00+0000"}
+    (tmp_path / "results" / "02.json").write_text(json.dumps(result))
+    progress()
+    header, _, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["lesson", "passed", "open", "wrong", "run"]
+    assert row.split() == ["02", "2", "1", "1", "2026-11-30", "09:15"]
