@@ -2,10 +2,11 @@
 
     NN.json           a lesson, once with each random seed: `seeds`, and `figures` by name
     methods.json      seeds of every method in both miniatures
-    ablations.json    rows of Tables 5 to 7 of Du et al., CVPR 2022
+    ablations.json    rows of Tables 5 to 7 of Du et al., CVPR 2022, on chimeras
     contrast.json     what the gain of contrast depends on
+    chimeras.json     the same where parts are known, with true and shuffled labels
 
-The last three hold `runs`, each with its "row", its "world", its random seeds, and figures for every split and reading.
+The last four hold `runs`, each with its "row", its "world", its random seeds, and figures for every split and reading.
 
 All runs of one random seed start from the same weights and see the same batches, so what is compared are differences of
 a run with its own partner: their mean, with the interval of Student's t over the random seeds. `course_lib.course`
@@ -21,7 +22,6 @@ from scipy.special import stdtrit  # quantiles of Student's t
 
 from course_lib import paths
 from course_lib.data.files import read_json
-from course_lib.published import CONTRAST_TABLES
 
 Table = dict[str, Any]
 
@@ -62,16 +62,6 @@ def t_interval(differences: Sequence[float]) -> tuple[float, float, float]:
     if count > 1:
         half = float(stdtrit(count - 1, 0.975)) * stdev(differences) / count**0.5
     return centre, centre - half, centre + half
-
-
-def ablation(number: int) -> dict[str, Table] | None:
-    """Rows of Table 5, 6 or 7 on creatures: mIoU of all runs on "train" and "val", and the "paper"'s; None without."""
-    runs = table("ablations")
-    return runs and {
-        row: {split: values(runs, "creatures", f"{number}: {row}", split) for split in ("train", "val")}
-        | {"paper": (*paper, None)[:2]}
-        for row, paper in CONTRAST_TABLES[number].items()
-    }
 
 
 def gains(split: str = "val", reading: str | None = None) -> dict[str, list[float]] | None:

@@ -15,12 +15,13 @@ from course_lib.course import studies
 from course_lib.data.miniature import fingerprint
 from course_lib.data.voc import IGNORE, Voc
 from course_lib.worlds import chimeras, creatures, minis
+from course_lib.worlds.chimera_figures import part_figures
 from course_lib.worlds.chimeras import CHIMERA_BODIES, CHIMERA_HEADS, CHIMERA_LEVELS, CHIMERA_PARTS, chimera
 from course_lib.wsss import View, contrast
-from course_lib.wsss.cam_net import CamNet
+from course_lib.wsss.cam_net import Architecture, CamNet, build
 from course_lib.wsss.contrast import ContrastConfig, contrast_loss, contrast_terms, true_labels
-from course_lib.wsss.learner import training_images
-from course_lib.wsss.recipes import OWN_PIXELS, recipe
+from course_lib.wsss.learner import continued, training_images
+from course_lib.wsss.recipes import CHIMERA_CONTRAST, CHIMERA_TRAINING, OWN_PIXELS, recipe
 from course_lib.wsss.views import Warp
 
 LEVELS = sorted(CHIMERA_LEVELS.values())
@@ -208,6 +209,20 @@ def test_training_images_bring_masks_that_lie_on_them(tree):
 # the study ------------------------------------------------------------------------------------------------------------
 
 
+def test_what_goes_on_has_the_cam_of_its_start():
+    """A network of another method begins with the maps of CAM; the background's and what is new are of its own seed."""
+    torch.manual_seed(7)
+    start = build(Architecture("cam", ("background", "a", "b"), "small", neck=8))
+    images = torch.rand(2, 3, 32, 32)
+    for method in ("seam", "seam+p2p"):
+        one, again, other = (continued(start, recipe(method, "small", neck=8, seed=seed)) for seed in (0, 0, 1))
+        view = one(one.prepare(images))
+        torch.testing.assert_close(view.cam[:, 1:], start(start.prepare(images)).cam[:, 1:])
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), again.state_dict().values()))
+        assert not torch.equal(one.classifier.weight[0], other.classifier.weight[0])
+        assert not torch.equal(one.similar.weight, other.similar.weight)
+
+
 def test_rows_of_a_seed_go_on_from_one_cam():
     cases = studies.levels()
     assert len(cases) == 3 * 3 * 5 and len({case.file for _, case in cases}) == len(cases)
@@ -267,8 +282,8 @@ def test_figures_of_maps_that_are_the_masks(tree, monkeypatch, blind):
     maps = (seen[:, None] == torch.arange(21)[:, None, None]).float()
     batches = iter(maps[:, 1:].split(8))
     monkeypatch.setattr(studies.seeds, "score_maps", lambda *asked: {"any": next(batches)})
-    config = recipe("seam", "small", contrast=studies.CHIMERA_CONTRAST, **studies.CHIMERA_TRAINING)
-    found = studies.part_figures(Perfect(maps), data, config, 0.5)
+    config = recipe("seam", "small", contrast=CHIMERA_CONTRAST, **CHIMERA_TRAINING)
+    found = part_figures(Perfect(maps), data, config, 0.5)
     assert found["head"] == 100 and found["body"] == (0 if blind else 100)
     assert {value for name, value in found.items() if name.startswith("mixed")} == {0}
     assert found["tags"] == 100
@@ -283,8 +298,8 @@ def test_seeds_of_the_other_class_are_counted_as_mixed(tree, monkeypatch):
     maps = (swapped[:, None] == torch.arange(21)[:, None, None]).float()
     batches = iter(maps[:, 1:].split(8))
     monkeypatch.setattr(studies.seeds, "score_maps", lambda *asked: {"any": next(batches)})
-    config = recipe("seam", "small", contrast=studies.CHIMERA_CONTRAST, **studies.CHIMERA_TRAINING)
-    found = studies.part_figures(Perfect(maps), data, config, 0.5)
+    config = recipe("seam", "small", contrast=CHIMERA_CONTRAST, **CHIMERA_TRAINING)
+    found = part_figures(Perfect(maps), data, config, 0.5)
     mixed = {name: value for name, value in found.items() if name.startswith("mixed")}
     assert several.any() and mixed and {*mixed.values()} == {100} and 0 < found["body"] < 100
 
@@ -304,7 +319,7 @@ def test_differences_are_of_pairs():
 def test_a_prediction_stands_before_what_was_measured(tmp_path, monkeypatch):
     measured = {"commit": "c", "runs": [{"row": "seam", "world": "w"}]}
     monkeypatch.setattr(studies, "measure", lambda *asked: measured)
-    monkeypatch.setattr(studies, "paired_differences", lambda table: {})
+    monkeypatch.setattr(studies, "paired_differences", lambda *asked: {})
     studies.write("chimeras", tmp_path)
     written = json.loads((tmp_path / "chimeras.json").read_text())
     assert next(iter(written)) == "prediction" and written["prediction"] == studies.STUDY_PREDICTIONS["chimeras"]

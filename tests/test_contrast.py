@@ -20,6 +20,7 @@ from course_lib.wsss.contrast import (
     contrast_loss,
     contrast_terms,
     min_max,
+    mined,
     pixel_to_prototype,
     pseudo_labels,
 )
@@ -366,6 +367,23 @@ def test_a_class_that_is_nowhere_changes_nothing_in_the_paper(seed):
     torch.testing.assert_close(contrast_loss(*wider, more, PAPER, noise), contrast_loss(*views, tags, PAPER, noise))
     more = contrast_terms(*wider, more, CODE, noise)["cross-cam"]
     assert (more > contrast_terms(*views, tags, CODE, noise)["cross-cam"]).all()  # in the code it competes all the same
+
+
+@pytest.mark.parametrize("classes", [3, 7, 21])
+def test_what_is_mined_makes_the_intra_term_of_the_paper(classes):
+    generator = torch.Generator().manual_seed(classes)
+    cosine, noise = (
+        torch.rand(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 50, classes), (2, 50))
+    )
+    labels = torch.stack([torch.randperm(50, generator=generator) % classes for _ in range(2)])
+    counts = torch.stack([own.bincount(minlength=classes) for own in labels])
+    found = contrast._intra(cosine / 0.1, labels, counts, counts > 0, noise, PAPER, torch.ones(50, dtype=torch.bool))
+    for term, *view in zip(found, cosine, labels, noise):
+        negatives, times = mined(*view)
+        logits, own = view[0] / 0.1, (view[0] / 0.1).gather(1, view[1][:, None])
+        losses = torch.cat((own, logits.masked_fill(~negatives, -torch.inf)), 1).logsumexp(1) - own[:, 0]
+        torch.testing.assert_close(term, (times * losses).sum() / times.sum())
+        assert (negatives.sum(1) == (classes - 1) // 2).all() and not negatives.gather(1, view[1][:, None]).any()
 
 
 def test_half_of_a_class_is_random_and_half_hard():

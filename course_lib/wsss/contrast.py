@@ -260,6 +260,27 @@ def true_labels(
     return most.indices, most.values > 0
 
 
+def mined(
+    cosine: Float[Tensor, "m c"], labels: Int[Tensor, " m"], noise: Float[Tensor, " m"]
+) -> tuple[Bool[Tensor, "m c"], Int[Tensor, " m"]]:
+    """Negatives of each pixel, and how often it counts, in the intra-view term as the paper says it  (Du et al., 3.3).
+
+    Of the n = c - 1 prototypes of other classes, the most similar first, those from rank ceil(0.6 n) - n // 2 to
+    ceil(0.6 n) are kept. Of a class of k pixels the k // 2 of lowest noise and the k // 2 least like their own
+    prototype count; a pixel in both counts twice.
+
+    Args:
+        cosine: of pixels and prototypes, all of which compete; labels: 0..c - 1; noise: uniform random numbers.
+    """
+    negatives = cosine.shape[1] - 1
+    stop = -(-6 * negatives // 10)
+    ranks = cosine.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True).argsort(1)
+    keys = torch.stack((cosine.gather(1, labels[:, None])[:, 0], noise))[:, None]  # 2 1 m
+    half = labels.bincount(minlength=cosine.shape[1])[labels] // 2
+    times = (_ranks_in_class(keys, labels[None])[:, 0] < half).sum(0)
+    return (ranks >= stop - negatives // 2) & (ranks < stop), times
+
+
 def min_max(cam: Float[Tensor, "*views n c h w"]) -> Float[Tensor, "*views n c h w"]:
     """Each map scaled by its minimum and maximum after a ReLU, literally as released.
 
