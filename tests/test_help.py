@@ -27,7 +27,7 @@ def test_the_page_is_that_of_the_code():
 
 def test_parts_of_the_library_are_all_there():
     """Whatever a lesson can import is in one group; what is for those who run the course is in none."""
-    named = [part for parts in helping.GROUPS.values() for part in parts]
+    named = [part for parts in helping.HELP_PARTS.values() for part in parts]
     there = {
         path.stem for path in helping.paths.HERE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
     }

@@ -17,7 +17,8 @@ WINGS = ("worlds", "experiments", "course")
 # Python tokens without comments and docstrings: neither documentation nor a shorter line is punished.
 # The library had 48,000 of them and all 92,000 when the wings were told apart. Since then came, in the library, readers
 # that take any input, checks that lend copies, claims, controls and figures of the fields; in the wings, photographs of
-# any distribution, packs, working copies, checks of options, chimeras. What refines seeds and segments is counted apart
+# any distribution, packs, working copies, checks of options, chimeras, assignments and their grading. What refines seeds
+# and segments is counted apart
 # (LATER), and so is the cache.
 LATER = {
     *("cache.py", "data/own.py", "metric_learning/explain.py"),
@@ -26,7 +27,7 @@ LATER = {
         for name in "affinity affinity_learner crf deeplab irn permutohedral pipeline psa submission".split()
     ),
 }
-LIBRARY, LATER_PARTS, ALL = 56_000, 28_000, 145_000
+LIBRARY, LATER_PARTS, ALL = 56_000, 28_000, 165_000
 LAYOUT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
     tokenize.ENCODING,

@@ -52,7 +52,8 @@ def test_the_table_holds_differences_from_the_seeds():
     table = refinements.refinement_table(runs)
     assert table["differences"] == {"cam: crf": {"train": [5.0, 5.0, 5.0], "val": [5.0, 5.0, 5.0]}}
     assert values(table, "photographs", "cam: crf", "train") == [45.0, 46.0, 47.0]
-    assert [*refinements.summary(table)][1].split() == ["cam:", "crf", "train", "46.0", "±", "1.0", "val", "46.0", "±", "1.0"]
+    said = [*refinements.refinement_summary(table)][1]
+    assert said.split() == ["cam:", "crf", "train", "46.0", "±", "1.0", "val", "46.0", "±", "1.0"]
 
 
 def test_what_is_frozen_is_computed_once_for_an_image():

@@ -126,7 +126,8 @@ def main(
     """Measure lessons with several random seeds, and write data/evidence/NN.json.
 
     Args:
-        tables: numbers of lessons, or studies: methods, ablations, contrast, chimeras, refinements; all that are there if none is named.
+        tables: numbers of lessons, or studies: methods, ablations, contrast, chimeras, refinements; none: all that are
+            there.
         seeds: random seeds of the lessons.
         check_only: run nothing; hold build/results against the committed tables.
     """
@@ -145,7 +146,7 @@ def main(
         if name in studies.STUDIES:  # lessons place their run in these tables
             print(*studies.summary(studies.write(name, shelf)), sep="\n")
         if name == "refinements":
-            print(*refinements.summary(refinements.write_refinements(shelf)), sep="\n")
+            print(*refinements.refinement_summary(refinements.write_refinements(shelf)), sep="\n")
     for notebook in notebooks:
         table = collect(notebook, root / "build" / "evidence", seeds)
         paths.write_text(shelf / f"{table['lesson']}.json", json.dumps(table, indent=1, ensure_ascii=False) + "\n")

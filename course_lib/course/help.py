@@ -10,7 +10,7 @@ from pathlib import Path
 
 from course_lib import paths
 
-GROUPS = {  # parts of course_lib, by what a reader was doing
+HELP_PARTS = {  # parts of course_lib, by what a reader was doing
     "Lessons, checks and pictures": ("lesson", "checks", "cache", "evidence", "paths", "settings", "show"),
     "Photographs and data": ("data", "worlds"),
     "Networks, weights and trainings": ("backbones", "checkpoints", "engine", "processes"),
@@ -103,7 +103,7 @@ def help_page(package: Path = paths.HERE) -> str:
     """The text of HELP.md."""
     rows = [f"| {seen} | {what} |" for seen, what in BY_HAND.items()]
     lines = [INTRODUCTION + "\n".join(rows) + "\n\n## Every sentence of the library\n"]
-    for title, parts in GROUPS.items():
+    for title, parts in HELP_PARTS.items():
         lines.append(f"### {title}\n")
         for part in parts:
             single = package / f"{part}.py"

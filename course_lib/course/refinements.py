@@ -41,7 +41,7 @@ from course_lib.wsss.methods import TAG_METHODS
 from course_lib.wsss.pipeline import PipelineConfig, run_pipeline
 
 REFINED_SEEDS = (0, 1, 2)  # of the trainings; the data are those of seed 0
-WORLD = "photographs"
+REFINED_WORLD = "photographs"
 TRUE_MASKS = "true masks"  # in the place of a method
 SCORES = {"seeds": "own threshold", "seeds, oracle threshold": "best threshold"}  # readings by the pipeline's names
 
@@ -55,7 +55,7 @@ def refined(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     path = folder / f"{method.replace(' ', '-')}-{seed}.json"
     if found := finished(path):
         return found["rows"]
-    data = minis.mini_voc(source=WORLD)
+    data = minis.mini_voc(source=REFINED_WORLD)
     config = PipelineConfig(data=str(data), seed=seed)
     if method == TRUE_MASKS:
         wanted = {"deeplab": replace(config, refine="truth")}
@@ -70,7 +70,7 @@ def refined(method: str, seed: int, folder: Path) -> list[dict[str, Any]]:
     for name, pipeline in wanted.items():
         started = time.perf_counter()
         result = run_pipeline(pipeline, folder / "stages", progress=False)
-        about = {"world": WORLD, "data_seed": 0, "seed": seed, "fingerprint": result["world"]}
+        about = {"world": REFINED_WORLD, "data_seed": 0, "seed": seed, "fingerprint": result["world"]}
         about["seconds"] = round(time.perf_counter() - started, 1)
         made = {"seeds": {}, "deeplab": {}, "psa" if name == "deeplab" else name: {}}
         for split, scores in result["scores"].items():
@@ -90,7 +90,7 @@ def write_refinements(shelf: Path, workers: int | None = None) -> dict[str, Any]
     """Make all rows, one process per core, and write refinements.json into the folder."""
     folder = paths.checkout() / "build" / "evidence" / f"refinements-{tree()}"
     folder.mkdir(parents=True, exist_ok=True)
-    minis.mini_voc(source=WORLD)  # before processes ask for it side by side
+    minis.mini_voc(source=REFINED_WORLD)  # before processes ask for it side by side
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cases = [(method, seed) for seed in REFINED_SEEDS for method in (*TAG_METHODS, TRUE_MASKS)]
     with ProcessPoolExecutor(workers or here, initializer=_remember) as pool:
@@ -110,7 +110,7 @@ def refinement_table(runs: list[dict[str, Any]]) -> dict[str, Any]:
         method, _, made = row.rpartition(": ")
         own = [run for run in runs if run["row"] == row]
         for split in own[0]["splits"] if made != "seeds" and method in TAG_METHODS else ():
-            ours, theirs = (values({"runs": runs}, WORLD, name, split) for name in (row, f"{method}: seeds"))
+            ours, theirs = (values({"runs": runs}, REFINED_WORLD, name, split) for name in (row, f"{method}: seeds"))
             interval = t_interval([a - b for a, b in zip(ours, theirs, strict=True)])
             differences.setdefault(row, {})[split] = [round(end, 3) for end in interval]
     return {
@@ -123,11 +123,11 @@ def refinement_table(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summary(table: dict[str, Any]) -> Iterable[str]:
+def refinement_summary(table: dict[str, Any]) -> Iterable[str]:
     """A line for each row: mIoU by split, with standard deviation over the random seeds."""
     for row in dict.fromkeys(run["row"] for run in table["runs"]):
         splits = next(run["splits"] for run in table["runs"] if run["row"] == row)
-        found = (f"{split} {over_seeds(values(table, WORLD, row, split))}" for split in splits)
+        found = (f"{split} {over_seeds(values(table, REFINED_WORLD, row, split))}" for split in splits)
         yield f"{row:24} {'   '.join(found)}"
 
 
