@@ -144,11 +144,11 @@ def _within(seconds: float) -> Iterator[None]:
         raise Halted("the check of your answer takes too long.")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    other = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, *other)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -292,7 +292,7 @@ class Court:
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
         clean = {"PATH": os.defpath, "HOME": str(Path.home()), "PYTHONPATH": str(Path(__file__).parents[2])}
         course = {"COURSE_PROFILE": "smoke", "COURSE_DEVICE": "cpu", "COURSE_DATA": "/tmp", "COURSE_CACHE": "off"}
-        course |= {"CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg"}  # a GPU would bring threads
+        course |= {"CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg", "NO_COLOR": "1"}  # a GPU would bring threads
         with inside:
             code = f"from course_lib.course.court import court; court({inside.fileno()})"
             self.process = subprocess.Popen(
