@@ -73,7 +73,7 @@ def trainings(monkeypatch, tmp_path, inline_pool):
     monkeypatch.setattr(studies, "training_images", lambda config, progress: "read")
     monkeypatch.setattr(studies, "part_figures", lambda *asked: {})
     monkeypatch.setattr(studies, "_images", lambda *asked: "kept")
-    studies._start.cache_clear()
+    monkeypatch.setattr(studies, "_start", train)
     monkeypatch.setattr(studies.seeds, "score", score)
     monkeypatch.setattr(studies, "Voc", Split)
     monkeypatch.setattr(studies, "ProcessPoolExecutor", inline_pool)
