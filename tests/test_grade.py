@@ -227,6 +227,12 @@ def test_functions_are_asked_outside_and_their_errors_come_home(inside):
     assert inside("def f(g):\n    return g.__module__")(torch.nn.functional.cross_entropy) == "torch.nn.functional"
 
 
+def test_what_is_printed_goes_nowhere_and_harms_nothing(inside):
+    code = "import sys\ndef f():\n    print('y' * 10**8)\n    print('z', file=sys.stderr, flush=True)\n"
+    code += "    return sys.stdin.read()"
+    assert inside(code)() == ""
+
+
 def test_changes_of_what_is_given_are_seen(inside):
     x = torch.zeros(3)
     inside("def f(x):\n    x += 1")(x)

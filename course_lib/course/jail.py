@@ -488,13 +488,12 @@ def _guard(orders: socket.socket, names: dict[str, Any], root: Path) -> None:
     """What the warder does: walls itself in, then forks a keeper for each socket that it is sent; never returns."""
     try:
         _die_with_parent()
-        for name in ("stdin", "stdout", "stderr"):
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):
             os.dup2(null, descriptor)
         os.closerange(3, orders.fileno())
         os.closerange(orders.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
         os.environ.clear()
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         privileged = os.geteuid() == 0
