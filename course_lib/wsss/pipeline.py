@@ -346,12 +346,13 @@ class Pipeline:
         if config.refine == "irn":
             return BoundaryWalk(side=None) if small else BoundaryWalk()
         known = {"cam": WalkConfig.psa(), "seam": WalkConfig.seam()}.get(config.method, WalkConfig.p2p())
-        if not small:
+        known = replace(known, borders=small)
+        if config.refine != "psa" or not small:
             return known
         learning = config.affinity(Path())
         side = config.walk_side or config.tags.scored_at or learning.size
         grid = side / (8 if config.backbone == "small" else learning.output_stride)
-        return replace(known, borders=True, steps=max(1, round(known.steps * (grid / PUBLISHED_GRID) ** 2)))
+        return replace(known, steps=max(1, round(known.steps * (grid / PUBLISHED_GRID) ** 2)))
 
     def batches(
         self, folder: Path, suffix: str, splits: Sequence[str], size: int = 8
