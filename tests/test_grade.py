@@ -622,7 +622,7 @@ def test_every_exercise_of_the_course_can_be_graded(source, tmp_path, monkeypatc
     lesson = grade.graded_lessons(source.parent, [source.stem[:2]])[source.stem[:2]].parts()
     names = {"__name__": "lesson"}
     for text in lesson["setup"]:
-        jail.execute(text, "/setup", names)
+        jail.run_cell(text, "/setup", names)
     warder = jail.Warder(names, tmp_path, 2**30)
     bench = Bench(names, lesson["stubs"], lesson["key"], warder, 20.0)
     assert bench.prove() == []

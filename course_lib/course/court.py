@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from course_lib import checks, paths
-from course_lib.course.jail import CANNOT, CannotIsolate, Halted, Jail, Warder, execute, handed_out, remember
+from course_lib.course.jail import CANNOT, CannotIsolate, Halted, Jail, Warder, handed_out, remember, run_cell
 
 BEGIN = "### BEGIN SOLUTION"
 PASSED = "_passed"
@@ -166,7 +166,7 @@ class Bench:
         self.names, self.stubs, self.key, self.warder, self.seconds = names, stubs, key, warder, seconds
         self.solved, self.code, self.cases = dict(names), {}, {}
         for number, part in key.items():
-            execute(part["solution"], f"/solution/{number}", self.solved)
+            run_cell(part["solution"], f"/solution/{number}", self.solved)
         for number, part in key.items():
             own = functions(part["solution"])
             remember(part["visible"], f"/check/{number}")
@@ -216,7 +216,7 @@ class Bench:
         """Verdict of the visible check, what it says, its passed cases, and the number of hidden tests that pass."""
         own, visible, hidden = self.code[number]
         handed = dict(self.names)
-        execute(self.stubs[number], "/handed-out", handed)
+        run_cell(self.stubs[number], "/handed-out", handed)
         known = handed_out(self.names, handed)
         names, passed, right, said = (
             {**self.solved, **{place[0]: handed[place[0]] for place in known}},
@@ -252,7 +252,7 @@ def court(descriptor: int) -> None:
     names: dict[str, Any] = {"__name__": "lesson"}
     with redirect_stdout(StringIO()):
         for text in setup:
-            execute(text, "/setup", names)
+            run_cell(text, "/setup", names)
     with tempfile.TemporaryDirectory() as root:
         try:
             warder = Warder(names, Path(root), memory)

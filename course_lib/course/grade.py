@@ -40,7 +40,7 @@ from course_lib.settings import Count, Positive, Workers
 NOTEBOOK_BYTES, ARCHIVE_BYTES, CELLS = 64 * 2**20, 4 * 2**30, 2000
 HIDDEN = "### BEGIN HIDDEN TESTS"
 EXERCISE = re.compile(r"(?:exercise|check)-(\d\d)-(\d+)")
-PAGE = """<!doctype html>
+FEEDBACK = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{{ title }}: {{ student }}</title>
 <style>
@@ -420,7 +420,7 @@ def collected(
     return [works[key] for key in sorted(works)], dict(notes)
 
 
-def write_scores(
+def write_grades(
     works: list[Work],
     students: dict[str, list[str]],
     lessons: dict[str, Graded],
@@ -437,7 +437,7 @@ def write_scores(
     table, most = io.StringIO(), sum(chosen.values())
     rows = csv.writer(table)
     rows.writerow(["student", "points", "of", *chosen, "notes"])
-    page = jinja2.Environment(autoescape=True).from_string(PAGE)
+    page = jinja2.Environment(autoescape=True).from_string(FEEDBACK)
     for student in sorted(students):
         own = [work for work in works if work.student == student]
         found = {number: one for work in own for number, one in work.exercises.items() if number in chosen}
@@ -560,7 +560,7 @@ def main(
     hidden = [root / "notebooks", root / "pyproject.toml", submissions.absolute(), folder, teaching()]
     known = judge(works, parts, folder / "results", [str(path) for path in hidden], limit, workers or limits.cores())
     everybody = {student: students.get(student, []) for student in {*students, *seeds}}
-    table = write_scores(works, everybody, lessons, points, name or "Feedback", folder)
+    table = write_grades(works, everybody, lessons, points, name or "Feedback", folder)
     if gradebook:
         write_gradebook(works, lessons, points, name or submissions.stem, gradebook.absolute())
     before = f", {known} of them known from before" if known else ""

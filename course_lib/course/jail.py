@@ -387,11 +387,11 @@ class Inmate(Wire):
     def handed(self, stub: str) -> None:
         """Execute an exercise as it was handed out, for the functions that both sides know."""
         before = dict(self.names)
-        execute(stub, "/handed-out", self.names)
+        run_cell(stub, "/handed-out", self.names)
         self.known = handed_out(before, self.names)
 
     def cell(self, source: str, filename: str) -> None:
-        execute(source, filename, self.names)
+        run_cell(source, filename, self.names)
 
     def call(self, name: str, arguments: tuple, random: Tensor) -> tuple:
         """What a function of the student's gives, what it changed, and the networks that it was given."""
@@ -460,7 +460,7 @@ def remember(text: str, filename: str) -> None:
     linecache.cache[filename] = (len(text), None, text.splitlines(True), filename)
 
 
-def execute(text: str, filename: str, names: dict[str, Any]) -> None:
+def run_cell(text: str, filename: str, names: dict[str, Any]) -> None:
     """Execute a cell as a notebook does."""
     remember(text, filename)
     exec(compile(text, filename, "exec", dont_inherit=True), names)
