@@ -588,3 +588,17 @@ def test_one_published_step_at_full_size(tree):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\nloss {history[0]['loss']:.3f}, peak memory {peak:.1f} GB")
     assert not torch.equal(before, learner.net.similar.weight) and peak < 16
+
+
+def test_images_are_kept_without_saliency_where_no_method_asks_for_it(tmp_path):
+    """Photographs of one's own have none."""
+    for part in minis.mini_voc(source="creatures").iterdir():
+        if part.name != "SALImages":
+            (tmp_path / part.name).symlink_to(part)
+    config = recipe("cam", "small", data=str(tmp_path), size=32, small=32, kept=True)
+    data = Voc(tmp_path, "val")
+    net = build(config.architecture(data.classes), config.weights)
+    item = KeptImages(net, data, config, progress=False)[0]
+    assert "saliency" not in item and item["tags"].any()
+    with pytest.raises(FileNotFoundError, match="no saliency map"):
+        KeptImages(net, data, replace(config, method="eps"), progress=False)

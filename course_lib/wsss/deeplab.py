@@ -54,6 +54,7 @@ from course_lib.wsss.views import resize
 DEEPLAB_HEADS = ("large-fov", "aspp", "aspp-concat")
 ASPP_RATES = (6, 12, 18, 24)  # dilations of ASPP
 SEGMENTATION_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of the released test, each with its mirror image
+HEAD_MOMENTUM = 3e-4  # of the running statistics, as released for 20,000 steps: in 300 they move by a tenth
 HUES = 180  # of OpenCV, in whose steps the jitter is published; PIL has 256
 
 
@@ -69,6 +70,7 @@ class SegmenterArchitecture:
     frozen: str = ""  # of timm's, the last part that is not trained
     output_stride: int = 8  # of timm's
     statistics: Literal["batch", "frozen"] = "batch"  # of the trunk's batch normalisation
+    head_momentum: float = HEAD_MOMENTUM  # of the head's running statistics
     scored_at: int | None = None  # longer side that images are brought to for a prediction; None: as they are
 
     def __post_init__(self) -> None:
@@ -90,6 +92,9 @@ class Segmenter(nn.Module):
                 norm.momentum = HEAD_MOMENTUM if architecture.backbone == "resnet38" else norm.momentum
         channels, count = trunk.channels["conv6"], len(architecture.classes)
         self.head = {"large-fov": LargeFov, "aspp": Aspp, "aspp-concat": AsppConcat}[architecture.head](channels, count)
+        for part in self.head.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.momentum = architecture.head_momentum
 
     def prepare(self, images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"]) -> Maps:
         """What the frozen part of the trunk makes of images: RGB, uint8 in 0..255 or float in 0..1."""
@@ -98,9 +103,6 @@ class Segmenter(nn.Module):
     def forward(self, prepared: Maps) -> Float[Tensor, "b c h w"]:
         """Logits on the grid of the features, from what `prepare` returned."""
         return self.head(self.trunk.trained(prepared)["conv6"])
-
-
-HEAD_MOMENTUM = 3e-4  # of the running statistics, as released
 
 
 class LargeFov(nn.Sequential):
@@ -232,6 +234,7 @@ class MaskTraining:
     frozen: str = ""  # of timm's, the last part that is not trained
     output_stride: Literal[8, 16, 32] = 8  # of timm's
     statistics: Literal["batch", "frozen"] = "batch"  # of the trunk's batch normalisation
+    head_momentum: Positive = HEAD_MOMENTUM  # of the running statistics of the head's batch normalisation
     scored_at: Side | None = None  # longer side that images are brought to for a prediction; None: as they are
     kept: bool = False  # compute what is frozen once for all images and their mirror images
     precision: Literal["no", "bf16", "fp16"] = "no"  # of autocast
@@ -260,6 +263,7 @@ _CPU = {
     "scales": None,
     "jitter": 0,
     "statistics": "frozen",
+    "head_momentum": 0.1,
 }
 # For miniatures on a CPU; what they share with the training from tags has its values there (`recipes`).
 SMALL_MASK_RECIPES: dict[str, dict[str, Any]] = {
@@ -433,4 +437,4 @@ def _normalised(before, after, side, dilation=1):
     """A convolution without bias, batch normalisation, ReLU."""
     convolution = nn.Conv2d(before, after, side, padding=side // 2 * dilation, dilation=dilation, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
-    return convolution, nn.BatchNorm2d(after, momentum=HEAD_MOMENTUM), nn.ReLU(inplace=True)
+    return convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)

@@ -164,7 +164,9 @@ class KeptImages(Dataset):
     def __init__(self, net: CamNet, data: Voc, config: TagTraining, progress: bool = True) -> None:
         self.data, self.trunk, self.sizes, self.progress = data, net.trunk, (config.size, config.small), progress
         self.tags, self.masks, numbers = data.tags.float(), None, range(len(data))
-        self.saliency = self._squares(data.saliency(i)[None] for i in numbers)
+        self.saliency = None
+        if TAG_METHODS[config.method].saliency or data.saliencies.is_dir():  # photographs of one's own have none
+            self.saliency = self._squares(data.saliency(i)[None] for i in numbers)
         if config.contrast.labels == "true":
             masks = (data.mask(i)[None] for i in numbers)
             self.masks = self._squares(masks, InterpolationMode.NEAREST_EXACT)[:, 0]
@@ -188,7 +190,7 @@ class KeptImages(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         flip = int(torch.randint(2, ()))
         item = recursively_apply(lambda maps: maps[index], {"views": self.views[flip], "tags": self.tags})
-        kept = {"saliency": self.saliency} | ({} if self.masks is None else {"mask": self.masks})
+        kept = {name: maps for name, maps in (("saliency", self.saliency), ("mask", self.masks)) if maps is not None}
         return item | {name: maps[index].flip(-1) if flip else maps[index] for name, maps in kept.items()}
 
 
