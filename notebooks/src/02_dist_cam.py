@@ -91,19 +91,27 @@ def look(images):
         return network.features(network.normalise(images.to(lesson.device))).cpu()
 
 # %%
-def see_all():
-    """Pooled features of the training scenes, and all about the validation scenes."""
-    known = [(look(batch.images).mean((2, 3)), batch.labels)
+def see_training():
+    """Pooled features and classes of the training scenes."""
+    parts = [(look(batch.images).mean((2, 3)), batch.labels)
              for batch in tqdm(train.batches(side, 16), "training scenes")]
-    unseen = [(look(batch.images), batch.labels, batch.boxes)
-              for batch in tqdm(val.batches(side, 16), "validation scenes")]
-    boxes = [box for _, _, boxes in unseen for box in boxes]
-    return [*map(torch.cat, zip(*known)),
-            *(torch.cat([row[i] for row in unseen]) for i in (0, 1)), boxes]
+    return [*map(torch.cat, zip(*parts))]
 
-train_q, train_y, val_maps, val_y, val_boxes = cached(
-    "features of lesson 02", see_all, data=fingerprint(root), settings=side,
-    takes="about half a minute")
+train_q, train_y = cached("features of lesson 02, training", see_training,
+                          data=fingerprint(root), settings=side,
+                          takes="about half a minute")
+
+# %%
+def see_validation():
+    """Maps, classes and boxes of the validation scenes."""
+    parts = [(look(batch.images), batch.labels, batch.boxes)
+             for batch in tqdm(val.batches(side, 16), "validation scenes")]
+    boxes = [box for _, _, boxes in parts for box in boxes]
+    return [*(torch.cat([row[i] for row in parts]) for i in (0, 1)), boxes]
+
+val_maps, val_y, val_boxes = cached("features of lesson 02, validation", see_validation,
+                                    data=fingerprint(root), settings=side,
+                                    takes="about half a minute")
 val_q = val_maps.mean((2, 3))
 print(*(tuple(x.shape) for x in (train_q, train_y, val_maps, val_q)), sep=", ")
 

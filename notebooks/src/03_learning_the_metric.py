@@ -970,30 +970,6 @@ lesson.claim("Softmax raises it everywhere, off the object to "
              f"{change['softmax'][1]:.2f}.", min(change["softmax"]) > 1.1);
 
 # %% [markdown]
-# The picture shows what has changed, on the photograph with the median rise under triplets. The upper row has the heatmaps
-# after training. The lower row has the heatmap before training, and **where the heat fell**.
-
-# %%
-risen = energy["triplet"][-1] - energy["triplet"][0]
-typical = risen.argsort()[len(risen) // 2].item()
-photo, thing = photos[typical], kinds[unseen_y[typical]]
-old = maps.heatmap(views["triplet"][0, [typical]], side)[0]
-new = {name: maps.heatmap(seen_by[-1, [typical]], side)[0]
-       for name, seen_by in views.items()}
-fell = [(old - heat).clamp_min(0) for heat in new.values()]
-numbers = {name: values[[0, -1], typical].tolist() for name, values in energy.items()}
-plots.show(plots.grid(
-    [photo] * 8,
-    [thing, *(f"{name}: {last:.2f}" for name, (_, last) in numbers.items()),
-     f"before: {numbers['triplet'][0]:.2f}", *(f"fell, {name}" for name in new)],
-    heatmaps=[None, *new.values(), old, *fell], columns=4, side=2.1,
-    title="Sum of all channels; numbers: energy per area of the object"),
-    alt=f"A photograph of {thing} with the sum of all channels before training and "
-        "after it, and where it fell; energy per area on the object: "
-    + ", ".join(f"{name} from {first:.2f} to {last:.2f}"
-                for name, (first, last) in numbers.items()) + ".")
-
-# %% [markdown]
 # ## What was measured
 #
 # - **Reproduced:** training to compare draws activations onto the object. Without any classifier there are maps that localise,
