@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -336,38 +337,29 @@ def test_without_namespaces_nothing_is_graded(course, handed_out, tmp_path):
 
 
 @pytest.mark.skipif(not as_root(), reason="who is not root tests this with everything else")
-def test_without_root_it_takes_user_namespaces(course, handed_out, tmp_path):
+def test_without_root_it_takes_user_namespaces(handed_out):
     """A plain user grades: an attack earns what it earned from root's."""
-    send(
-        tmp_path / "sent",
-        students(handed_out, course[1] / "source" / "hw1" / "01_small.ipynb", tmp_path / "b", tmp_path / "w"),
-    )
-    keep = ("s01_correct", "s02_overflow", "n01_fork_bomb", "n06_key", "n07_parent")
-    for other in (tmp_path / "sent").iterdir():
-        if other.name not in keep:
-            shutil.rmtree(other)
-    for folder in (tmp_path, *tmp_path.parents[:3], course[0]):
-        folder.chmod(0o777)
-    for place, folders, files in os.walk(course[0]):
-        for name in (*folders, *files):
-            os.chmod(os.path.join(place, name), 0o777)
-    # Python in a home directory that others may not enter is shown to them, for this process alone
-    closed = [one for one in Path(sys.base_prefix).parents if one.is_dir() and not one.stat().st_mode & 0o001]
-    shown = "".join(
-        f"mkdir -p {tmp_path}/py && mount --bind {sys.base_prefix} {tmp_path}/py && "
-        f"mount -t tmpfs -o mode=755 tmpfs {one} "
-        f"&& mkdir -p {sys.base_prefix} && mount --bind {tmp_path}/py {sys.base_prefix} && "
-        for one in closed[-1:]
-    )
-    words, surroundings = command(course)
-    script = f'{shown} exec setpriv --reuid=1234 --regid=1234 --clear-groups "$@"'
-    ran = subprocess.run(
-        ["unshare", "--mount", "bash", "-c", script, "bash", *words, tmp_path / "sent", "--name", "hw1", "--folder",
-         tmp_path / "grades", *LIMIT], env=surroundings, capture_output=True, text=True, cwd="/",
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    found = {name: float(row["points"]) for name, row in scores(tmp_path / "grades").items()}
-    assert found == dict(zip(keep, (7, 2, 3, 0, 3)))
+    keep = {"s01_correct": 7, "s02_overflow": 2, "n01_fork_bomb": 3, "n06_key": 0, "n07_parent": 3}
+    with tempfile.TemporaryDirectory() as own:  # the folders of pytest are root's alone
+        root = checkout(Path(own) / "course")
+        key = root / "work" / "teaching" / "source" / "hw1" / "01_small.ipynb"
+        sent = students(handed_out, key, root / "book.db", root / "written")
+        send(root / "sent", {name: sent[name] for name in keep})
+        for place in (Path(own), *Path(own).rglob("*")):
+            place.chmod(0o777)
+        # Python in a home directory that others may not enter is shown to them, for this process alone
+        base, script = sys.base_prefix, ""
+        for home in [one for one in Path(base).parents if not one.stat().st_mode & 0o001][-1:]:
+            script = f"mkdir {own}/py && mount --bind {base} {own}/py && mount -t tmpfs -o mode=755 tmpfs {home} && "
+            script += f"mkdir -p {base} && mount --bind {own}/py {base} && "
+        script += 'exec setpriv --reuid=1234 --regid=1234 --clear-groups "$@"'
+        words, surroundings = command((root, None), "unshare", "--mount", "bash", "-c", script, "bash")
+        ran = subprocess.run(
+            [*words, root / "sent", "--folder", root / "grades", *LIMIT],
+            env=surroundings, capture_output=True, text=True, cwd="/",
+        )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr[-3000:]
+        assert {name: float(row["points"]) for name, row in scores(root / "grades").items()} == keep
 
 
 # what goes wrong outside ---------------------------------------------------------------------------------------------

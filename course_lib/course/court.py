@@ -323,9 +323,12 @@ class Court:
         error: BaseException | None = None,
         trace: TracebackType | None = None,
     ) -> None:
-        self.link.close()
-        self.process.kill()
-        self.process.wait()
+        self.link.close()  # an idle court tidies up and ends
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def judge(self, answers: dict[str, list[tuple[str, str]]], seconds: float) -> dict[str, dict]:
         """What `Bench.judge` says; an error if the process ends, or takes longer than `seconds`."""
