@@ -106,7 +106,7 @@ def test_statistics_follow_the_batches_while_scale_and_shift_stay():
 @pytest.mark.parametrize(("backbone", "momentum"), [("small", 0.1), ("resnet38", 3e-4)])
 def test_statistics_of_the_head_are_there_after_a_training_of_its_length(backbone, momentum):
     """The released momentum is for 20,000 steps: after 200 it leaves them where they began, and predictions wrong."""
-    config = mask_recipe(backbone, width=2)
+    config = mask_recipe(backbone, head="large-fov", width=2)
     heads = build_segmenter(config.architecture(CLASSES)).head.modules()
     assert {part.momentum for part in heads if isinstance(part, nn.BatchNorm2d)} == {momentum}
 
