@@ -374,6 +374,15 @@ plots.show(figure, alt="Bars of seeds, pseudo masks, network and full supervisio
 # %% [markdown]
 # The two networks differ in nothing but their labels. So the difference of their bars is what the labels cost.
 
+# %%
+lesson.claim(f"On val the network reaches {kept:.0f} % of the mIoU of full supervision: "
+             f"{scores['val']['network']:.1f} against "
+             f"{scores['val']['full supervision']:.1f} %.", kept < 90)
+lesson.claim("The gap lies between objects and background. In points of IoU the "
+             f"network misses {more['missed']:+.0f} and spills {more['spilled']:+.0f} "
+             f"against full supervision; it confuses {more['confused']:+.0f}.",
+             min(more["missed"], more["spilled"]) > 3 > more["confused"])
+
 # %% [markdown]
 # ## Does the network repeat what its labels have wrong?
 #
@@ -522,7 +531,18 @@ plots.show(plots.grid(
            alt="The four scenes of train with most wrong labels. Below, their pixels "
                "are tinted by what the network made of a wrong or a right label.")
 
+# %%
+lesson.claim(f"The network repeats {became['repeated']:.0f} % of the wrong labels, and "
+             f"corrects {became['corrected']:.0f} %.",
+             became["repeated"] > became["corrected"] + 20)
+lesson.claim("It is no better than its labels, which had the tags: "
+             f"{scores['train']['network']:.1f} against "
+             f"{scores['train']['pseudo masks']:.1f} % on train.",
+             scores["train"]["network"] < scores["train"]["pseudo masks"] - 3)
+
 # %% [markdown]
+# So most errors of these labels are of the kind that a look explains: the last case of the exercise, not the first.
+#
 # ## Failures
 #
 # A mean hides how a network fails. Turn the pages: each shows the four scenes of val that are the worst of one kind. The last
@@ -563,6 +583,14 @@ called_alone = 100 * (said == habit)[alone].float().mean().item()
 print(f"track called {classes[habit]}, val: "
       + ", ".join(f"{name} {share:.0f} %" for name, share in called.items())
       + f"; by the network where the class is not there: {called_alone:.0f} %")
+
+# %%
+lesson.claim(f"The network has learned the habit: it calls {called['network']:.0f} % of "
+             f"the track {classes[habit]}, with full supervision it calls "
+             f"{called['full supervision']:.0f} % so. Where the class is not in the "
+             f"scene, it is {called_alone:.0f} %: no tag holds it back.",
+             called["network"] > 60 > 30 > called["full supervision"]
+             and called_alone > 50)
 
 # %% [markdown]
 # ## What the precision of tags costs
@@ -691,6 +719,14 @@ plots.show(plots.curve(
                f"mIoU is best at {100 * wanted[top]:.0f} %: {tagged[top]:.0f} %, "
                f"with true tags {true_tags:.0f} %.")
 lesson.outcome("10.e", true_tags - tagged[top], "points")
+
+# %%
+lesson.claim(f"With the best machine tags the seeds lose {true_tags - tagged[top]:.0f} "
+             f"points: {tagged[top]:.1f} in place of {true_tags:.1f} %.",
+             true_tags - tagged[top] > 5)
+lesson.claim("The network, which needs no tag, is above them: "
+             f"{scores['val']['network']:.1f} %.",
+             scores["val"]["network"] > tagged[top] + 1)
 
 # %% [markdown]
 # Move the precision, and see which tags come and go, and their masks with them.
