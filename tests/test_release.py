@@ -106,7 +106,7 @@ def test_exercises_by_objective_minutes_and_points(course, lessons, capsys):
     assert len(release.fitting(found, minutes=20)) >= 2
     with pytest.raises(ValueError, match="got none that fit"):
         release.fitting(found, minutes=1, points=10)
-    make("--about", "root", "--minutes", "5")
+    make("--about", "halving", "--minutes", "5")
     assert "| 01.2 |" in (said := capsys.readouterr().out) and "01.1" not in said
 
 
