@@ -927,6 +927,10 @@ with check("09.4", hint="IoU of each page; the first highest, the last above.") 
             f"{given.mean():.2f}.")
 ### BEGIN HIDDEN TESTS
 assert turning_points(play, given, half, 0.25, [0, 2, 3, 4, 5, 6]) == (3, 5)
+shown = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [1, 1, 0.5, 0.5]])[:, None, None]
+assert turning_points(lambda maps, powers: shown, shown[0, 0],
+                      torch.tensor([[True, True, False, False]]), 0.5, [0, 1, 2]
+                      ) == (2, 2)
 ### END HIDDEN TESTS
 
 # %% [markdown]

@@ -99,6 +99,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "line 12: 1 -> 0": "the matrix is symmetric",
         "line 13: 0 -> -1": "there is one column",
     },
+    "09.2": {"line 7: place[:, None] - place -> place - place[:, None]": "it is squared"},
+    "09.4": {"line 10: 0 -> -1": "there is one map"},
 }
 
 
