@@ -375,8 +375,8 @@ plots.show(figure, alt="Bars of seeds, pseudo masks, network and full supervisio
 # The two networks differ in nothing but their labels. So the difference of their bars is what the labels cost.
 
 # %%
-lesson.claim(f"On val the network reaches {kept:.0f} % of the mIoU of full supervision: "
-             f"{scores['val']['network']:.1f} against "
+lesson.claim(f"On val the network reaches {kept:.0f} % of the mIoU of full "
+             f"supervision: {scores['val']['network']:.1f} against "
              f"{scores['val']['full supervision']:.1f} %.", kept < 90)
 lesson.claim("The gap lies between objects and background. In points of IoU the "
              f"network misses {more['missed']:+.0f} and spills {more['spilled']:+.0f} "
@@ -585,8 +585,8 @@ print(f"track called {classes[habit]}, val: "
       + f"; by the network where the class is not there: {called_alone:.0f} %")
 
 # %%
-lesson.claim(f"The network has learned the habit: it calls {called['network']:.0f} % of "
-             f"the track {classes[habit]}, with full supervision it calls "
+lesson.claim(f"The network has learned the habit: it calls {called['network']:.0f} % "
+             f"of the track {classes[habit]}, with full supervision it calls "
              f"{called['full supervision']:.0f} % so. Where the class is not in the "
              f"scene, it is {called_alone:.0f} %: no tag holds it back.",
              called["network"] > 60 > 30 > called["full supervision"]
