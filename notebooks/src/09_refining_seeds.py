@@ -1052,7 +1052,8 @@ with torch.inference_mode():
                for i in range(0, len(images), 8)]
 boundary = torch.cat([logits for logits, _ in answers]).cpu().sigmoid()   # n 1 h w
 bright = F.interpolate(boundary[few], images.shape[2:], mode="bilinear")[:, 0]
-outline = F.max_pool2d((masks == IGNORE)[:, None].float(), irn.STRIDE) > 0
+outline = F.adaptive_max_pool2d((masks == IGNORE)[:, None].float(),
+                                boundary.shape[2:]) > 0
 at_edge, elsewhere = (100 * boundary[where].mean().item()
                       for where in (outline, ~outline))
 plots.show(plots.grid(
