@@ -124,7 +124,7 @@ print(f"{len(images)} training images; seeds above {THRESHOLD}: "
 # $$E(x) = \sum_i U_i(x_i) + \sum_{i<j} [x_i \ne x_j] \sum_k w_k\, K_k(i, j) .$$
 #
 # The **unary** $U_i$ is $-\log$ of what the seed says of pixel $i$. Each *pair* of pixels with different labels costs
-# something, and the kernels say how much. There are two. With the place $p$ of a pixel and its colour $I$ (0..255),
+# something, and the kernels say how much. There are a Gaussian one and a bilateral kernel. With the place $p$ of a pixel and its colour $I$ (0..255),
 #
 # $$K_1 = \exp\Big(-\frac{|p_i - p_j|^2}{2 \sigma^2}\Big), \qquad
 # K_2 = \exp\Big(-\frac{|p_i - p_j|^2}{2 \sigma_{xy}^2} - \frac{|I_i - I_j|^2}{2 \sigma_{rgb}^2}\Big) .$$
