@@ -17,9 +17,8 @@ WINGS = ("worlds", "experiments", "course")
 # Python tokens without comments and docstrings: neither documentation nor a shorter line is punished.
 # The library had 48,000 of them and all 92,000 when the wings were told apart. Since then came, in the library, readers
 # that take any input, checks that lend copies, claims, controls and figures of the fields; in the wings, photographs of
-# any distribution, packs, working copies, checks of options, chimeras, assignments and their grading. What refines seeds
-# and segments is counted apart
-# (LATER), and so is the cache.
+# any distribution, packs, working copies, checks of options, chimeras, assignments and their grading. What refines
+# seeds and segments is counted apart (LATER), and so is the cache.
 LATER = {
     *("cache.py", "data/own.py", "metric_learning/explain.py"),
     *(

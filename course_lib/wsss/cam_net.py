@@ -131,7 +131,7 @@ class CamNet(nn.Module):
             size: side to which images are brought after normalisation, bilinear, corner on corner: of a smaller view.
             warp: what else is done to a smaller view; what it brings in from outside gets the mean colour.
         """
-        return prepared(self.trunk, images, inside, size, warp)
+        return prepared_maps(self.trunk, images, inside, size, warp)
 
     def forward(self, prepared: Maps) -> View:
         """Maps and embeddings on the grid of the features, from what `prepare` returned."""
@@ -156,7 +156,7 @@ class CamNet(nn.Module):
         return [layer for layer in self.children() if layer is not self.trunk]
 
 
-def prepared(
+def prepared_maps(
     trunk: Dense,
     images: UInt8[Tensor, "b 3 H W"] | Float[Tensor, "b 3 H W"],
     inside: Bool[Tensor, "b H W"] | None = None,
@@ -176,7 +176,7 @@ def prepared(
 def kept_maps(
     trunk: Dense, images: UInt8[Tensor, "n 3 H W"], size: int | None = None, progress: bool = True
 ) -> dict[str, Float[Tensor, "n _ _ _"]]:
-    """What `prepared` makes of many images, on the CPU; it is the same for every training that starts from this trunk.
+    """What `prepared_maps` makes of many images, on the CPU; the same for every training that starts from this trunk.
 
     Where a part of the trunk is frozen, it is kept for the next time (see `cached`): it costs as much as an epoch.
 
@@ -186,7 +186,7 @@ def kept_maps(
 
     def make():
         parts = tqdm(images.split(8), "features", disable=not progress)
-        maps = [prepared(trunk, part.to(trunk.mean.device), size=size) for part in parts]
+        maps = [prepared_maps(trunk, part.to(trunk.mean.device), size=size) for part in parts]
         return {name: torch.cat([each[name].cpu() for each in maps]) for name in maps[0]}
 
     return cached("frozen features", make, data="", settings=[trunk, images, size]) if trunk.still else make()

@@ -325,6 +325,7 @@ with check("10.1",
 lone = lost_parts(torch.tensor([[0, 1, 0], [2, 0, 1], [0, 0, 4]])).tolist()
 assert [[round(share, 4) for share in row] for row in lone] == [[0.5, 0.25, 0.25],
                                                                [0, 0, 0.2]]
+assert lost_parts(torch.tensor([[0, 1], [0, 0]])).tolist() == [[0, 1, 0]]
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -642,8 +643,8 @@ with check("10.3",
         try:
             return ask(sure_enough, *inputs)
         except (IndexError, RuntimeError, ValueError) as error:
-            raise AssertionError("Where no threshold reaches the precision, return "
-                                 f"infinity. (It stopped with: {error})") from error
+            raise AssertionError("Return infinity where no tag is sure enough. (It "
+                                 f"stopped with: {error})") from error
     same(ask(sure_enough, sure, true, 0.75), reach[-1], "sure_enough(...)", suspects={
         "This is the highest threshold with that precision: it gives fewer tags than "
         "it could.": reach[0],

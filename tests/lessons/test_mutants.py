@@ -101,6 +101,11 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     },
     "09.2": {"line 7: place[:, None] - place -> place - place[:, None]": "it is squared"},
     "09.4": {"line 10: 0 -> -1": "there is one map"},
+    "10.2": {
+        "line 11: known & (labels == truth) -> labels == truth": "labels are never void",
+        "line 15: without item": "a tensor of one number is taken, too",
+    },
+    "10.3": {"line 6: 0 -> -1": "there is one axis"},
 }
 
 

@@ -165,7 +165,7 @@ def sure_enough(probability, tags, precision):
         (
             "stops without one",
             SURE.format(**ENOUGH | {"result": "ranked[reached].min()"}),
-            "return infinity. (It stopped with",
+            "Return infinity where no tag is sure enough",
         ),
         (
             "something anyway",
