@@ -21,7 +21,7 @@ from course_lib.lesson import PROFILES, commit
 from course_lib.settings import Workers
 
 LESSON_MEMORY = 3 * 2**30  # bytes that a lesson may need
-LONGEST_FIRST = ("07", "08", "03", "02", "06")  # so that no long one is left to the end
+LONGEST_FIRST = ("07", "03", "10", "09", "08", "02", "06")  # so that no long one is left to the end
 
 
 def run(notebooks: list[Path], output: Path, profile: str, strict: bool, at_once: int = 1) -> list[str]:
