@@ -343,14 +343,16 @@ class Pipeline:
         """
         config = self.config
         small = config.backbone != "resnet38"
+        side = config.walk_side or config.tags.scored_at or config.tags.size
         if config.refine == "irn":
-            return BoundaryWalk(side=None) if small else BoundaryWalk()
+            published = BoundaryWalk()
+            steps = max(1, round(published.steps * (side / published.side) ** 2))
+            return BoundaryWalk(side=None, steps=steps) if small else published
         known = {"cam": WalkConfig.psa(), "seam": WalkConfig.seam()}.get(config.method, WalkConfig.p2p())
         known = replace(known, borders=small)
         if config.refine != "psa" or not small:
             return known
         learning = config.affinity(Path())
-        side = config.walk_side or config.tags.scored_at or learning.size
         grid = side / (8 if config.backbone == "small" else learning.output_stride)
         return replace(known, steps=max(1, round(known.steps * (grid / PUBLISHED_GRID) ** 2)))
 

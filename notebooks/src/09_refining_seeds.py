@@ -93,6 +93,11 @@ config = recipes.recipe(
                     mini={"size": 192, "epochs": 8, "scored_at": 192}, paper={}))
 scenes = Subset(training_images(config, progress=bars),
                 range(lesson.choose(smoke=48, mini=len(known), paper=len(known))))
+if config.kept:
+    _ = scenes.dataset.views    # what the frozen part of the network makes of them
+print(f"{len(scenes)} images with tags, {len(train)} of them with masks for scores")
+
+# %%
 torch.manual_seed(SEED)
 learner = TagLearner(build(config.architecture(names), config.weights), config)
 fit_once(learner, scenes, progress=bars, takes="under a minute")
