@@ -1070,6 +1070,29 @@ else:
         lines.append(f"| {row} | {own} | {before} | {verdict(step[row])} | {given} |")
     display(Markdown("\n".join([*lines, "", f"Predicted: {ablated['prediction']}"])))
 
+# %%
+if ablated["runs"]:
+    gain = {row: evidence.t_interval(compared(ablated, KIND, row, before))
+            for row, before in OVER.items()}
+    every, unmined = (evidence.t_interval(compared(ablated, KIND, row, "5: SEAM"))
+                      for row in ("5: + pixel sampling", "5: + intra-view"))
+    lesson.claim("All parts together, and all losses without the mining, gain over "
+                 f"SEAM: {every[0]:+.1f} and {unmined[0]:+.1f}. What mining adds is "
+                 f"inside the noise: {gain['5: + pixel sampling'][0]:+.1f}.",
+                 min(every[1], unmined[1]) > 3
+                 and gain["5: + pixel sampling"][1] < 0)
+    cross = gain["5: + cross-CAM"]
+    lesson.claim("Predicted, and not so: the cross-view terms have less than half of "
+                 f"the gain in the mean, {cross[0]:+.1f} of {every[0]:+.1f}, with an "
+                 "interval too wide to tell; and K of 1/4 does not lose half of it, "
+                 f"but {gain['6: K = 1/4'][0]:+.1f}.",
+                 cross[0] < every[0] / 2 and cross[1] < every[0] / 2 < cross[2]
+                 and gain["6: K = 1/4"][1] > -every[0] / 2)
+    flip, with_flip = gain["7: SEAM + flip"], gain["7: rescale + flip"]
+    lesson.claim("Predicted, and so: it is not the flip. It gives SEAM "
+                 f"{flip[0]:+.1f}, and contrast over SEAM with the same flip "
+                 f"{with_flip[0]:+.1f}.", flip[0] < 3 and with_flip[1] > 0)
+
 # %% [markdown]
 # K = 1/64 of the cells is the row "+ pixel sampling". The paper's K of 16 is 1/128 of its cells.
 #
