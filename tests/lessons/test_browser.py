@@ -204,7 +204,8 @@ def test_an_answer_given_in_make_lab_survives_build_and_update(browser, tmp_path
     course = tmp_path / "Kurs für Anfänger"
     for part in ("course_lib", "notebooks"):
         shutil.copytree(ROOT / part, course / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", course)
+    for name in ("pyproject.toml", "HELP.md"):
+        shutil.copy(ROOT / name, course)
     (course / "data").symlink_to(ROOT / "data")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "COURSE_"))}
     environment = {**kept, "JUPYTER_TOKEN": TOKEN, "PYTHONPATH": str(course), "OMP_NUM_THREADS": "1"}
