@@ -717,7 +717,7 @@ SHOWN = range(9)                                       # background, 2 heads on 
 final = pages["seam+p2p"][steps][1][:9]
 final = final[final.norm(dim=1) > 0]                          # of classes that have one
 centre = final.mean(0)
-plane = torch.linalg.svd(final - centre, full_matrices=False)[2][:2].T
+plane = torch.linalg.svd(final - centre)[2][:2].T         # of one prototype, too
 g = Generator().manual_seed(SEED)
 dots = {c: where[torch.randperm(len(where), generator=g)[:60]]
         for c in SHOWN if len(where := (truth == c).nonzero()[:, 0])}
