@@ -306,15 +306,15 @@ with check("08.3",
     drawn = torch.randint(4, (2, 9), generator=draw)
     of_eq_4 = lambda v, y, P: F.cross_entropy(F.normalize(v, dim=1) @ P.T / 0.1, y,
                                               reduction="none")
-    terms = ask(cross_terms, tuple(shots), tuple(drawn), tuple(banks), of_eq_4)
-    assert isinstance(terms, dict) and set(terms) == {"cross-prototype", "cross-CAM"}, \
+    ours = ask(cross_terms, tuple(shots), tuple(drawn), tuple(banks), of_eq_4)
+    assert isinstance(ours, dict) and set(ours) == {"cross-prototype", "cross-CAM"}, \
         "Return a dict with the two keys cross-prototype and cross-CAM."
     eq_6, eq_7, eq_9, primes = torch.tensor([              # of each view; all borrowed
         [6.599626, 4.957978], [4.246658, 5.121935], [7.275478, 4.111640],
         [6.071959, 5.407791]])
     for called, target, swapped in (("cross-prototype", eq_6, eq_7),
                                     ("cross-CAM", eq_7, eq_6)):
-        same(terms[called], target, f"the term {called}", suspects={
+        same(ours[called], target, f"the term {called}", suspects={
             f"{called} is the other cross term: Eq. 6 borrows the prototypes, Eq. 7 "
             "the labels.": swapped,
             f"{called} borrows nothing: this is the intra-view term of Eq. 9.": eq_9,
@@ -329,10 +329,10 @@ with check("08.3",
             f"{called}: you added the views up; give two numbers.": target.sum(),
             f"{called}: you averaged the views; give two numbers.": target.mean()})
 ### BEGIN HIDDEN TESTS
-terms = cross_terms((1.0, 2.0), (10.0, 20.0), (100.0, 200.0),
+ours = cross_terms((1.0, 2.0), (10.0, 20.0), (100.0, 200.0),
                     lambda v, y, P: torch.tensor([v + y + P]))
-assert (terms["cross-prototype"].tolist() == [211.0, 122.0]
-        and terms["cross-CAM"].tolist() == [121.0, 212.0])
+assert (ours["cross-prototype"].tolist() == [211.0, 122.0]
+        and ours["cross-CAM"].tolist() == [121.0, 212.0])
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -423,10 +423,10 @@ with check("08.4", hint="Ranks of prototypes in a row, of pixels in a class.") a
 short = mine(torch.eye(21)[:5], torch.arange(5), torch.rand(5, generator=draw))
 # classes of one pixel cannot be halved
 assert short[0].sum(1).eq(10).all() and not torch.as_tensor(short[1]).any()
-for many, first, last in ((8, 1, 5), (20, 2, 12)):       # negatives from near to far
+for many, lowest, last in ((8, 1, 5), (20, 2, 12)):       # negatives from near to far
     near = torch.arange(many + 1.0).flip(0).repeat(2, 1)
     picked = mine(near, torch.full((2,), many), torch.rand(2, generator=draw))[0]
-    assert picked.nonzero()[:, 1].tolist() == 2 * [*range(first, last)]
+    assert picked.nonzero()[:, 1].tolist() == 2 * [*range(lowest, last)]
 ### END HIDDEN TESTS
 
 # %% [markdown]
@@ -804,12 +804,12 @@ with check("08.5", hint="autograd.grad for each pair, squares, sum, root.") as a
                         torch.rand(2, 4, 4, 4))
     sums = {"contrast": sum(pieces.pop(term) for term in (
         "cross-prototype", "cross-cam", "intra")), **pieces}
-    organs = {"trunk": small_net.trunk, "classifier": small_net.classifier,
+    organ_of = {"trunk": small_net.trunk, "classifier": small_net.classifier,
               "PCM": torch.nn.ModuleList((small_net.similar4, small_net.similar5,
                                           small_net.similar)),
               "projector": small_net.projector}
-    came = ask(reach, sums, organs)
-    lengths_of = gradient_reach(sums, organs)
+    came = ask(reach, sums, organ_of)
+    lengths_of = gradient_reach(sums, organ_of)
     assert isinstance(came, dict) and came.keys() == lengths_of.keys(), \
         "Return a dict with a key (term, part) for each pair."
     many = torch.tensor([*lengths_of.values()])
@@ -833,14 +833,14 @@ their_tags = known.tags[:8].float().to(lesson.device)
 net = nets["seam+p2p"]
 organs = {"trunk": net.trunk, "classifier": net.classifier, "projector": net.projector,
           "PCM": torch.nn.ModuleList((net.similar4, net.similar5, net.similar))}
-terms = loss_terms(config, [net(net.prepare(several, size=side))
+by_term = loss_terms(config, [net(net.prepare(several, size=side))
                             for side in (config.size, config.small)], their_tags, None,
                    torch.rand(2, 8, 4, 4).to(lesson.device))
-terms["contrast"] = sum(terms.pop(name)
+by_term["contrast"] = sum(by_term.pop(name)
                         for name in ("cross-prototype", "cross-cam", "intra"))
-moves = yours("08.5", reach, gradient_reach)(terms, organs)
+moves = yours("08.5", reach, gradient_reach)(by_term, organs)
 lines = ["| gradient, trained P2P | " + " | ".join(organs) + " |", "|---" * 5 + "|"]
-for term in terms:
+for term in by_term:
     lines.append(f"| {term} | " + " | ".join(f"{moves[term, organ]:.2g}"
                                              for organ in organs) + " |")
 display(Markdown("\n".join(lines)))

@@ -94,7 +94,7 @@ config = recipes.recipe(
 scenes = Subset(training_images(config, progress=bars),
                 range(lesson.choose(smoke=48, mini=len(known), paper=len(known))))
 if config.kept:
-    _ = scenes.dataset.views    # what the frozen part of the network makes of them
+    views = scenes.dataset.views    # what the frozen part of the network makes of them
 print(f"{len(scenes)} images with tags, {len(train)} of them with masks for scores")
 
 # %%
@@ -902,7 +902,7 @@ with check("09.4", hint="IoU of each page; the first highest, the last above.") 
         T = random_walk(torch.eye(96).double().view(1, 96, 4, 24), web, 2, 1.0, 1)[0]
         return torch.stack([maps.double().flatten(1) @ T.flatten(1).matrix_power(steps)
                             for steps in powers]).view(len(powers), *maps.shape)
-    twos, (_, given, half) = [0, *(2**k for k in range(14))], strip(4.0)
+    twos, (given, half) = [0, *(2**k for k in range(14))], strip(4.0)[1:]
     def play(maps, powers):                  # finds shares of the object, in 6 pages
         lit = torch.tensor([10, 29, 38, 38, 24, 10])[:, None, None]
         return (torch.arange(96).view(24, 4).T < lit)[:, None].float()
