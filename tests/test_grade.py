@@ -605,7 +605,7 @@ LESSONS = build.sources(ROOT / "notebooks" / "src")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a process with a GPU cannot be forked; courts see none")
-# Each lesson starts a court of its own, which takes up to a minute: two of them stand for all, `-m slow` tries the rest.
+# Each lesson starts a court of its own, up to a minute: two of them stand for all here, `-m slow` tries the rest.
 @pytest.mark.parametrize(
     "source",
     [path if path.stem[:2] in ("01", "04") else pytest.param(path, marks=pytest.mark.slow) for path in LESSONS],
