@@ -141,7 +141,8 @@ def nothing_is_done(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("values", [VALUES[:4], pytest.param(VALUES[4:], marks=pytest.mark.slow)], ids=",".join)
-@pytest.mark.parametrize("name", COMMANDS)
+# What `release` and `grade` refuse stands in their own tests: they need an assignment first.
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("release", "grade")])
 def test_what_means_nothing_is_refused_before_any_work(name, values, nothing_is_done, capsys, tmp_path, monkeypatch):
     wrong, options = [], options_of(name, capsys)
     assert len(options) >= (8 if name in RESEARCH else name not in ("build", "lab", "update", "bench"))

@@ -21,7 +21,11 @@ from course_lib import __main__
 from course_lib.course import build, grade, jail, release, update
 from course_lib.course.court import Bench, Court, counted, functions, hidden_cases
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is made of Linux namespaces")
+# Slow: limits of a jail are seconds of a clock, too, and on a machine that is busy with other tests they end honest work.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the jail is made of Linux namespaces"),
+]
 LIMIT = ["--seconds", "3", "--memory", "600", "--workers", "1"]
 
 
