@@ -21,7 +21,7 @@ from course_lib import __main__
 from course_lib.course import build, grade, jail, release, update
 from course_lib.course.court import Bench, Court, counted, functions, hidden_cases
 
-# Slow: limits of a jail are seconds of a clock, too, and on a machine that is busy with other tests they end honest work.
+# Slow: limits of a jail are seconds of a clock, too; on a machine that is busy with other tests they end honest work.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="the jail is made of Linux namespaces"),
