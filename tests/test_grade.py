@@ -21,11 +21,7 @@ from course_lib import __main__
 from course_lib.course import build, grade, jail, release, update
 from course_lib.course.court import Bench, Court, counted, functions, hidden_cases
 
-# Slow: limits of a jail are seconds of a clock, too; on a machine that is busy with other tests they end honest work.
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform != "linux", reason="the jail is made of Linux namespaces"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is made of Linux namespaces")
 LIMIT = ["--seconds", "3", "--memory", "600", "--workers", "1"]
 
 
@@ -261,6 +257,23 @@ def test_what_ends_an_inmate_is_a_sentence(inside, code, sentence):
     for _ in range(2):  # and it stays ended
         with pytest.raises(jail.Halted, match=sentence):
             f()
+
+
+def test_a_course_below_tmp_stays_in_sight(tmp_path, monkeypatch):
+    """A checkout or an environment may lie there, and is asked for modules until the end."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        part = Path(folder) / "part.txt"
+        part.write_text("here")
+        shown = jail._visible()
+        monkeypatch.setattr(jail, "_visible", lambda: [*shown, Path(folder)])
+        code = (
+            "def f(path):\n    import tempfile\n    with tempfile.TemporaryFile('w') as own:\n        own.write('x')\n"
+        )
+        warder = jail.Warder({"__name__": "lesson"}, tmp_path, 2**29)
+        with jail.Jail(warder, 5.0) as one:
+            assert one.cell(f"{code}    return open(path).read()", "cell") == ""
+            assert one.function("f")(str(part)) == "here"
 
 
 def test_an_error_shows_the_line_of_the_student(inside):

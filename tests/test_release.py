@@ -211,7 +211,6 @@ def nbgrader(course, monkeypatch):
     return convert
 
 
-@pytest.mark.slow  # a minute or two of nbgrader's own
 def test_nbgrader_gives_the_same_files_and_the_same_scores(course, nbgrader, tmp_path):
     """generate_assignment writes what `release` wrote; autograde gives 24 students the points that `grade` gives."""
     from nbgrader.api import Gradebook

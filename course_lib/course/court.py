@@ -45,10 +45,10 @@ def probe(hidden):
     for name, work in {
         "the network": lambda: socket.socket().connect(("192.0.2.1", 80)),
         "a new process": child,
-        "a file outside /tmp": lambda: open("/written", "w"),
+        "a file outside /scratch": lambda: open("/written", "w"),
         "a file of the library": lambda: open(__library__ + "/written", "w"),
         "a new user namespace": user_namespace,
-        "a privilege": lambda: os.chroot("/tmp"),
+        "a privilege": lambda: os.chroot("/scratch"),
     }.items():
         try:
             work()

@@ -2,7 +2,7 @@
 
     judge       executed the set-up cell of a lesson, then forked the warder, and was told the answers only after that
       └ warder  namespaces of its own: no network, a root of Python and this library, read-only, without the checkout
-          └ keeper    one for each exercise of a student: a process namespace, an empty /tmp
+          └ keeper    one for each exercise of a student: a process namespace, an empty /scratch
               └ inmate    no privileges, no new process, limits of memory, files and time; executes the student's code
 
 An inmate is a fork of a process that has torch and the set-up cell loaded, so it costs milliseconds, and it never knew
@@ -30,6 +30,7 @@ import site
 import socket
 import struct
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -47,7 +48,8 @@ from torch.utils._pytree import tree_leaves
 from course_lib import paths
 
 NOBODY = 65534
-FILE_BYTES, OPEN_FILES, MESSAGE_BYTES, HEADER_BYTES, TMP = 16 * 2**20, 64, 32 * 2**20, 4 * 2**20, "size=64m,mode=1777"
+FILE_BYTES, OPEN_FILES, MESSAGE_BYTES, HEADER_BYTES = 16 * 2**20, 64, 32 * 2**20, 4 * 2**20
+SCRATCH = Path("/scratch")  # the folder in which an inmate may write; /tmp leads there
 NEW_MOUNTS, NEW_HOST, NEW_IPC, NEW_USER, NEW_PIDS, NEW_NET = (
     0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
 )  # fmt: skip
@@ -132,7 +134,9 @@ def _wall_in(root: Path, privileged: bool) -> None:
         _mount(path, target, None, BIND | RECURSIVE)
         _read_only(target, NO_SUID | (0 if str(path) in DEVICES else NO_DEVICES))
         shown.append(path)
-    (root / "tmp").mkdir(exist_ok=True)
+    (root / SCRATCH.relative_to("/")).mkdir()
+    if not os.path.lexists(root / "tmp"):  # Python or the library may lie below /tmp, so that is no place to cover
+        (root / "tmp").symlink_to(SCRATCH)
     _read_only(root, NO_SUID | NO_DEVICES, below=0)
     os.chroot(root)  # from below a changed root no process makes a user namespace, and so none gets a privilege back
     os.chdir("/")
@@ -471,13 +475,13 @@ def _imprison(channel: socket.socket, names: dict[str, Any], memory: int, second
     try:
         _die_with_parent()
         _system("unshare", NEW_PIDS | NEW_MOUNTS | NEW_IPC)
-        _mount("tmpfs", "/tmp", "tmpfs", NO_SUID | NO_DEVICES, TMP)
+        _mount("tmpfs", SCRATCH, "tmpfs", NO_SUID | NO_DEVICES, "size=64m,mode=1777")
         if inmate := os.fork():
             channel.close()
             os.waitpid(inmate, 0)
             os._exit(0)
         os.setsid()
-        os.chdir("/tmp")
+        os.chdir(SCRATCH)
         _give_up(memory, seconds, privileged)
         Inmate(channel, names).serve()
     finally:
@@ -495,6 +499,7 @@ def _guard(orders: socket.socket, names: dict[str, Any], root: Path) -> None:
         os.closerange(orders.fileno() + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
         os.environ.clear()
+        os.environ["TMPDIR"], tempfile.tempdir = str(SCRATCH), None  # it is looked for once, and was perhaps outside
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         privileged = os.geteuid() == 0
         try:
