@@ -82,6 +82,11 @@ ALLOWED = {name: {"0"} for name in ZERO} | {
     "into": {*VALUES},
     # Names of parts of a network, which is built before it is trained; it says which parts it has.
     "frozen": {*VALUES},
+    # The lessons say which of them and which exercises there are, and a file of students comes after them.
+    **{f"release {option}": {*VALUES} for option in ("name", "lessons", "exercises", "about", "students")},
+    **{f"release {option}": {"0"} for option in ("minutes", "points")},  # no limit
+    "grade name": {""},  # all exercises of the lessons that came
+    "gradebook": {*VALUES},  # a file that is yet to be made
 }
 
 
@@ -109,7 +114,7 @@ def nothing_is_done(monkeypatch, tmp_path):
         module = importlib.import_module(place.partition(":")[0])
         for work in (
             "train evaluate ablate ablate_tricks load run execute collect _write_all run_pipeline as_voc "
-            "check_submission write_submission explained_network"
+            "check_submission write_submission explained_network graded_lessons"
         ).split():
             if hasattr(module, work):
                 monkeypatch.setattr(module, work, begin)
@@ -134,6 +139,7 @@ def nothing_is_done(monkeypatch, tmp_path):
     monkeypatch.setitem(NEEDED, "evaluate seeds", ["--checkpoint", str(tmp_path / "there.safetensors")])
     (tmp_path / "photograph.jpg").touch()
     monkeypatch.setitem(NEEDED, "explain", [str(tmp_path / "photograph.jpg")])
+    monkeypatch.setitem(NEEDED, "grade", [str(miniature)])
     monkeypatch.setitem(NEEDED, "submission", [str(miniature), "--data", str(miniature)])
     monkeypatch.setitem(NEEDED, "train reid", ["--ablation"])  # it takes the options of an evaluation, too
     monkeypatch.chdir(tmp_path)
@@ -141,8 +147,7 @@ def nothing_is_done(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("values", [VALUES[:4], pytest.param(VALUES[4:], marks=pytest.mark.slow)], ids=",".join)
-# What `release` and `grade` refuse stands in their own tests: they need an assignment first.
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("release", "grade")])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_what_means_nothing_is_refused_before_any_work(name, values, nothing_is_done, capsys, tmp_path, monkeypatch):
     wrong, options = [], options_of(name, capsys)
     assert len(options) >= (8 if name in RESEARCH else name not in ("build", "lab", "update", "bench"))
@@ -155,11 +160,12 @@ def test_what_means_nothing_is_refused_before_any_work(name, values, nothing_is_
             monkeypatch.chdir(folder)
             code = code_of([*asked(name), f"--{option}", value])
             said = capsys.readouterr().err
+            allowed = ALLOWED.get(f"{name} {option}", ALLOWED.get(option, ()))
             if "Traceback" in said or "fault of the course" in said or (code and not said.strip()):
                 wrong.append(f"--{option} {value!r}: {said}")
-            elif (not code or nothing_is_done) and value not in ALLOWED.get(option, ()):
+            elif (not code or nothing_is_done) and value not in allowed:
                 wrong.append(f"--{option} {value!r} was accepted")
-            elif not nothing_is_done and value in ALLOWED.get(option, ()):
+            elif not nothing_is_done and value in allowed:
                 wrong.append(f"--{option} {value!r} was refused: {said}")
     assert not wrong, "\n".join(wrong)
 

@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Annotated, Any
 from unittest.mock import patch
 
 import jinja2
@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from course_lib import checks, paths
 from course_lib.course import build, court, jail, limits, update
-from course_lib.settings import Count, Positive, Workers
+from course_lib.settings import Workers, check_settings
 
 NOTEBOOK_BYTES, ARCHIVE_BYTES, CELLS = 64 * 2**20, 4 * 2**30, 2000
 HIDDEN = "### BEGIN HIDDEN TESTS"
@@ -325,8 +325,11 @@ def answers(mine: NotebookNode, release: NotebookNode) -> tuple[dict[str, list[t
 class Limits:
     """What the answer to one exercise may use."""
 
-    seconds: Positive = 20.0  # of a processor
-    memory: Count = 1024  # MB, on top of what the lesson loads
+    seconds: Annotated[float, (0.1, 3600.0)] = 20.0  # of a processor
+    memory: Annotated[int, (1, 10**6)] = 1024  # MB, on top of what the lesson loads
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def judge(
