@@ -50,12 +50,13 @@ def test_the_table_is_written_from_results_of_the_mini_profile(tmp_path):
     results = tmp_path / "results"
     results.mkdir()
     for source in SOURCES:
-        result = {"lesson": source.stem[:2], "profile": "mini", "seconds": 1234.4}
+        result = {"lesson": source.stem[:2], "profile": "mini", "seconds": 1234.4, "peak_mb": 98765}
         (results / f"{source.stem[:2]}.json").write_text(json.dumps(result))
     report.write_readme(tmp_path, results)
     written = (tmp_path / "README.md").read_text()
-    assert written.count("| 1234 s |") == len(SOURCES) and written.count("<!-- /lessons -->") == 1
-    assert re.sub(r"\| \d+ s \|", "", written) == re.sub(r"\| \d+ s \|", "", README)
+    assert written.count("| 1234 s | 98.8 GB |") == len(SOURCES) and written.count("<!-- /lessons -->") == 1
+    measured = r"\| \d+ s \| [\d.]+ GB \|"
+    assert re.sub(measured, "", written) == re.sub(measured, "", README)
     (results / f"{SOURCES[0].stem[:2]}.json").write_text(json.dumps(result | {"profile": "smoke"}))
     with pytest.raises(ValueError, match="run `make run` first"):
         report.write_readme(tmp_path, results)

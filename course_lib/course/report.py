@@ -223,17 +223,18 @@ def write(results: Path, executed: Path, target: Path, profile: str = "mini") ->
 
 
 def write_readme(root: Path, results: Path) -> None:
-    """Write the table of lessons into the README.md of a checkout: minutes, badge, and seconds of the last mini run."""
-    where, rows = build.address(root), ["| lesson | to work through | computes | open |", "|---|---|---|---|"]
+    """Write the table of lessons into README.md: minutes, badge, and seconds and memory of the last mini run."""
+    where = build.address(root)
+    rows = ["| lesson | to work through | computes | memory | open |", "|---|---|---|---|---|"]
     for source in build.sources(root / "notebooks" / "src"):
         number, result = source.stem[:2], results / f"{source.stem[:2]}.json"
         minutes = re.search(r"\*\*Time\*\* (?:about )?(\d+) min", source.read_text("utf-8"))[1]
         measured = read_result(result) if result.is_file() else {}
-        if measured.get("profile") != "mini" or "seconds" not in measured:
+        if measured.get("profile") != "mini" or not {"seconds", "peak_mb"} <= measured.keys():
             raise ValueError(f"Lesson {number} has no result of the mini profile in {results}: run `make run` first.")
         rows.append(
             f"| [{build.title(source)}](notebooks/{source.stem}.ipynb) | {minutes} min | {measured['seconds']:.0f} s | "
-            f"{build.badge(source, where)} |"
+            f"{measured['peak_mb'] / 1000:.1f} GB | {build.badge(source, where)} |"
         )
     page, table = root / "README.md", "\n".join(rows)
     text = re.sub(

@@ -121,8 +121,7 @@ def affinity_recipe(refine: Literal["psa", "irn"], backbone: str | None = None, 
         same = ("weights", "learning_rate", "size", "taps", "frozen", "kept")
         settings |= _CPU | {name: known[name] for name in same if name in known} | {"backbone": backbone}
         if refine == "irn":
-            settings |= {"backbone": LITE0, "weights": "pretrained", "size": 192, "radius": 5, "epochs": 2}
-            settings["kept"] = False
+            settings |= {"backbone": LITE0, "weights": "pretrained", "size": 192, "radius": 5, "kept": False}
     elif backbone is not None:
         settings["backbone"] = backbone
     return AffinityTraining(**{"refine": refine} | settings | chosen)
